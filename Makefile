@@ -1,0 +1,48 @@
+# One command per purpose; CI and the README use the same. `make` lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SERVE  := $(VENV)/.serve
+DEV    := $(VENV)/.dev
+ARGS   ?=
+
+.PHONY: help serve test train bench lint format clean
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+serve: $(SERVE) ## start the service on :8000 (ARGS="--port 9000" for another flag)
+	@exec $(BIN)/python -m service serve $(ARGS)
+
+test: $(DEV) ## run every test (ARGS="tests/service -x" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+train: $(DEV) ## train, prove and publish every model as its next version
+	$(BIN)/python -m training --all $(ARGS)
+
+bench: $(DEV) ## measure against other servers (ARGS=--quick for two minutes)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(DEV) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(DEV) ## format and mend what lint can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment and every cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; run: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(SERVE): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(DEV): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(SERVE)

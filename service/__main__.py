@@ -1,0 +1,73 @@
+"""`python -m service`: serve models, and look after the folder they stand in."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from service import __version__, commands
+from service.errors import ServiceError
+from service.settings import add_flags, load_settings
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(prog="python -m service", description="Serve models from a folder over HTTP.")
+    parser.add_argument("--version", action="version", version=__version__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+
+    serve = actions.add_parser(
+        "serve", help="serve the models in a folder", description="Serve the models in a folder."
+    )
+    add_flags(serve)
+    serve.set_defaults(run=commands.serve)
+
+    verify = actions.add_parser("verify", help="re-check every digest, golden sample and parity, and print a table")
+    add_flags(verify, ["models_dir", "device"])
+    verify.set_defaults(run=commands.verify)
+
+    predict = actions.add_parser("predict", help="predict offline, by the same code as the service")
+    predict.add_argument("model", help="name of a model, or name/version")
+    predict.add_argument("--input", required=True, metavar="FILE", help='file with {"instances": …}; - for stdin')
+    add_flags(predict, ["models_dir", "device", "backend"])
+    predict.set_defaults(run=commands.predict)
+
+    package = actions.add_parser("package", help="put a model of your own into the folder, with a manifest")
+    package.add_argument("artifacts", nargs="+", metavar="model.onnx|model.pt", help="one file per backend")
+    package.add_argument("--name", required=True, help="lower-case letters, digits, - and _")
+    package.add_argument("--task", required=True, choices=["regression", "binary", "multiclass"])
+    package.add_argument("--model-version", type=int, metavar="N", help="default: the next free one")
+    package.add_argument("--title", default="", help="one line for people")
+    package.add_argument("--description", default="", help="a sentence or two for people")
+    package.add_argument("--features", metavar="A,B,…", help="names of the columns of a tabular model, in order")
+    package.add_argument("--image", metavar="WxH[xC]", help="size of the pictures of an image model")
+    package.add_argument("--input-shape", metavar="D1,D2,…", help="shape of one picture's tensor, if not C,H,W")
+    package.add_argument("--labels", metavar="A,B,…", help="class labels in index order")
+    package.add_argument("--threshold", type=float, help="for binary models; 0.5 where not given")
+    package.add_argument(
+        "--output-kind",
+        choices=["value", "probability", "probabilities", "logits"],
+        help="what the graph's output is; default: value, probability or probabilities by task",
+    )
+    package.add_argument("--input-tensor", metavar="NAME", help="the ONNX graph's input, where it has several")
+    package.add_argument("--output-tensor", metavar="NAME", help="the ONNX graph's output, where it has several")
+    add_flags(package, ["models_dir"])
+    package.set_defaults(run=commands.package)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 1 with one clear line on stderr, 2 for a wrong command line."""
+    flags = vars(build_parser().parse_args(arguments))
+    try:
+        return int(flags["run"](load_settings(flags), flags))
+    except ServiceError as error:
+        logging.getLogger("service").debug("", exc_info=error)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The wire formats: what crosses HTTP, and nothing else."""

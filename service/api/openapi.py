@@ -1,0 +1,236 @@
+"""The OpenAPI 3.1 description: one typed operation per model, written from the manifests.
+
+Feature names, units and ranges, labels and a working example come from the manifest, so a caller needs no other page.
+Ranges stand in descriptions and not as bounds: they are what the training data covered, and a value outside is served.
+"""
+
+from typing import Any
+
+from service import __version__
+from service.manifest import ImageInput, Manifest, TabularInput
+from service.repository import Repository
+
+Schema = dict[str, Any]
+
+_ERRORS = {
+    "400": "The body, a value or a parameter cannot be used",
+    "401": "The key is missing or wrong",
+    "404": "There is no such model or version",
+    "405": "The path answers other methods",
+    "413": "The body is over the limit",
+    "415": "The content type or encoding is not understood",
+    "500": "The model failed",
+    "503": "The model is not ready, or its queue is full; see Retry-After",
+    "504": "No answer was ready by the deadline",
+}
+_NUMBER: Schema = {"type": "number"}
+_ERROR_REF: Schema = {"$ref": "#/components/schemas/Error"}
+
+
+def build_openapi(repository: Repository) -> Schema:
+    """Return the document for what is served now."""
+    paths: Schema = {
+        "/health/live": _read("Whether the process answers", "live", {"live": {"type": "boolean"}}, ()),
+        "/health/ready": _read("Whether every model serves", "ready", {"ready": {"type": "boolean"}}, ("503",)),
+        "/v1/models": _read(
+            "What is served", "list_models", {"models": {"type": "array", "items": _model()}}, ("401",)
+        ),
+    }
+    schemas: Schema = {"Error": _object({"error": {"type": "string", "description": "one sentence"}})}
+    for name, model in sorted(repository.models.items()):
+        served = model.latest
+        if served is None:
+            continue
+        title = _identifier(name)
+        schemas[f"{title}Request"] = _request_schema(served.manifest)
+        schemas[f"{title}Response"] = _response_schema(served.manifest)
+        for path, version in ((f"/v1/models/{name}", None), (f"/v1/models/{name}/versions/{{version}}", "version")):
+            paths[f"{path}:predict"] = _predict(served.manifest, title, version, sorted(model.versions))
+            paths[path] = _describe(name, version, sorted(model.versions))
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Model service",
+            "version": __version__,
+            "description": "Predictions, probabilities and labels from the models in a folder.",
+        },
+        "servers": [{"url": "."}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
+        },
+    }
+
+
+def build_example(manifest: Manifest) -> Schema:
+    """Return a request body that is answered 200: a golden sample where there is one, else the middle of each range."""
+    if manifest.golden is not None:
+        row = [float(f"{value:.4g}") for value in manifest.golden.inputs[0]]
+    elif isinstance(manifest.input, TabularInput):
+        row = [
+            ((feature.minimum or 0.0) + (feature.maximum if feature.maximum is not None else 1.0)) / 2
+            for feature in manifest.input.features
+        ]
+    else:
+        row = [0.0] * (manifest.input.image.width * manifest.input.image.height * manifest.input.image.channels)
+    if isinstance(manifest.input, TabularInput):
+        return {"instances": [dict(zip((feature.name for feature in manifest.input.features), row, strict=True))]}
+    return {"instances": [[int(value) if value in (0, 1) else value for value in row]]}
+
+
+def _predict(manifest: Manifest, title: str, version: str | None, versions: list[int]) -> Schema:
+    operation: Schema = {
+        "operationId": f"predict_{title}" + ("_version" if version else ""),
+        "tags": [manifest.name],
+        "summary": (manifest.title or manifest.name) + (", one version" if version else ""),
+        "description": manifest.description,
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": f"#/components/schemas/{title}Request"},
+                    "example": build_example(manifest),
+                }
+            },
+        },
+        "responses": {
+            "200": _json(
+                "Predictions in the order of the instances", {"$ref": f"#/components/schemas/{title}Response"}
+            ),
+            **{code: _json(text, _ERROR_REF) for code, text in _ERRORS.items()},
+        },
+        "security": [{}, {"key": []}],
+    }
+    if version:
+        operation["parameters"] = [_version_parameter(versions)]
+    return {"post": operation}
+
+
+def _describe(name: str, version: str | None, versions: list[int]) -> Schema:
+    path = _read(f"What {name} is", f"describe_{_identifier(name)}" + ("_version" if version else ""), {}, ("404",))
+    operation = path["get"]
+    operation["tags"] = [name]
+    operation["responses"]["200"] = _json("The model", _model())
+    if version:
+        operation["parameters"] = [_version_parameter(versions)]
+        operation["responses"]["503"] = _json(_ERRORS["503"], _ERROR_REF)
+    return path
+
+
+def _version_parameter(versions: list[int]) -> Schema:
+    schema: Schema = {"type": "integer", "minimum": 1, "examples": versions[-1:]}
+    return {"name": "version", "in": "path", "required": True, "schema": schema}
+
+
+def _request_schema(manifest: Manifest) -> Schema:
+    properties: Schema = {
+        "instances": {"type": "array", "minItems": 1, "items": _instance_schema(manifest)},
+    }
+    if manifest.task == "binary":
+        about = f"smallest probability of {manifest.output.labels[1]!r} that predicts it"
+        threshold = {"type": "number", "minimum": 0, "maximum": 1, "description": about}
+        properties["parameters"] = _object({"threshold": threshold}, required=())
+    if manifest.task == "multiclass":
+        top_k = {"type": "integer", "minimum": 1, "maximum": len(manifest.output.labels)}
+        top_k["description"] = "add the k most probable labels to each prediction"
+        properties["parameters"] = _object({"top_k": top_k}, required=())
+    return _object(properties, required=("instances",))
+
+
+def _instance_schema(manifest: Manifest) -> Schema:
+    if isinstance(manifest.input, ImageInput):
+        return _image_schema(manifest.input)
+    properties: Schema = {}
+    for feature in manifest.input.features:
+        unit = f" in {feature.unit}" if feature.unit else ""
+        about = f"{feature.description or feature.name}{unit}"
+        if feature.minimum is not None and feature.maximum is not None:
+            about += f"; the training data covered {feature.minimum:g} to {feature.maximum:g}"
+        properties[feature.name] = _NUMBER | {"description": about}
+    in_order = ", ".join(properties)
+    row = _list_of(_NUMBER, len(properties)) | {"description": f"the features in order: {in_order}"}
+    return {"anyOf": [_object(properties), row]}
+
+
+def _image_schema(spec: ImageInput) -> Schema:
+    image = spec.image
+    pixel: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+    size = f"{image.height} rows of {image.width}" + (f" of {image.channels} channels" if image.channels > 1 else "")
+    flat = image.width * image.height * image.channels
+    rows = _list_of(pixel, image.channels) if image.channels > 1 else pixel
+    nested = _list_of(_list_of(rows, image.width), image.height)
+    ink = "1 is ink, 0 is paper" if image.polarity == "light-on-dark" else "0 is ink, 1 is paper"
+    return {
+        "anyOf": [
+            _list_of(pixel, flat) | {"description": f"{flat} pixels in [0, 1], row by row; {ink}"},
+            nested | {"description": f"{size} pixels in [0, 1]; {ink}"},
+        ]
+    }
+
+
+def _response_schema(manifest: Manifest) -> Schema:
+    prediction: Schema
+    if manifest.task == "regression":
+        unit = f" in {manifest.output.unit}" if manifest.output.unit else ""
+        prediction = _object({"prediction": _NUMBER | {"description": f"{manifest.output.name}{unit}"}})
+    else:
+        prediction = _class_schema(manifest)
+    return _object(
+        {
+            "model": {"type": "string", "const": manifest.name},
+            "version": {"type": "integer"},
+            "predictions": {"type": "array", "items": prediction},
+        }
+    )
+
+
+def _class_schema(manifest: Manifest) -> Schema:
+    labels = list(manifest.output.labels)
+    probability: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+    of = repr(labels[1]) if manifest.task == "binary" else "the predicted label"
+    best: Schema = {
+        "prediction": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": len(labels) - 1,
+            "description": "index of the label",
+        },
+        "label": {"type": "string", "enum": labels},
+        "probability": probability | {"description": f"probability of {of}"},
+    }
+    every = _list_of(probability, len(labels)) | {"description": f"of {', '.join(labels)}; they sum to 1"}
+    properties = {**best, "probabilities": every}
+    if manifest.task == "binary":
+        return _object(properties)
+    top_k = {"type": "array", "items": _object(best), "description": "where parameters.top_k was sent"}
+    return _object({**properties, "top_k": top_k}, required=tuple(properties))
+
+
+def _model() -> Schema:
+    return {"type": "object", "required": ["name", "ready", "versions"], "properties": {"name": {"type": "string"}}}
+
+
+def _object(properties: Schema, required: tuple[str, ...] | None = None) -> Schema:
+    names = list(properties) if required is None else list(required)
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return schema | {"required": names} if names else schema
+
+
+def _list_of(items: Schema, length: int) -> Schema:
+    return {"type": "array", "items": items, "minItems": length, "maxItems": length}
+
+
+def _json(description: str, schema: Schema) -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _read(summary: str, name: str, properties: Schema, errors: tuple[str, ...]) -> Schema:
+    responses = {"200": _json(summary, {"type": "object", "properties": properties})}
+    responses |= {code: _json(_ERRORS[code], _ERROR_REF) for code in errors}
+    return {"get": {"operationId": name, "tags": ["service"], "summary": summary, "responses": responses}}
+
+
+def _identifier(name: str) -> str:
+    """Return a model's name as a type name: `logistic-hours` is LogisticHours."""
+    return "".join(part.capitalize() for part in name.replace("_", "-").split("-"))

@@ -1,0 +1,119 @@
+"""What is served and how it fares: `/health/…`, `/v1/models…`, `/openapi.json`, `/docs`."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from service.api.openapi import build_openapi
+from service.errors import StartError
+from service.repository import Model, Repository, Served
+from service.tasks import choose_threshold
+
+_DOCS_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Model service: API</title>
+<link rel="stylesheet" href="docs/swagger-ui.css">
+<div id="ui"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "openapi.json", dom_id: "#ui", deepLinking: true, docExpansion: "list"})</script>
+</html>
+"""
+
+
+class OrjsonResponse(Response):
+    """A JSON answer; never NaN, for orjson has no such word."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        """Encode the content."""
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def build_routes(repository: Repository) -> list[BaseRoute]:
+    """Return the routes that answer GET (and HEAD); all read the repository as it is at that moment."""
+    return [
+        _get("/health/live", lambda _: OrjsonResponse({"live": True})),
+        _get("/health/ready", lambda _: _answer_ready(repository)),
+        _get("/v1/models", lambda _: OrjsonResponse({"models": describe_all(repository)})),
+        _get("/v1/models/{name}", lambda request: _answer_model(repository, request)),
+        _get("/v1/models/{name}/versions/{version}", lambda request: _answer_model(repository, request)),
+        _get("/openapi.json", lambda _: OrjsonResponse(build_openapi(repository))),
+        _get("/docs", lambda _: HTMLResponse(_DOCS_PAGE)),
+        Mount("/docs", StaticFiles(directory=_find_docs_assets())),
+    ]
+
+
+def describe_all(repository: Repository) -> list[dict[str, Any]]:
+    """Return what is served, by name, also of models that have no version in service."""
+    return [describe_model(model) for _, model in sorted(repository.models.items())]
+
+
+def describe_model(model: Model, served: Served | None = None) -> dict[str, Any]:
+    """Return a model's public description, of its newest version unless another is given."""
+    served = served or model.latest
+    # The first three keys after "name" are KServe's and TensorFlow Serving's words for the same.
+    answer: dict[str, Any] = {
+        "name": model.name,
+        "ready": served is not None,
+        "versions": sorted(model.versions),
+        "refused": dict(sorted(model.refused.items())),
+    }
+    if served is None:
+        return answer
+    manifest, backend = served.manifest, served.predictor.backend
+    answer |= {
+        "version": manifest.version,
+        "title": manifest.title,
+        "description": manifest.description,
+        "task": manifest.task,
+        "input": manifest.input.model_dump(mode="json", exclude_none=True),
+        "output": manifest.output.model_dump(mode="json", exclude_none=True),
+        "labels": list(manifest.output.labels),
+        "threshold": choose_threshold(manifest) if manifest.task == "binary" else None,
+        "metrics": manifest.metrics,
+        "artifacts": {name: artifact.model_dump() for name, artifact in manifest.artifacts.items()},
+        "backend": backend.name,
+        "device": backend.device,
+        "provider": backend.provider,
+    }
+    return answer
+
+
+def _answer_ready(repository: Repository) -> Response:
+    problem = repository.problem
+    if not problem:
+        return OrjsonResponse({"ready": True})
+    return OrjsonResponse({"ready": False, "error": problem}, status_code=503, headers={"Retry-After": "1"})
+
+
+def _answer_model(repository: Repository, request: Request) -> Response:
+    name, version = request.path_params["name"], request.path_params.get("version")
+    if version is None and name in repository.models:
+        return OrjsonResponse(describe_model(repository.models[name]))
+    served = repository.get(name, version)
+    return OrjsonResponse(describe_model(repository.models[name], served))
+
+
+def _get(path: str, answer: Callable[[Request], Response]) -> Route:
+    async def endpoint(request: Request) -> Response:
+        return answer(request)
+
+    return Route(path, endpoint, methods=["GET"])
+
+
+def _find_docs_assets() -> Path:
+    """Return the folder with Swagger UI's files, installed from PyPI, so that /docs needs no network."""
+    package = find_spec("fastapi_offline")
+    if package is None or package.origin is None:
+        raise StartError("the package fastapi-offline, which holds the files of /docs, is not installed")
+    return Path(package.origin).parent / "static"

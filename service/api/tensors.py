@@ -1,0 +1,165 @@
+"""Numbers on the wire to arrays: instances of the typed API to float32 (N, *shape).
+
+Two readers of one grammar. `parse_instances` reads the plain case, `{"instances": [[number, ...], ...]}`, from bytes to
+array without a Python object per number (simdjson, https://arxiv.org/abs/1902.08318), and says None to anything else.
+`read_instances` reads every case from decoded JSON and has the sentence for what is wrong. Where the first answers,
+the second gives the same array; a property test holds them together.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from service.backends import Array
+from service.errors import InvalidRequestError
+from service.manifest import ImageInput, Manifest
+
+_new_parser: Callable[[], Any] | None
+try:
+    import simdjson
+except ImportError:  # no wheel for this Python: every body takes the other reader
+    _new_parser = None
+else:
+    _new_parser = simdjson.Parser
+
+_PIXEL_HINT = "pixels are numbers from 0 (paper) to 1 (ink); divide bytes by 255"
+
+
+def parse_instances(body: bytes, manifest: Manifest) -> Array | None:
+    """Return the inputs float32 (N, *shape) of a plain predict body, or None when the body is anything but plain."""
+    if _new_parser is None:
+        return None
+    wide = math.prod(manifest.input.shape)
+    try:
+        document: Any = _new_parser().parse(body)
+        instances = document["instances"]
+        count = len(instances)
+        # A document of one key whose list holds `count` rows and no further bracket: no nesting can hide in it.
+        if len(document) != 1 or count == 0 or body.count(b"[") != count + 1:
+            return None
+        for row in instances:
+            if len(row) != wide:
+                return None
+        numbers = np.frombuffer(instances.as_buffer(of_type="d"), dtype=np.float64)
+    except (ValueError, TypeError, KeyError, RuntimeError):
+        return None
+    inputs = _to_float32(numbers).reshape(count, *manifest.input.shape)
+    return inputs if _is_in_range(inputs, manifest) else None
+
+
+def read_instances(instances: object, manifest: Manifest) -> Array:
+    """Return the inputs float32 (N, *shape) of decoded instances.
+
+    Raises:
+        InvalidRequestError: with where and what is wrong, such as `instances[3] has 783 values, expected 784`.
+    """
+    if not isinstance(instances, list):
+        raise InvalidRequestError(f"instances is {kind_of(instances)}, expected a list of instances")
+    if not instances:
+        raise InvalidRequestError("instances is empty; send at least one instance")
+    rows = [_read_instance(instance, manifest, f"instances[{index}]") for index, instance in enumerate(instances)]
+    inputs = _to_float32(np.array(rows, dtype=np.float64)).reshape(len(rows), *manifest.input.shape)
+    if not _is_in_range(inputs, manifest):
+        raise _out_of_range(inputs.reshape(len(rows), -1), manifest)
+    return inputs
+
+
+def kind_of(value: object) -> str:
+    """Return what a decoded JSON value is, in JSON's words."""
+    if value is None:
+        return "null"
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return kinds[type(value)]
+
+
+def _read_instance(instance: object, manifest: Manifest, where: str) -> Sequence[float]:
+    if isinstance(manifest.input, ImageInput):
+        return _read_pixels(instance, manifest.input, where)
+    features = manifest.input.features
+    if isinstance(instance, dict):
+        return _read_features(instance, [feature.name for feature in features], where)
+    if not isinstance(instance, list):
+        names = ", ".join(feature.name for feature in features)
+        raise InvalidRequestError(f"{where} is {kind_of(instance)}, expected a list of numbers or an object of {names}")
+    _check_length(instance, len(features), where, "values")
+    return [_read_number(value, f"{where}[{column}]") for column, value in enumerate(instance)]
+
+
+def _read_features(instance: Mapping[str, Any], names: list[str], where: str) -> list[float]:
+    for name in instance:
+        if name not in names:
+            raise InvalidRequestError(f"{where} has an unknown feature {name[:60]!r}; expected {', '.join(names)}")
+    for name in names:
+        if name not in instance:
+            raise InvalidRequestError(f"{where} lacks the feature {name!r}; expected {', '.join(names)}")
+    return [_read_number(instance[name], f"{where}.{name}") for name in names]
+
+
+def _read_pixels(instance: object, spec: ImageInput, where: str) -> list[float]:
+    """Read one picture: flat, or nested as the input's shape, or as height x width (x channels)."""
+    image = spec.image
+    flat = math.prod(spec.shape)
+    if not isinstance(instance, list):
+        raise InvalidRequestError(
+            f"{where} is {kind_of(instance)}, expected {flat} numbers, flat or as {image.height} rows of {image.width}"
+        )
+    if instance and not isinstance(instance[0], list):
+        _check_length(instance, flat, where, "values")
+        return [_read_number(value, f"{where}[{index}]") for index, value in enumerate(instance)]
+    nested = spec.shape if len(spec.shape) > 1 else (image.height, image.width)
+    if len(nested) == 1 or math.prod(nested) != flat:
+        nested = (image.height, image.width, image.channels)
+    numbers: list[float] = []
+    _read_nested(instance, nested, where, numbers)
+    return numbers
+
+
+def _read_nested(value: object, shape: tuple[int, ...], where: str, into: list[float]) -> None:
+    if not shape:
+        into.append(_read_number(value, where))
+        return
+    if not isinstance(value, list):
+        raise InvalidRequestError(f"{where} is {kind_of(value)}, expected a list of {shape[0]}")
+    _check_length(value, shape[0], where, "values" if len(shape) == 1 else "rows")
+    for index, part in enumerate(value):
+        _read_nested(part, shape[1:], f"{where}[{index}]", into)
+
+
+def _read_number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError(f"{where} is {kind_of(value)}, expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _check_length(values: Sequence[object], expected: int, where: str, what: str) -> None:
+    if len(values) != expected:
+        raise InvalidRequestError(f"{where} has {len(values)} {what}, expected {expected}")
+
+
+def _to_float32(numbers: "np.ndarray[Any, np.dtype[np.float64]]") -> Array:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
+        return numbers.astype(np.float32)
+
+
+def _is_in_range(inputs: Array, manifest: Manifest) -> bool:
+    if manifest.input.kind == "image":
+        return bool(inputs.min() >= 0 and inputs.max() <= 1)
+    return bool(np.isfinite(inputs).all())
+
+
+def _out_of_range(rows: Array, manifest: Manifest) -> InvalidRequestError:
+    good = np.isfinite(rows)
+    if good.all():
+        good = (rows >= 0) & (rows <= 1)
+    index, column = (int(place[0]) for place in np.nonzero(~good))
+    value = rows[index, column]
+    where = f"instances[{index}][{column}]"
+    if not np.isfinite(value):
+        return InvalidRequestError(f"{where} is not a finite number that float32 can hold")
+    assert manifest.input.kind == "image"
+    return InvalidRequestError(f"{where} is {value:g}, outside [0, 1]; {_PIXEL_HINT}")

@@ -1,0 +1,141 @@
+"""The typed API's bodies: `{"instances": …, "parameters": …}` in, `{"model", "version", "predictions"}` out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service import tasks
+from service.api.tensors import kind_of, parse_instances, read_instances
+from service.backends import Array
+from service.errors import InvalidRequestError, ServiceError
+from service.manifest import Manifest
+
+_FIELDS = ("instances", "parameters")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # a reader may ignore it, RFC 8259 section 8.1
+_NUMPY = orjson.OPT_SERIALIZE_NUMPY
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One decoded predict request: inputs float32 (N, *shape), and its parameters where they were sent."""
+
+    inputs: Array
+    threshold: float | None = None
+    top_k: int | None = None
+
+
+def decode_call(body: bytes, manifest: Manifest) -> Call:
+    """Read a predict body.
+
+    Raises:
+        InvalidRequestError: the body, a value or a parameter cannot be used; the sentence says which and why.
+    """
+    inputs = parse_instances(body, manifest)
+    if inputs is not None:
+        return Call(inputs)
+    fields = load_object(body)
+    for name in fields:
+        if name not in _FIELDS:
+            raise InvalidRequestError(f"unknown field {name[:60]!r}; a predict body has instances and parameters")
+    if "instances" not in fields:
+        raise InvalidRequestError('the body has no "instances"; send {"instances": [...]}')
+    threshold, top_k = _read_parameters(fields.get("parameters", {}), manifest)
+    return Call(read_instances(fields["instances"], manifest), threshold, top_k)
+
+
+def load_object(body: bytes) -> dict[str, Any]:
+    """Decode a JSON object.
+
+    Raises:
+        InvalidRequestError: the body is empty, not JSON (RFC 8259, so no NaN), or not an object.
+    """
+    if not body.strip():
+        raise InvalidRequestError('the body is empty; send {"instances": [...]}')
+    try:
+        fields = orjson.loads(body.removeprefix(_BYTE_ORDER_MARK))
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequestError(f'the body is {kind_of(fields)}, expected an object like {{"instances": [...]}}')
+    return fields
+
+
+def _read_parameters(parameters: object, manifest: Manifest) -> tuple[float | None, int | None]:
+    if not isinstance(parameters, dict):
+        raise InvalidRequestError(f"parameters is {kind_of(parameters)}, expected an object")
+    allowed = {"binary": ("threshold",), "multiclass": ("top_k",), "regression": ()}[manifest.task]
+    for name in parameters:
+        if name not in allowed:
+            known = f"it takes {allowed[0]}" if allowed else "it takes none"
+            raise InvalidRequestError(f"unknown parameter {name[:60]!r} for a {manifest.task} model; {known}")
+    return _read_threshold(parameters), _read_top_k(parameters, len(manifest.output.labels))
+
+
+def _read_threshold(parameters: dict[str, Any]) -> float | None:
+    if "threshold" not in parameters:
+        return None
+    value = parameters["threshold"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError(f"parameters.threshold is {kind_of(value)}, expected a number in [0, 1]")
+    if not 0 <= value <= 1:
+        raise InvalidRequestError(f"parameters.threshold is {value}, outside [0, 1]")
+    return float(value)
+
+
+def _read_top_k(parameters: dict[str, Any], labels: int) -> int | None:
+    if "top_k" not in parameters:
+        return None
+    value = parameters["top_k"]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequestError(f"parameters.top_k is {value if value else kind_of(value)}, expected a whole number")
+    if not 1 <= value <= labels:
+        raise InvalidRequestError(f"parameters.top_k is {value}, outside [1, {labels}]")
+    return value
+
+
+def encode_results(results: Array, manifest: Manifest, call: Call) -> bytes:
+    """Return the answer's body for results float32 (N, 1) values or (N, labels) probabilities.
+
+    Numbers are written as the shortest decimal that reads back as the same float32.
+    """
+    answer = {
+        "model": manifest.name,
+        "version": manifest.version,
+        "predictions": build_predictions(results, manifest, call),
+    }
+    return orjson.dumps(answer, option=_NUMPY)
+
+
+def build_predictions(results: Array, manifest: Manifest, call: Call) -> list[dict[str, Any]]:
+    """Return one prediction per row, in the words of the manifest's task."""
+    if manifest.task == "regression":
+        return [{"prediction": value} for value in results[:, 0]]
+    labels = manifest.output.labels
+    indices = tasks.decide(results, manifest, call.threshold).tolist()
+    if manifest.task == "binary":
+        # "probability" is that of the second label, the one the threshold speaks of, whichever label is predicted.
+        return [
+            {"prediction": index, "label": labels[index], "probability": row[1], "probabilities": row}
+            for index, row in zip(indices, results, strict=True)
+        ]
+    predictions: list[dict[str, Any]] = [
+        {"prediction": index, "label": labels[index], "probability": row[index], "probabilities": row}
+        for index, row in zip(indices, results, strict=True)
+    ]
+    if call.top_k is not None:
+        for prediction, row in zip(predictions, results, strict=True):
+            prediction["top_k"] = _best(row, call.top_k, labels)
+    return predictions
+
+
+def _best(row: Array, top_k: int, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    order = np.argsort(-row, kind="stable")[:top_k].tolist()
+    return [{"prediction": index, "label": labels[index], "probability": row[index]} for index in order]
+
+
+def encode_error(error: ServiceError) -> bytes:
+    """Return the body of an error answer: `{"error": sentence}`, without internals for the service's own failures."""
+    sentence = str(error) if error.status != ServiceError.status else "the model failed to answer this request"
+    return orjson.dumps({"error": sentence})

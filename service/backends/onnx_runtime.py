@@ -1,0 +1,94 @@
+"""Run ONNX graphs with onnxruntime (https://onnxruntime.ai/docs/api/python/api_summary.html)."""
+
+import numpy as np
+import onnxruntime as ort
+
+from service.backends import Array
+from service.errors import InferenceError, ModelRefusedError, StartError
+from service.manifest import BackendName, Manifest
+
+_FLOAT = "tensor(float)"
+ort.set_default_logger_severity(3)  # its warnings speak of graph optimisation, not of anything a reader could mend
+
+
+class OnnxBackend:
+    """One onnxruntime session."""
+
+    name: BackendName = "onnx"
+
+    def __init__(self, session: ort.InferenceSession, input_name: str, output_name: str, device: str) -> None:
+        self.device = device
+        self.provider: str = session.get_providers()[0]
+        self._session = session
+        self._input_name = input_name
+        self._output_names = [output_name]
+
+    def run(self, inputs: Array) -> Array:
+        """Return the graph's outputs float32 (N, K); see `Backend.run`."""
+        try:
+            outputs = self._session.run(self._output_names, {self._input_name: inputs})[0]
+        except Exception as error:  # onnxruntime raises a dozen classes of its own
+            raise InferenceError(f"onnxruntime: {error}") from error
+        if outputs.ndim != 2:  # noqa: PLR2004 - (N,) is a column
+            outputs = outputs.reshape(len(inputs), -1)
+        return np.ascontiguousarray(outputs, dtype=np.float32)
+
+
+def list_devices() -> list[str]:
+    """Return the GPUs that this build of onnxruntime can use."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return []
+    return [
+        f"cuda:{device.device.device_id}"
+        for device in ort.get_ep_devices()
+        if device.ep_name == "CUDAExecutionProvider"
+    ] or ["cuda:0"]
+
+
+def open_onnx(content: bytes, manifest: Manifest, device: str, threads: int) -> OnnxBackend:
+    """Open a single-file ONNX graph; see `open_backend`."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Idle threads that spin would hold a core each; a small model has no use for them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if device.startswith("cuda"):
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0"}))
+    try:
+        session = ort.InferenceSession(content, options, providers=providers)
+    except Exception as error:
+        raise ModelRefusedError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+    if device != "cpu" and session.get_providers()[0] == "CPUExecutionProvider":
+        raise StartError(f"onnxruntime fell back to the CPU where {device} was asked for")
+    input_name, output_name = _choose_tensors(session, manifest)
+    return OnnxBackend(session, input_name, output_name, device)
+
+
+def _choose_tensors(session: ort.InferenceSession, manifest: Manifest) -> tuple[str, str]:
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name: node for node in session.get_outputs()}
+    input_name = manifest.input.tensor or (next(iter(inputs)) if len(inputs) == 1 else "")
+    output_name = manifest.output.tensor or (next(iter(outputs)) if len(outputs) == 1 else "")
+    if input_name not in inputs:
+        raise ModelRefusedError(f"the graph's inputs are {', '.join(inputs)}; the manifest's input.tensor names none")
+    if output_name not in outputs:
+        raise ModelRefusedError(
+            f"the graph's outputs are {', '.join(outputs)}; the manifest's output.tensor names none"
+        )
+    node = inputs[input_name]
+    if node.type != _FLOAT:
+        raise ModelRefusedError(f"the graph's input {input_name} is {node.type}, expected {_FLOAT}")
+    if outputs[output_name].type != _FLOAT:
+        raise ModelRefusedError(f"the graph's output {output_name} is {outputs[output_name].type}, expected {_FLOAT}")
+    fixed = tuple(node.shape[1:])
+    if any(isinstance(have, int) and have != want for have, want in zip(fixed, manifest.input.shape, strict=False)):
+        raise ModelRefusedError(f"the graph takes {list(fixed)} per instance, the manifest says {manifest.input.shape}")
+    if isinstance(node.shape[0], int):
+        raise ModelRefusedError(f"the graph's batch size is fixed at {node.shape[0]}; export it with a dynamic batch")
+    return input_name, output_name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,226 @@
+"""Adaptive batching without waiting: while one backend call runs, requests gather; the next call takes them all.
+
+A request that is cheap (by the cost measured when the model was loaded) is run on the event loop, together with all
+others that arrived in the same turn of the loop: no thread is woken and a lone request goes straight through. One that
+would hold the loop longer than `INLINE_SECONDS` goes to the model's own thread, which takes whatever has gathered.
+Answers, errors and deadlines reach the request through its `Waiter`. This module knows arrays, not models or HTTP.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from service.backends import Array
+from service.errors import DeadlineExceededError, InferenceError, ServiceError, UnavailableError
+
+INLINE_SECONDS = 0.002
+SWEEP_SECONDS = 0.02
+
+
+class Waiter(Protocol):
+    """Who waits for a result: an `asyncio.Future`, or anything with these methods. `done()` also means gone."""
+
+    def done(self) -> bool:
+        """Tell whether an answer was given or nobody waits any more."""
+        ...
+
+    def set_result(self, result: Array, /) -> None:
+        """Deliver float32 (rows of the request, K)."""
+        ...
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Deliver a failure."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that one backend call takes: `fixed + each * rows`."""
+
+    fixed: float
+    each: float
+
+    def rows_within(self, seconds: float) -> int:
+        """Return how many rows one call can take in `seconds`."""
+        return max(0, int((seconds - self.fixed) / self.each))
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    inputs: Array
+    deadline: float
+    waiter: Waiter
+
+
+class Batcher:
+    """The queue of one model version in one worker. All methods belong to the event loop's thread.
+
+    Args:
+        predict: float32 (N, *shape) to float32 (N, K); raises ServiceError; safe in any thread.
+        cost: of one `predict`.
+        max_batch_size: rows in one call.
+        queue_size: rows that may wait or run; a request beyond it is refused with 503.
+    """
+
+    def __init__(self, predict: Callable[[Array], Array], cost: Cost, max_batch_size: int, queue_size: int) -> None:
+        self._predict = predict
+        self._max_batch_size = max_batch_size
+        self._queue_size = queue_size
+        self._inline_rows = min(max_batch_size, cost.rows_within(INLINE_SECONDS))
+        self._inline: deque[_Entry] = deque()
+        self._threaded: deque[_Entry] = deque()
+        self._running: list[_Entry] = []
+        self._rows = 0
+        self._flushing = False
+        self._sweeping = False
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()  # the one that the first request arrives on
+
+    @property
+    def rows(self) -> int:
+        """Rows that wait or run now."""
+        return self._rows
+
+    def submit(self, inputs: Array, deadline: float, waiter: Waiter) -> None:
+        """Queue checked inputs float32 (N, *shape); the waiter hears of a result or a failure, once, by `deadline`.
+
+        Args:
+            inputs: rows of one request.
+            deadline: on the event loop's clock.
+            waiter: who is told.
+
+        Raises:
+            UnavailableError: the queue is full.
+        """
+        count = len(inputs)
+        if self._rows + count > self._queue_size and self._rows:
+            raise UnavailableError("the model's queue is full; try again in a moment")
+        self._rows += count
+        entry = _Entry(inputs, deadline, waiter)
+        if count <= self._inline_rows:
+            self._inline.append(entry)
+            if not self._flushing:
+                self._flushing = True
+                self._loop.call_soon(self._flush)
+        else:
+            self._threaded.append(entry)
+            if not self._running:
+                self._start_thread()
+            if not self._sweeping:
+                self._sweeping = True
+                self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def close(self) -> None:
+        """Let the thread go once it has run what it took."""
+        self._executor.shutdown(wait=False)
+
+    def _flush(self) -> None:
+        batch = self._take(self._inline, self._inline_rows)
+        if self._inline:  # the rest in the loop's next turn, so that other work gets a share
+            self._loop.call_soon(self._flush)
+        else:
+            self._flushing = False
+        if batch:
+            self._deliver(batch, _run(self._predict, batch, self._max_batch_size))
+
+    def _start_thread(self) -> None:
+        self._running = self._take(self._threaded, self._max_batch_size)
+        if self._running:
+            job = self._executor.submit(_run, self._predict, self._running, self._max_batch_size)
+            job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._finish_thread, done.result()))
+
+    def _finish_thread(self, outcomes: "list[Array | ServiceError]") -> None:
+        batch, self._running = self._running, []
+        self._start_thread()  # first, so that the thread works while answers are written
+        self._deliver(batch, outcomes)
+
+    def _take(self, queue: deque[_Entry], rows: int) -> list[_Entry]:
+        """Take entries up to `rows` rows (at least one entry), dropping those gone or expired."""
+        batch: list[_Entry] = []
+        now = self._loop.time()
+        taken = 0
+        while queue:
+            count = len(queue[0].inputs)
+            if batch and taken + count > rows:
+                break
+            entry = queue.popleft()
+            if entry.waiter.done() or entry.deadline < now:
+                self._rows -= count
+                _expire(entry, now)
+            else:
+                batch.append(entry)
+                taken += count
+        return batch
+
+    def _deliver(self, batch: list[_Entry], outcomes: "list[Array | ServiceError]") -> None:
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            self._rows -= len(entry.inputs)
+            if entry.waiter.done():
+                continue
+            if isinstance(outcome, ServiceError):
+                entry.waiter.set_exception(outcome)
+            else:
+                entry.waiter.set_result(outcome)
+
+    def _sweep(self) -> None:
+        """Answer the expired, also those whose batch is still running."""
+        now = self._loop.time()
+        for entry in (*self._running, *self._threaded):
+            _expire(entry, now)
+        self._sweeping = bool(self._running or self._threaded)
+        if self._sweeping:
+            self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+
+def measure_cost(predict: Callable[[Array], Array], shape: tuple[int, ...], rows: int) -> Cost:
+    """Warm a model up and measure it on zeros: one row and `rows` rows, the best of three each."""
+    one, many = (_best_of_three(predict, np.zeros((count, *shape), np.float32)) for count in (1, max(2, rows)))
+    each = max((many - one) / (max(2, rows) - 1), 1e-7)
+    return Cost(fixed=max(one - each, 0.0), each=each)
+
+
+def _best_of_three(predict: Callable[[Array], Array], inputs: Array) -> float:
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        predict(inputs)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _expire(entry: _Entry, now: float) -> None:
+    if entry.deadline < now and not entry.waiter.done():
+        entry.waiter.set_exception(DeadlineExceededError("no answer was ready by the request's deadline"))
+
+
+def _run(predict: Callable[[Array], Array], batch: list[_Entry], max_batch_size: int) -> "list[Array | ServiceError]":
+    """Return each entry's outcome; when a batch of several fails, each is run alone, so that a bad one fails alone."""
+    try:
+        inputs = batch[0].inputs if len(batch) == 1 else np.concatenate([entry.inputs for entry in batch])
+        results = _predict_in_parts(predict, inputs, max_batch_size)
+    except Exception as error:  # the waiters must hear of anything that goes wrong
+        if len(batch) > 1:
+            return [_run(predict, [entry], max_batch_size)[0] for entry in batch]
+        return [error if isinstance(error, ServiceError) else InferenceError(repr(error))]
+    outcomes: list[Array | ServiceError] = []
+    start = 0
+    for entry in batch:
+        outcomes.append(results[start : start + len(entry.inputs)])
+        start += len(entry.inputs)
+    return outcomes
+
+
+def _predict_in_parts(predict: Callable[[Array], Array], inputs: Array, size: int) -> Array:
+    if len(inputs) <= size:
+        return predict(inputs)
+    return np.concatenate([predict(inputs[start : start + size]) for start in range(0, len(inputs), size)])

@@ -1,0 +1,122 @@
+"""What `python -m service COMMAND` does."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.api import typed
+from service.backends import is_installed
+from service.errors import InvalidRequestError, ModelRefusedError, NotFoundError, ServiceError
+from service.manifest import MANIFEST_FILE, Manifest, load_manifest
+from service.predictor import Predictor, load_predictor, worst_excess
+from service.settings import Settings
+
+_PARITY_ROWS = 256
+
+
+def serve(settings: Settings, flags: dict[str, Any]) -> int:
+    """Serve until told to stop."""
+    del flags
+    from service import litserve_host, log  # noqa: PLC0415 - no other command needs a web server
+
+    log.configure(settings.log_format)
+    litserve_host.serve(settings)
+    return 0
+
+
+def predict(settings: Settings, flags: dict[str, Any]) -> int:
+    """Answer one request body from a file or standard input, as the service would."""
+    logging.disable()
+    source: str = flags["input"]
+    try:
+        body = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise InvalidRequestError(f"{source} cannot be read: {error.strerror}") from error
+    name, _, version = flags["model"].partition("/")
+    predictor = load_predictor(find_version(settings.models_dir, name, version), settings.backend, settings.device)
+    call = typed.decode_call(body, predictor.manifest)
+    print(typed.encode_results(predictor.predict(call.inputs), predictor.manifest, call).decode())
+    return 0
+
+
+def find_version(root: Path, name: str, version: str = "") -> Path:
+    """Return the folder of a version, or of the newest one.
+
+    Raises:
+        NotFoundError: there is no such version.
+    """
+    folders = [path for path in list_versions(root) if path.parent.name == name and version in ("", path.name)]
+    if not folders:
+        known = ", ".join(sorted({path.parent.name for path in list_versions(root)})) or "(none)"
+        raise NotFoundError(f"there is no {name}{'/' if version else ''}{version} in {root}; there are {known}")
+    return folders[-1]
+
+
+def list_versions(root: Path) -> list[Path]:
+    """Return every version folder of a models folder, by name and then version."""
+    folders = [path.parent for path in root.glob(f"*/*/{MANIFEST_FILE}") if path.parent.name.isdigit()]
+    visible = [path for path in folders if not path.parent.name.startswith(".")]
+    return sorted(visible, key=lambda path: (path.parent.name, int(path.name)))
+
+
+def verify(settings: Settings, flags: dict[str, Any]) -> int:
+    """Check every version on every backend installed here; exit 1 when any check fails."""
+    del flags
+    folders = list_versions(settings.models_dir)
+    if not folders:
+        raise NotFoundError(f"there is no model in {settings.models_dir}")
+    header = ("model", "version", "backend", "device", "digest", "golden", "parity")
+    rows = [header, *(row for folder in folders for row in _verify_version(folder, settings.device))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+    failed = sum(any(cell.startswith("FAILED") for cell in row) for row in rows)
+    print(f"{len(rows) - 1} checks of {len(folders)} versions, {failed} failed")
+    return 1 if failed else 0
+
+
+def _verify_version(folder: Path, device: str) -> list[tuple[str, ...]]:
+    """Return a table row for each backend of a version."""
+    label = (folder.parent.name, folder.name)
+    try:
+        manifest = load_manifest(folder)
+    except ModelRefusedError as error:
+        return [(*label, "-", "-", f"FAILED: {error}", "-", "-")]
+    rows: list[tuple[str, ...]] = []
+    opened: list[Predictor] = []
+    for name in manifest.artifacts:
+        if not is_installed(name):
+            rows.append((*label, name, "-", "-", "-", "skipped: install '.[torch]' to check it"))
+            continue
+        try:
+            predictor = load_predictor(folder, name, device)
+        except ServiceError as error:
+            rows.append((*label, name, "-", f"FAILED: {error}", "-", "-"))
+            continue
+        opened.append(predictor)
+        golden = f"{len(manifest.golden.inputs)} ok" if manifest.golden else "none"
+        rows.append((*label, name, predictor.backend.device, "ok", golden, _verify_parity(manifest, opened)))
+    return rows
+
+
+def _verify_parity(manifest: Manifest, opened: list[Predictor]) -> str:
+    """Compare the newest opened backend with the first one on random inputs."""
+    if len(opened) == 1:
+        return "-"
+    inputs = np.random.default_rng(0).random((_PARITY_ROWS, *manifest.input.shape), dtype=np.float32)
+    first, last = opened[0].run(inputs), opened[-1].run(inputs)
+    difference = float(np.abs(first - last).max())
+    verdict = "FAILED: " if worst_excess(last, first) > 0 else ""
+    return f"{verdict}{difference:.1e} from {opened[0].backend.name}"
+
+
+def package(settings: Settings, flags: dict[str, Any]) -> int:
+    """Put a user's own model into the models folder with a manifest."""
+    from service.package import package_model  # noqa: PLC0415 - no other command needs it
+
+    folder = package_model(settings.models_dir, flags)
+    print(f"packaged {folder}; it is served as {folder.parent.name} version {folder.name}")
+    return 0

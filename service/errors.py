@@ -1,0 +1,89 @@
+"""Every way a request or a model can fail, in the order of the data path.
+
+ServiceError
+├── RequestError            the caller can mend it; `status` is the answer's HTTP status
+│   ├── InvalidRequestError      400  decode: body, values, parameters
+│   ├── UnauthorizedError        401  key missing or wrong
+│   ├── NotFoundError            404  repository: no such model or version
+│   ├── MethodNotAllowedError    405  rim: the path answers other methods
+│   ├── TooLargeError            413  rim: body over the limit
+│   └── UnsupportedMediaError    415  rim: content type or encoding not understood
+├── UnavailableError        503  repository or batching: loading, full, draining; `Retry-After` is sent
+├── DeadlineExceededError   504  batching: no answer by the request's deadline
+├── InferenceError          500  backend: the graph raised, or gave other than finite (N, K)
+├── ModelRefusedError       never an answer: a version that fails a check and so is not served
+└── StartError              never an answer: the service cannot start as configured
+"""
+
+from http import HTTPStatus
+
+
+class ServiceError(Exception):
+    """Base of all failures that this package raises on purpose; `str()` of one is a sentence fit for its reader."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+class RequestError(ServiceError):
+    """The request is at fault; its sentence says what and where."""
+
+    status = HTTPStatus.BAD_REQUEST
+
+
+class InvalidRequestError(RequestError):
+    """The body or a value in it cannot be used."""
+
+
+class UnauthorizedError(RequestError):
+    """The key is missing or wrong."""
+
+    status = HTTPStatus.UNAUTHORIZED
+
+
+class NotFoundError(RequestError):
+    """There is no such model, version or path."""
+
+    status = HTTPStatus.NOT_FOUND
+
+
+class MethodNotAllowedError(RequestError):
+    """The path exists and answers other methods."""
+
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+
+
+class TooLargeError(RequestError):
+    """The body is over the limit."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class UnsupportedMediaError(RequestError):
+    """The content type or encoding is not one that the path reads."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class UnavailableError(ServiceError):
+    """The service cannot take the request now and may in `retry_after` seconds."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    retry_after = 1
+
+
+class DeadlineExceededError(ServiceError):
+    """No answer was ready by the request's deadline."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+
+
+class InferenceError(ServiceError):
+    """The backend failed or gave an unusable output; the caller learns no more than that."""
+
+
+class ModelRefusedError(ServiceError):
+    """A version failed a check of its manifest, digest, parity or golden samples."""
+
+
+class StartError(ServiceError):
+    """The service cannot start as configured."""

@@ -1,0 +1,125 @@
+"""A predictor is one version of a model, ready to answer: its manifest, an opened backend, and the checks it passed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from service import tasks
+from service.backends import Array, Backend, choose_backends, choose_device, open_backend
+from service.errors import InferenceError, ModelRefusedError, StartError
+from service.manifest import BackendName, Manifest, load_artifact, load_manifest
+
+ABSOLUTE_TOLERANCE = 1e-5
+RELATIVE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """One served version."""
+
+    manifest: Manifest
+    backend: Backend
+
+    def predict(self, inputs: Array) -> Array:
+        """Return values (N, 1) or probabilities (N, labels) as float32 for inputs float32 (N, *shape).
+
+        Raises:
+            InferenceError: the graph raised, or its outputs are not (N, K) finite numbers.
+        """
+        results = tasks.interpret(self.run(inputs), self.manifest)
+        if not np.isfinite(results).all():
+            raise InferenceError("the graph gave a number that is not finite")
+        return results
+
+    def run(self, inputs: Array) -> Array:
+        """Return the graph's own outputs float32 (N, K), checked for shape but not for finite values."""
+        outputs = self.backend.run(inputs)
+        wanted = (len(inputs), self.manifest.output_width)
+        if outputs.shape != wanted:
+            raise InferenceError(f"the graph gave outputs of shape {outputs.shape}, expected {wanted}")
+        return outputs
+
+
+def load_predictor(
+    folder: Path, backend: str = "auto", device: str = "auto", threads: int = 1, preferred: str = "cuda:0"
+) -> Predictor:
+    """Read, verify and open one version folder; what it returns has passed digest and golden checks.
+
+    Args:
+        folder: `<name>/<version>`.
+        backend: "auto", "onnx" or "torchscript".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        threads: CPU threads one backend call may use.
+        preferred: which accelerator "auto" takes where there are several.
+
+    Raises:
+        ModelRefusedError: the version must not serve, with the reason.
+        StartError: `device` was asked for by name and cannot be used.
+    """
+    manifest = load_manifest(folder)
+    if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
+        raise ModelRefusedError(
+            f"the manifest is of {manifest.name}/{manifest.version}, not of {folder.parent.name}/{folder.name}"
+        )
+    names = choose_backends(manifest, backend)
+    if not names:
+        raise ModelRefusedError(_no_backend(manifest, backend))
+    name, where = _choose_place(names, device, preferred)
+    # Every artifact is checked, also those that do not run here: a version is intact or it is not.
+    contents = {each: load_artifact(folder, artifact) for each, artifact in manifest.artifacts.items()}
+    opened = open_backend(name, contents[name], manifest, where, threads)
+    predictor = Predictor(manifest, opened)
+    check_golden(predictor)
+    return predictor
+
+
+def check_golden(predictor: Predictor) -> None:
+    """Run the golden inputs and compare; without golden samples, check that zeros give outputs of the right shape.
+
+    Raises:
+        ModelRefusedError: an output differs by more than 1e-5 + 1e-4·|expected|.
+    """
+    manifest = predictor.manifest
+    golden = manifest.golden
+    rows = golden.inputs if golden else [(0.0,) * int(np.prod(manifest.input.shape))] * 2
+    inputs = np.array(rows, dtype=np.float32).reshape(-1, *manifest.input.shape)
+    try:
+        outputs = predictor.run(inputs)
+    except InferenceError as error:
+        raise ModelRefusedError(f"its {predictor.backend.name} graph fails on golden inputs: {error}") from error
+    if golden is not None:
+        worst = worst_excess(outputs, np.array(golden.outputs, dtype=np.float32))
+        if worst > 0:
+            raise ModelRefusedError(
+                f"its {predictor.backend.name} graph on {predictor.backend.device}"
+                f" misses a golden output by {worst:.2g} more than the tolerance"
+            )
+
+
+def worst_excess(actual: Array, expected: Array) -> float:
+    """Return by how much max |actual - expected| exceeds 1e-5 + 1e-4·|expected|; inf for NaN; agreement is <= 0."""
+    excess = np.abs(actual - expected) - (ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * np.abs(expected))
+    worst = float(excess.max())
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _choose_place(names: list[BackendName], device: str, preferred: str) -> tuple[BackendName, str]:
+    """Return the backend and device to use: for "auto" the first backend that reaches a GPU, else the first."""
+    if device == "auto":
+        places = [(name, choose_device(device, name, preferred)) for name in names]
+        return next((place for place in places if place[1] != "cpu"), places[0])
+    problems = []
+    for name in names:
+        try:
+            return name, choose_device(device, name)
+        except StartError as error:
+            problems.append(str(error))
+    raise StartError("; ".join(problems))
+
+
+def _no_backend(manifest: Manifest, wanted: str) -> str:
+    has = " and ".join(manifest.artifacts)
+    if wanted != "auto" and wanted not in manifest.artifacts:
+        return f"it has {has}, not the {wanted} artifact that --backend asks for"
+    return f"it has {has}, which cannot run here; install the torch extra: pip install '.[torch]'"

@@ -1,0 +1,96 @@
+"""Settings, each with one name: flag `--request-timeout`, environment variable `SERVICE_REQUEST_TIMEOUT`, field here.
+
+A flag wins over the environment, the environment over the default. `PORT` is read where `SERVICE_PORT` is not set.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import StartError
+from service.manifest import sentence
+
+
+class Settings(BaseModel):
+    """How the service runs. Frozen: a change is a restart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    models_dir: Path = Field(default=Path("models"), description="folder of models, <name>/<version>/manifest.json")
+    workers: int = Field(default=0, ge=0, le=256, description="worker processes; 0: one per CPU core, or per GPU")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps"
+    )
+    backend: Literal["auto", "onnx", "torchscript"] = Field(default="auto", description="which artifact to run")
+    max_batch_size: int = Field(default=64, ge=1, le=65536, description="instances in one backend call")
+    queue_size: int = Field(default=4096, ge=1, description="instances of one model that may wait in a worker")
+    request_timeout: float = Field(default=30.0, gt=0, le=3600, description="seconds until a request is answered 504")
+    max_request_bytes: int = Field(default=16 * 2**20, ge=1024, description="largest request body, in bytes")
+    api_key: str = Field(
+        default="", repr=False, description="keys that callers must send, comma-separated; empty: none"
+    )
+    admin_key: str = Field(default="", repr=False, description="key for load and unload; empty: refused from outside")
+    log_format: Literal["text", "json"] = Field(default="text", description="log lines for people or for machines")
+
+
+def add_flags(parser: argparse.ArgumentParser, names: list[str] | None = None) -> None:
+    """Add a flag for each setting (or for those named) to a command's parser."""
+    for name, field in Settings.model_fields.items():
+        if names is None or name in names:
+            shown = str(field.default) or "none"
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=name,
+                default=None,
+                metavar=name.rsplit("_", maxsplit=1)[-1].upper(),
+                help=f"{field.description} (default: {shown}; environment: {variable(name)})",
+            )
+
+
+def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Combine flags (None where not given), environment and defaults.
+
+    Raises:
+        StartError: a value is not usable; the sentence names where it came from.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    if "PORT" in environment:
+        values["port"], origin["port"] = environment["PORT"], "PORT"
+    for name in Settings.model_fields:
+        if variable(name) in environment:
+            values[name], origin[name] = environment[variable(name)], variable(name)
+        if flags.get(name) is not None:
+            values[name], origin[name] = flags[name], f"--{name.replace('_', '-')}"
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        reason = sentence(error).partition(": ")[2]
+        raise StartError(f"{origin.get(name, name)}={values.get(name)!r}: {reason}") from error
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"SERVICE_{name.upper()}"
+
+
+def count_cores() -> int:
+    """Return how many CPU cores this process may use: its affinity, and its cgroup's quota rounded up."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affinity, _cgroup_quota()))
+
+
+def _cgroup_quota() -> int:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return 2**16
