@@ -47,9 +47,13 @@ class NotFoundError(RequestError):
 
 
 class MethodNotAllowedError(RequestError):
-    """The path exists and answers other methods."""
+    """The path exists and answers other methods, those in `allow`, which become the header of that name."""
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
+
+    def __init__(self, sentence: str, allow: str) -> None:
+        super().__init__(sentence)
+        self.allow = allow
 
 
 class TooLargeError(RequestError):

@@ -30,12 +30,14 @@ from litserve.utils import WorkerSetupStatus
 from service.app import Application, create_app
 from service.backends import list_accelerators
 from service.errors import StartError
+from service.http_protocol import PredictProtocol
 from service.settings import Settings, count_cores
 
 logger = logging.getLogger("service")
 
 BACKLOG = 2048
 GRACE_SECONDS = 10.0
+SWITCH_SECONDS = 0.0005  # a thread that reads a large body gives way to the event loop after this, not after 5 ms
 _fork = mp.get_context("fork")
 
 
@@ -71,7 +73,8 @@ class HttpLoop(LitLoop):
         config = uvicorn.Config(
             lit_api.app,
             loop="uvloop" if sys.platform != "win32" else "asyncio",
-            http="httptools",
+            http=PredictProtocol,
+            proxy_headers=False,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -80,6 +83,7 @@ class HttpLoop(LitLoop):
             date_header=False,
             timeout_graceful_shutdown=int(GRACE_SECONDS),
         )
+        sys.setswitchinterval(SWITCH_SECONDS)
         uvicorn.Server(config).run(sockets=[lit_api.listener])
         sys.exit(0)
 
@@ -243,6 +247,7 @@ def serve(settings: Settings) -> None:
     server = ModelServer(api, accelerator, devices, workers_per_device=max(1, total // places))
 
     def announce() -> None:
+        listener.listen(BACKLOG)  # all models are loaded; whoever connects before a worker accepts, waits
         shown = f"[{host}]" if ":" in host else host
         logger.info("serving on http://%s:%d with %d workers; try http://%s:%d/docs", shown, port, total, shown, port)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from service.backends import Backend, is_installed, open_backend
+from service.backends import Array, Backend, is_installed, open_backend
 from service.errors import InvalidRequestError, ServiceError
 from service.manifest import MANIFEST_FILE, Artifact, BackendName, Golden, Manifest, digest, sentence
 from service.predictor import load_predictor, worst_excess
@@ -17,6 +17,7 @@ from service.predictor import load_predictor, worst_excess
 _BACKENDS: dict[str, BackendName] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}
 _KINDS = {"regression": "value", "binary": "probability", "multiclass": "probabilities"}
 _GOLDEN_ROWS = 3
+_SUM_TOLERANCE = 1e-3
 
 
 def package_model(root: Path, options: dict[str, Any]) -> Path:
@@ -37,7 +38,17 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     target = root / manifest.name / str(manifest.version)
     if target.exists():
         raise InvalidRequestError(f"{target} exists; choose another --model-version")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(target, manifest, contents)
+    except OSError as error:
+        raise InvalidRequestError(f"{target} cannot be written: {error.strerror}") from error
+    return target
+
+
+def _write(target: Path, manifest: Manifest, contents: dict[BackendName, bytes]) -> None:
+    """Write a version beside its place, load it as the service would, and move it there in one step."""
+    root = target.parent.parent
+    root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".staging-", dir=root) as staging:
         folder = Path(staging) / manifest.name / str(manifest.version)
         folder.mkdir(parents=True)
@@ -45,8 +56,8 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
             (folder / artifact.file).write_bytes(contents[name])
         (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
         load_predictor(folder)
+        target.parent.mkdir(exist_ok=True)
         os.rename(folder, target)
-    return target
 
 
 def next_version(folder: Path) -> int:
@@ -105,7 +116,10 @@ def _describe_input(options: dict[str, Any]) -> dict[str, Any]:
         names = _split(options["features"])
         features = [{"name": name} for name in names]
         return {"kind": "tabular", "shape": [len(names)], "features": features, "tensor": options["input_tensor"]}
-    width, height, channels = _read_numbers(f"{options['image']}x1", "x", "--image")[:3]
+    size = _read_numbers(options["image"], "x", "--image")
+    if len(size) not in (2, 3):
+        raise InvalidRequestError(f"--image {options['image']} is not WIDTHxHEIGHT or WIDTHxHEIGHTxCHANNELS")
+    width, height, channels = [*size, 1][:3]
     shape = [channels, height, width]
     if options["input_shape"]:
         shape = _read_numbers(options["input_shape"], ",", "--input-shape")
@@ -135,6 +149,7 @@ def _with_golden(manifest: Manifest, contents: dict[BackendName, bytes]) -> Mani
             raise InvalidRequestError(
                 f"{backend.name} and {backends[0].name} give different outputs; they are not one model"
             )
+    _check_meaning(outputs[0], manifest.output.kind)
     golden = Golden(
         inputs=tuple(tuple(map(float, row)) for row in inputs.reshape(_GOLDEN_ROWS, math.prod(manifest.input.shape))),
         outputs=tuple(tuple(map(float, row)) for row in outputs[0]),
@@ -142,7 +157,7 @@ def _with_golden(manifest: Manifest, contents: dict[BackendName, bytes]) -> Mani
     return manifest.model_copy(update={"golden": golden})
 
 
-def _run(backend: Backend, inputs: "np.ndarray[Any, np.dtype[np.float32]]", width: int) -> Any:  # noqa: ANN401
+def _run(backend: Backend, inputs: Array, width: int) -> Array:
     try:
         outputs = backend.run(inputs)
     except ServiceError as error:
@@ -154,4 +169,17 @@ def _run(backend: Backend, inputs: "np.ndarray[Any, np.dtype[np.float32]]", widt
         raise InvalidRequestError(
             f"the {backend.name} graph gives {shown} where task and labels say {[len(inputs), width]}"
         )
+    if not np.isfinite(outputs).all():
+        raise InvalidRequestError(f"the {backend.name} graph gives numbers that are not finite on inputs in [0, 1]")
     return outputs
+
+
+def _check_meaning(outputs: Array, kind: str) -> None:
+    """Refuse outputs that cannot be what `--output-kind` says."""
+    if kind in ("probability", "probabilities") and not ((outputs >= 0) & (outputs <= 1)).all():
+        worst = outputs[(outputs < 0) | (outputs > 1)][0]
+        raise InvalidRequestError(
+            f"the graph gives {worst:g}, not a probability; are its outputs --output-kind logits?"
+        )
+    if kind == "probabilities" and np.abs(outputs.sum(axis=1) - 1).max() > _SUM_TOLERANCE:
+        raise InvalidRequestError(f"the graph gives probabilities that sum to {outputs.sum(axis=1)[0]:g}, not to 1")

@@ -18,7 +18,8 @@ def sigmoid(logits: Array) -> Array:
 
 def softmax(logits: Array) -> Array:
     """Return the softmax of each row of logits (N, K): rows sum to 1 and do not change when a row is shifted."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # a row with an infinity becomes NaN, and the predictor refuses NaN
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     result: Array = powers / powers.sum(axis=1, keepdims=True)
     return result
 

@@ -4,9 +4,12 @@ Feature names, units and ranges, labels and a working example come from the mani
 Ranges stand in descriptions and not as bounds: they are what the training data covered, and a value outside is served.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from service import __version__
+from service.api.tensors import nested_shapes
 from service.manifest import ImageInput, Manifest, TabularInput
 from service.repository import Repository
 
@@ -37,16 +40,17 @@ def build_openapi(repository: Repository) -> Schema:
         ),
     }
     schemas: Schema = {"Error": _object({"error": {"type": "string", "description": "one sentence"}})}
+    titles = choose_titles(repository.models)
     for name, model in sorted(repository.models.items()):
         served = model.latest
         if served is None:
             continue
-        title = _identifier(name)
+        title = titles[name]
         schemas[f"{title}Request"] = _request_schema(served.manifest)
         schemas[f"{title}Response"] = _response_schema(served.manifest)
         for path, version in ((f"/v1/models/{name}", None), (f"/v1/models/{name}/versions/{{version}}", "version")):
             paths[f"{path}:predict"] = _predict(served.manifest, title, version, sorted(model.versions))
-            paths[path] = _describe(name, version, sorted(model.versions))
+            paths[path] = _describe(name, title, version, sorted(model.versions))
     return {
         "openapi": "3.1.0",
         "info": {
@@ -107,8 +111,8 @@ def _predict(manifest: Manifest, title: str, version: str | None, versions: list
     return {"post": operation}
 
 
-def _describe(name: str, version: str | None, versions: list[int]) -> Schema:
-    path = _read(f"What {name} is", f"describe_{_identifier(name)}" + ("_version" if version else ""), {}, ("404",))
+def _describe(name: str, title: str, version: str | None, versions: list[int]) -> Schema:
+    path = _read(f"What {name} is", f"describe_{title}" + ("_version" if version else ""), {}, ("404",))
     operation = path["get"]
     operation["tags"] = [name]
     operation["responses"]["200"] = _json("The model", _model())
@@ -156,17 +160,15 @@ def _instance_schema(manifest: Manifest) -> Schema:
 def _image_schema(spec: ImageInput) -> Schema:
     image = spec.image
     pixel: Schema = {"type": "number", "minimum": 0, "maximum": 1}
-    size = f"{image.height} rows of {image.width}" + (f" of {image.channels} channels" if image.channels > 1 else "")
-    flat = image.width * image.height * image.channels
-    rows = _list_of(pixel, image.channels) if image.channels > 1 else pixel
-    nested = _list_of(_list_of(rows, image.width), image.height)
     ink = "1 is ink, 0 is paper" if image.polarity == "light-on-dark" else "0 is ink, 1 is paper"
-    return {
-        "anyOf": [
-            _list_of(pixel, flat) | {"description": f"{flat} pixels in [0, 1], row by row; {ink}"},
-            nested | {"description": f"{size} pixels in [0, 1]; {ink}"},
-        ]
-    }
+    ways = []
+    for shape in ((math.prod(spec.shape),), *nested_shapes(spec)):
+        size = " × ".join(map(str, shape))
+        nested = pixel
+        for length in reversed(shape):
+            nested = _list_of(nested, length)
+        ways.append(nested | {"description": f"{size} pixels in [0, 1]; {ink}"})
+    return {"anyOf": ways}
 
 
 def _response_schema(manifest: Manifest) -> Schema:
@@ -231,6 +233,14 @@ def _read(summary: str, name: str, properties: Schema, errors: tuple[str, ...]) 
     return {"get": {"operationId": name, "tags": ["service"], "summary": summary, "responses": responses}}
 
 
-def _identifier(name: str) -> str:
-    """Return a model's name as a type name: `logistic-hours` is LogisticHours."""
-    return "".join(part.capitalize() for part in name.replace("_", "-").split("-"))
+def choose_titles(names: Iterable[str]) -> dict[str, str]:
+    """Return each model's name as a type name, all different: `logistic-hours` is LogisticHours."""
+    titles: dict[str, str] = {}
+    for name in sorted(names):
+        plain = title = "".join(part.capitalize() for part in name.replace("_", "-").split("-"))
+        count = 1
+        while title in titles.values():
+            count += 1
+            title = f"{plain}_{count}"
+        titles[name] = title
+    return titles

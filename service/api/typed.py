@@ -7,11 +7,12 @@ import numpy as np
 import orjson
 
 from service import tasks
-from service.api.tensors import kind_of, parse_instances, read_instances
+from service.api.tensors import kind_of, parse_instances, parse_large, read_instances
 from service.backends import Array
-from service.errors import InvalidRequestError, ServiceError
+from service.errors import InvalidRequestError
 from service.manifest import Manifest
 
+LARGE_BODY = 2**18  # bytes; reading such a body would hold the event loop for a millisecond or more
 _FIELDS = ("instances", "parameters")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # a reader may ignore it, RFC 8259 section 8.1
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -32,7 +33,7 @@ def decode_call(body: bytes, manifest: Manifest) -> Call:
     Raises:
         InvalidRequestError: the body, a value or a parameter cannot be used; the sentence says which and why.
     """
-    inputs = parse_instances(body, manifest)
+    inputs = parse_instances(body, manifest) if len(body) < LARGE_BODY else parse_large(body, manifest)
     if inputs is not None:
         return Call(inputs)
     fields = load_object(body)
@@ -89,7 +90,8 @@ def _read_top_k(parameters: dict[str, Any], labels: int) -> int | None:
         return None
     value = parameters["top_k"]
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(f"parameters.top_k is {value if value else kind_of(value)}, expected a whole number")
+        shown = value if isinstance(value, float) else kind_of(value)
+        raise InvalidRequestError(f"parameters.top_k is {shown}, expected a whole number")
     if not 1 <= value <= labels:
         raise InvalidRequestError(f"parameters.top_k is {value}, outside [1, {labels}]")
     return value
@@ -133,9 +135,3 @@ def build_predictions(results: Array, manifest: Manifest, call: Call) -> list[di
 def _best(row: Array, top_k: int, labels: tuple[str, ...]) -> list[dict[str, Any]]:
     order = np.argsort(-row, kind="stable")[:top_k].tolist()
     return [{"prediction": index, "label": labels[index], "probability": row[index]} for index in order]
-
-
-def encode_error(error: ServiceError) -> bytes:
-    """Return the body of an error answer: `{"error": sentence}`, without internals for the service's own failures."""
-    sentence = str(error) if error.status != ServiceError.status else "the model failed to answer this request"
-    return orjson.dumps({"error": sentence})

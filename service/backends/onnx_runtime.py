@@ -27,10 +27,10 @@ class OnnxBackend:
         """Return the graph's outputs float32 (N, K); see `Backend.run`."""
         try:
             outputs = self._session.run(self._output_names, {self._input_name: inputs})[0]
+            if outputs.ndim != 2:  # noqa: PLR2004 - (N,) is a column
+                outputs = outputs.reshape(len(inputs), -1)
         except Exception as error:  # onnxruntime raises a dozen classes of its own
             raise InferenceError(f"onnxruntime: {error}") from error
-        if outputs.ndim != 2:  # noqa: PLR2004 - (N,) is a column
-            outputs = outputs.reshape(len(inputs), -1)
         return np.ascontiguousarray(outputs, dtype=np.float32)
 
 
@@ -85,7 +85,7 @@ def _choose_tensors(session: ort.InferenceSession, manifest: Manifest) -> tuple[
     fixed = tuple(node.shape[1:])
     if any(isinstance(have, int) and have != want for have, want in zip(fixed, manifest.input.shape, strict=False)):
         raise ModelRefusedError(f"the graph takes {list(fixed)} per instance, the manifest says {manifest.input.shape}")
-    if isinstance(node.shape[0], int):
+    if node.shape and isinstance(node.shape[0], int):
         raise ModelRefusedError(f"the graph's batch size is fixed at {node.shape[0]}; export it with a dynamic batch")
     return input_name, output_name
 

@@ -1,0 +1,1 @@
+"""Measure this service beside others: same machine, same minute, same model, same answers."""

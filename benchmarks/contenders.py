@@ -1,0 +1,94 @@
+"""Who is measured, on what."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from service.manifest import Manifest, load_manifest
+
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server: how it is started (with `{port}` and `{model}`), where it predicts, what it needs installed."""
+
+    name: str
+    command: tuple[str, ...]
+    path: str = "/predict"
+    needs: str = ""
+    models: tuple[str, ...] = ("mnist", "logistic-clusters")
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def installed(self) -> bool:
+        """Tell whether it can be started here."""
+        return not self.needs or find_spec(self.needs) is not None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A load: which model, how many instances a request, how many connections."""
+
+    name: str
+    model: str = "mnist"
+    rows: int = 1
+    connections: int = 64
+
+
+CASES = (
+    Case("digit"),
+    Case("one connection", connections=1),
+    Case("256 digits", rows=256, connections=4),
+    Case("two features", model="logistic-clusters"),
+)
+
+_PYTHON = sys.executable
+_OURS = (_PYTHON, "-m", "service", "serve", "--port", "{port}", "--workers", "2")
+_UVICORN = (_PYTHON, "-m", "uvicorn", "--port", "{port}", "--log-level", "error", "--no-access-log")
+_PREDICT = "/v1/models/{model}:predict"
+CONTENDERS = (
+    Contender("this service", _OURS, _PREDICT),
+    Contender("this service, torchscript", (*_OURS, "--backend", "torchscript"), _PREDICT, "torch"),
+    Contender("bare ASGI, 2 workers", (*_UVICORN, "--workers", "2", "benchmarks.servers.bare_asgi:app")),
+    Contender("FastAPI, 1 worker", (*_UVICORN, "benchmarks.servers.fastapi_onnx:app"), needs="fastapi"),
+    Contender(
+        "FastAPI, 2 workers", (*_UVICORN, "--workers", "2", "benchmarks.servers.fastapi_onnx:app"), needs="fastapi"
+    ),
+    Contender(
+        "mosec, 2 workers",
+        (_PYTHON, "-m", "benchmarks.servers.mosec_server", "--port", "{port}", "--address", "127.0.0.1"),
+        "/inference",
+        "mosec",
+    ),
+    Contender("LitServe, 2 workers", (_PYTHON, "-m", "benchmarks.servers.stock_litserve", "{port}"), needs="litserve"),
+    Contender(
+        "BentoML, 2 workers",
+        (_PYTHON, "-m", "bentoml", "serve", "benchmarks.servers.bentoml_service:Digits", "--port", "{port}"),
+        needs="bentoml",
+    ),
+)
+
+
+def load_model(models_dir: Path, name: str) -> tuple[Path, Manifest]:
+    """Return the newest version folder of a published model, and its manifest."""
+    folders = sorted((models_dir / name).glob("[0-9]*"), key=lambda path: int(path.name))
+    if not folders:
+        raise SystemExit(f"{models_dir} has no model {name}; run make train first")
+    return folders[-1], load_manifest(folders[-1])
+
+
+def build_rows(manifest: Manifest, rows: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    """Return inputs float32 (rows, *shape): the model's golden inputs, over and over."""
+    assert manifest.golden is not None
+    golden = np.array(manifest.golden.inputs, dtype=np.float32)
+    return np.resize(golden, (rows, golden.shape[1])).reshape(rows, *manifest.input.shape)
+
+
+def build_body(manifest: Manifest, rows: int) -> bytes:
+    """Return the JSON that a Python client sends for these rows: every float32 written as the float64 it becomes."""
+    return json.dumps({"instances": build_rows(manifest, rows).reshape(rows, -1).tolist()}).encode()

@@ -1,0 +1,1 @@
+"""The contenders that are not this project: each the plain way its documentation shows."""

@@ -1,0 +1,83 @@
+"""What the service reads of a request's header fields, and the id that every answer carries."""
+
+import itertools
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from service.errors import MethodNotAllowedError, UnsupportedMediaError
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?:predict")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The fields that matter here, lower-case names gone; `key` is the caller's API key."""
+
+    request_id: bytes
+    content_type: bytes = b""
+    content_encoding: bytes = b""
+    content_length: int | None = None
+    key: bytes = b""
+
+
+def read_head(headers: Headers) -> RequestHead:
+    """Pick the header fields that matter; make a request id where none, or an unusable one, was sent.
+
+    Args:
+        headers: names in lower case, as ASGI has them.
+    """
+    fields = dict(headers)
+    sent = fields.get(b"x-request-id", b"")
+    length = fields.get(b"content-length", b"")
+    key = fields.get(b"x-api-key", b"")
+    if not key and fields.get(b"authorization", b"")[:7].lower() == b"bearer ":
+        key = fields[b"authorization"][7:].strip()
+    return RequestHead(
+        sent if sent and _REQUEST_ID.fullmatch(sent) else new_request_id(),
+        fields.get(b"content-type", b""),
+        fields.get(b"content-encoding", b""),
+        int(length) if length.isdigit() else None,
+        key,
+    )
+
+
+@lru_cache(maxsize=1024)
+def match_predict(path: str) -> tuple[str, str | None] | None:
+    """Return the model and the version (None: the newest) of a predict path, or None for another path."""
+    match = _PREDICT.fullmatch(path)
+    return (match[1], match[2]) if match else None
+
+
+def check_call(method: str, head: RequestHead) -> None:
+    """Refuse what is not a POST of plain JSON.
+
+    Raises:
+        MethodNotAllowedError: another method.
+        UnsupportedMediaError: another content type, or a content encoding.
+    """
+    if method != "POST":
+        raise MethodNotAllowedError(f"{method} is not answered here; send POST with a JSON body", allow="POST")
+    if head.content_type not in (b"application/json", b""):
+        kind = head.content_type.partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            shown = kind[:60].decode("latin-1")
+            raise UnsupportedMediaError(f"content type {shown} is not read here; send Content-Type: application/json")
+    if head.content_encoding not in (b"", b"identity"):
+        shown = head.content_encoding[:60].decode("latin-1")
+        raise UnsupportedMediaError(f"content encoding {shown} is not read here; send the body as it is")
+
+
+_count = itertools.count()
+_prefix = os.urandom(6).hex()
+os.register_at_fork(after_in_child=lambda: globals().update(_prefix=os.urandom(6).hex()))
+
+
+def new_request_id() -> bytes:
+    """Return an id that no other request of any worker has: a random prefix per process, and a counter."""
+    return f"{_prefix}-{next(_count):x}".encode()
