@@ -6,6 +6,7 @@ answer an `X-Request-ID` and every failure the body `{"error": sentence}`.
 
 import asyncio
 import hmac
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,9 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import metrics
 from service.api import typed
 from service.api.failures import as_service_error, encode_error, error_headers
-from service.api.head import Headers, RequestHead, check_call, match_predict, read_head
+from service.api.head import Headers, RequestHead, Target, check_call, check_media, match_predict, read_head
 from service.api.operations import build_routes
 from service.backends import Array
 from service.errors import (
@@ -29,6 +31,7 @@ from service.errors import (
     TooLargeError,
     UnauthorizedError,
 )
+from service.log import AccessLog
 from service.manifest import Manifest
 from service.repository import Repository, Served
 from service.settings import Settings
@@ -42,6 +45,8 @@ class Application:
     def __init__(self, settings: Settings, repository: Repository) -> None:
         self.settings = settings
         self.repository = repository
+        self.access_log = AccessLog(settings.log_format, settings.access_log)
+        self.in_flight = 0
         self._keys = [key.strip().encode() for key in settings.api_key.split(",") if key.strip()]
         self._others = _build_starlette(repository)
 
@@ -58,7 +63,7 @@ class Application:
         else:
             await self._predict(target, scope["method"], head, receive, send)
 
-    def admit(self, target: tuple[str, str | None], method: str, head: RequestHead) -> Served:
+    def admit(self, target: Target, method: str, head: RequestHead) -> Served:
         """Return what a predict request asks for, once its head has been found good.
 
         Raises:
@@ -66,7 +71,9 @@ class Application:
         """
         self.check_key(head)
         check_call(method, head)
-        return self.repository.get(*target)
+        served = self.repository.get(*target)
+        check_media(head, served.manifest)
+        return served
 
     def check_key(self, head: RequestHead) -> None:
         """Refuse a request without one of the keys, where keys are set, in time that tells nothing of the keys.
@@ -78,27 +85,64 @@ class Application:
             sent = "this key is not valid" if head.key else "a key is needed"
             raise UnauthorizedError(f"{sent}; send it as X-API-Key, or as Authorization: Bearer")
 
-    async def _predict(
-        self, target: tuple[str, str | None], method: str, head: RequestHead, receive: Receive, send: Send
-    ) -> None:
+    async def _predict(self, target: Target, method: str, head: RequestHead, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.settings.request_timeout
+        began, rows, served = time.perf_counter(), 0, None
+        deadline = loop.time() + head.choose_timeout(self.settings.request_timeout)
+        self.in_flight += 1
         try:
             served = self.admit(target, method, head)
             body = await read_body(receive, head, self.settings.max_request_bytes, deadline)
-            call = await _decode(body, served.manifest, loop)
+            call = await _decode(body, served.manifest, head, loop)
+            rows = len(call.inputs)
             waiter: asyncio.Future[Array] = loop.create_future()
             served.batcher.submit(call.inputs, deadline, waiter)
             answer = typed.encode_results(await waiter, served.manifest, call)
         except Exception as error:  # whatever happens, the caller gets a sentence and not a stack
-            await _send_error(send, as_service_error(error, head.request_id), head)
+            found = as_service_error(error, head.request_id)
+            self.note(target, head, found.status, rows, began, served)
+            await _send_error(send, found, head)
             return
+        finally:
+            self.in_flight -= 1
+        self.note(target, head, 200, rows, began, served)
         await _send_json(send, 200, answer, head)
+
+    def note(
+        self, target: Target, head: RequestHead, status: int, rows: int, began: float, served: Served | None
+    ) -> None:
+        """Count and log a predict request that has been answered.
+
+        Args:
+            target: what was asked for.
+            head: of the request.
+            status: of the answer.
+            rows: instances in the request.
+            began: when its head was complete, on `time.perf_counter`.
+            served: the version that was found, if one was.
+        """
+        seconds = time.perf_counter() - began
+        if served is not None:
+            manifest = served.manifest
+            served.metrics.answered(status, seconds)
+            what = f"{manifest.name}/{manifest.version}"
+        else:
+            metrics.note_failure(status)
+            what = "/".join(filter(None, target))
+        self.access_log.note(head.request_id, what, status, rows, seconds)
+
+    def tick(self) -> None:
+        """Write what was gathered for the log, and the gauges; the host calls this a few times a second."""
+        self.access_log.flush()
+        metrics.set_in_flight(self.in_flight)
+        for model in self.repository.models.values():
+            for served in model.versions.values():
+                served.metrics.write(served.batcher.rows)
 
     async def _operate(self, path: str, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", head.request_id)]
+                message["headers"] = [*message["headers"], *head.echoed]
             await send(message)
 
         scope["state"] = scope.get("state", {}) | {"head": head}
@@ -160,10 +204,10 @@ async def _receive_by(receive: Receive, deadline: float) -> Message:
     return message
 
 
-async def _decode(body: bytes, manifest: Manifest, loop: asyncio.AbstractEventLoop) -> typed.Call:
-    if len(body) < typed.LARGE_BODY:
-        return typed.decode_call(body, manifest)
-    return await loop.run_in_executor(None, typed.decode_call, body, manifest)
+async def _decode(body: bytes, manifest: Manifest, head: RequestHead, loop: asyncio.AbstractEventLoop) -> typed.Call:
+    if not typed.is_heavy(body, head.content_type):
+        return typed.decode_call(body, manifest, head.content_type)
+    return await loop.run_in_executor(None, typed.decode_call, body, manifest, head.content_type)
 
 
 def _build_starlette(repository: Repository) -> ASGIApp:
@@ -201,7 +245,7 @@ async def _send_json(send: Send, status: int, body: bytes, head: RequestHead, ex
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", head.request_id),
+        *head.echoed,
         *extra,
     ]
     await send({"type": "http.response.start", "status": int(status), "headers": headers})

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from service.backends import Array
-from service.errors import DeadlineExceededError, InferenceError, ServiceError, UnavailableError
+from service.errors import DeadlineExceededError, InferenceError, ServiceError, TooLargeError, UnavailableError
+from service.metrics import ModelMetrics
 
 INLINE_SECONDS = 0.002
 SWEEP_SECONDS = 0.02
@@ -52,11 +53,11 @@ class Cost:
         return max(0, int((seconds - self.fixed) / self.each))
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     inputs: Array
     deadline: float
     waiter: Waiter
+    queued_at: float
 
 
 class Batcher:
@@ -67,9 +68,18 @@ class Batcher:
         cost: of one `predict`.
         max_batch_size: rows in one call.
         queue_size: rows that may wait or run; a request beyond it is refused with 503.
+        metrics: told of every backend call, and of requests that were not run.
     """
 
-    def __init__(self, predict: Callable[[Array], Array], cost: Cost, max_batch_size: int, queue_size: int) -> None:
+    def __init__(
+        self,
+        predict: Callable[[Array], Array],
+        cost: Cost,
+        max_batch_size: int,
+        queue_size: int,
+        metrics: ModelMetrics,
+    ) -> None:
+        self._metrics = metrics
         self._predict = predict
         self._max_batch_size = max_batch_size
         self._queue_size = queue_size
@@ -100,13 +110,17 @@ class Batcher:
             waiter: who is told.
 
         Raises:
+            TooLargeError: the request alone has more rows than the queue.
             UnavailableError: the queue is full.
         """
         count = len(inputs)
-        if self._rows + count > self._queue_size and self._rows:
+        if self._rows + count > self._queue_size:
+            if count > self._queue_size:
+                raise TooLargeError(f"the request has {count} instances; at most {self._queue_size} are taken at once")
+            self._metrics.dropped("full")
             raise UnavailableError("the model's queue is full; try again in a moment")
         self._rows += count
-        entry = _Entry(inputs, deadline, waiter)
+        entry = _Entry(inputs, deadline, waiter, time.perf_counter())
         if count <= self._inline_rows:
             self._inline.append(entry)
             if not self._flushing:
@@ -131,16 +145,26 @@ class Batcher:
         else:
             self._flushing = False
         if batch:
-            self._deliver(batch, _run(self._predict, batch, self._max_batch_size))
+            began = time.perf_counter()
+            outcomes = _run(self._predict, batch, self._max_batch_size)
+            self._observe(batch, began)
+            self._deliver(batch, outcomes)
 
     def _start_thread(self) -> None:
         self._running = self._take(self._threaded, self._max_batch_size)
         if self._running:
+            began = time.perf_counter()
             job = self._executor.submit(_run, self._predict, self._running, self._max_batch_size)
-            job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._finish_thread, done.result()))
+            job.add_done_callback(lambda done: self._call_loop(self._finish_thread, done.result(), began))
 
-    def _finish_thread(self, outcomes: "list[Array | ServiceError]") -> None:
+    def _call_loop(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Have the event loop call back from another thread; a loop that has ended has nobody left to answer."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def _finish_thread(self, outcomes: "list[Array | ServiceError]", began: float) -> None:
         batch, self._running = self._running, []
+        self._observe(batch, began)
         self._start_thread()  # first, so that the thread works while answers are written
         self._deliver(batch, outcomes)
 
@@ -154,9 +178,12 @@ class Batcher:
             if batch and taken + count > rows:
                 break
             entry = queue.popleft()
-            if entry.waiter.done() or entry.deadline < now:
+            if entry.waiter.done():
                 self._rows -= count
-                _expire(entry, now)
+                self._metrics.dropped("gone")
+            elif entry.deadline < now:
+                self._rows -= count
+                self._expire(entry)
             else:
                 batch.append(entry)
                 taken += count
@@ -176,10 +203,19 @@ class Batcher:
         """Answer the expired, also those whose batch is still running."""
         now = self._loop.time()
         for entry in (*self._running, *self._threaded):
-            _expire(entry, now)
+            if entry.deadline < now and not entry.waiter.done():
+                self._expire(entry)
         self._sweeping = bool(self._running or self._threaded)
         if self._sweeping:
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _expire(self, entry: _Entry) -> None:
+        self._metrics.dropped("expired")
+        entry.waiter.set_exception(DeadlineExceededError("no answer was ready by the request's deadline"))
+
+    def _observe(self, batch: list[_Entry], began: float) -> None:
+        rows = sum(len(entry.inputs) for entry in batch)
+        self._metrics.batch(rows, began - batch[0].queued_at, time.perf_counter() - began)
 
 
 def measure_cost(predict: Callable[[Array], Array], shape: tuple[int, ...], rows: int) -> Cost:
@@ -196,11 +232,6 @@ def _best_of_three(predict: Callable[[Array], Array], inputs: Array) -> float:
         predict(inputs)
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def _expire(entry: _Entry, now: float) -> None:
-    if entry.deadline < now and not entry.waiter.done():
-        entry.waiter.set_exception(DeadlineExceededError("no answer was ready by the request's deadline"))
 
 
 def _run(predict: Callable[[Array], Array], batch: list[_Entry], max_batch_size: int) -> "list[Array | ServiceError]":

@@ -1,7 +1,9 @@
 """What `python -m service COMMAND` does."""
 
 import logging
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ _PARITY_ROWS = 256
 def serve(settings: Settings, flags: dict[str, Any]) -> int:
     """Serve until told to stop."""
     del flags
-    from service import litserve_host, log  # noqa: PLC0415 - no other command needs a web server
+    with tempfile.TemporaryDirectory(prefix="service-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when service.metrics is imported
+        from service import litserve_host, log  # noqa: PLC0415 - no other command needs a web server
 
-    log.configure(settings.log_format)
-    litserve_host.serve(settings)
+        log.configure(settings.log_format)
+        litserve_host.serve(settings)
     return 0
 
 

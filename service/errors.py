@@ -7,7 +7,8 @@ ServiceError
 │   ├── NotFoundError            404  repository: no such model or version
 │   ├── MethodNotAllowedError    405  rim: the path answers other methods
 │   ├── TooLargeError            413  rim: body over the limit
-│   └── UnsupportedMediaError    415  rim: content type or encoding not understood
+│   ├── UnsupportedMediaError    415  rim: content type or encoding not understood
+│   └── HeadTooLargeError        431  rim: too many or too long header fields
 ├── UnavailableError        503  repository or batching: loading, full, draining; `Retry-After` is sent
 ├── DeadlineExceededError   504  batching: no answer by the request's deadline
 ├── InferenceError          500  backend: the graph raised, or gave other than finite (N, K)
@@ -66,6 +67,12 @@ class UnsupportedMediaError(RequestError):
     """The content type or encoding is not one that the path reads."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class HeadTooLargeError(RequestError):
+    """The request's head has too many or too long fields."""
+
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 class UnavailableError(ServiceError):

@@ -1,4 +1,4 @@
-"""A short cut for predictions inside uvicorn's HTTP/1.1 protocol.
+"""A short cut for predictions inside uvicorn's HTTP/1.1 protocol, and the limits on what a connection may do.
 
 uvicorn (https://www.uvicorn.org) parses HTTP with llhttp, keeps connections alive, and runs all as ASGI: a task, scope
 and six messages a request. A prediction needs none of them. It is decoded in the callback that completes its body,
@@ -8,23 +8,30 @@ way. What an answer says is decided by `service.app` and `service.api`, for both
 
 import asyncio
 import http
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Iterable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api import typed
 from service.api.failures import as_service_error, encode_error, error_headers
-from service.api.head import RequestHead, match_predict, read_head
+from service.api.head import RequestHead, Target, match_predict, new_request_id, read_head
 from service.app import Application
 from service.backends import Array
-from service.errors import DeadlineExceededError, TooLargeError
+from service.errors import (
+    DeadlineExceededError,
+    HeadTooLargeError,
+    InvalidRequestError,
+    ServiceError,
+    TooLargeError,
+    UnavailableError,
+)
+from service.repository import Served
 
-if TYPE_CHECKING:
-    from service.repository import Served
-
-SWEEP_SECONDS = 0.5
+MAX_HEAD_BYTES = 2**16
+MAX_HEADER_FIELDS = 100
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
-_OK = _STATUS[200] + b"content-type: application/json\r\nx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n%b"
+_OK = _STATUS[200] + b"content-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
 _CLOSE = b"connection: close\r\n"
 
 
@@ -39,22 +46,24 @@ class Prediction:
     """One prediction in flight: uvicorn's idea of a request cycle, and the batcher's of a waiter."""
 
     __slots__ = (
-        "call", "deadline", "disconnected", "head", "keep_alive", "message_event", "parts", "protocol",
-        "response_complete", "served", "size",
+        "began", "call", "deadline", "disconnected", "head", "keep_alive", "message_event", "parts", "protocol",
+        "response_complete", "served", "size", "target",
     )  # fmt: skip
 
-    def __init__(self, protocol: "PredictProtocol", head: RequestHead, keep_alive: bool, deadline: float) -> None:
+    def __init__(self, protocol: "PredictProtocol", target: Target, head: RequestHead, keep_alive: bool) -> None:
         self.protocol = protocol
+        self.target = target
         self.head = head
         self.keep_alive = keep_alive
-        self.deadline = deadline
+        self.began = time.perf_counter()
+        self.deadline = protocol.loop.time() + head.choose_timeout(protocol.app.settings.request_timeout)
         self.disconnected = False
         self.response_complete = False
         self.message_event = _NO_EVENT
         self.parts: list[bytes] = []
         self.size = 0
-        self.served: Served
-        self.call: typed.Call
+        self.served: Served | None = None
+        self.call: typed.Call | None = None
 
     def done(self) -> bool:
         """Tell whether it was answered or its client is gone."""
@@ -62,35 +71,47 @@ class Prediction:
 
     def set_result(self, results: Array) -> None:
         """Answer 200."""
+        assert self.served is not None
+        assert self.call is not None
         try:
             body = typed.encode_results(results, self.served.manifest, self.call)
         except Exception as error:  # nothing may reach the batcher, which has other requests to answer
             self.set_exception(error)
             return
-        close = b"" if self.keep_alive else _CLOSE
-        self._write(_OK % (self.head.request_id, len(body), close, body))
+        self._finish(200, _OK % (len(body), self._fields(), body))
 
     def set_exception(self, error: BaseException) -> None:
         """Answer with the failure's status and sentence."""
         if self.done():
             return
         found = as_service_error(error if isinstance(error, Exception) else Exception(error), self.head.request_id)
-        body = encode_error(found)
-        fields = [
-            (b"content-type", b"application/json"),
-            (b"x-request-id", self.head.request_id),
-            (b"content-length", b"%d" % len(body)),
-            *error_headers(found),
-        ]
-        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
-        self._write(_STATUS[found.status] + lines + (b"" if self.keep_alive else _CLOSE) + b"\r\n" + body)
+        self._finish(found.status, encode_failure(found, self._fields()))
 
-    def _write(self, answer: bytes) -> None:
+    def _fields(self) -> bytes:
+        if self.protocol.app.repository.draining:
+            self.keep_alive = False
+        fields = _join(self.head.echoed) if self.head.trace else b"x-request-id: %b\r\n" % self.head.request_id
+        return fields if self.keep_alive else fields + _CLOSE
+
+    def _finish(self, status: int, answer: bytes) -> None:
         self.response_complete = True
+        rows = len(self.call.inputs) if self.call is not None else 0
+        self.protocol.app.note(self.target, self.head, status, rows, self.began, self.served)
         self.protocol.finish(self, answer)
 
 
 _NO_EVENT = _NoEvent()
+
+
+def encode_failure(error: ServiceError, fields: bytes) -> bytes:
+    """Return a whole HTTP answer for a failure; `fields` are header lines to add."""
+    body = encode_error(error)
+    about = _join([(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))])
+    return _STATUS[error.status] + about + fields + _join(error_headers(error)) + b"\r\n" + body
+
+
+def _join(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(b"%b: %b\r\n" % field for field in fields)
 
 
 class PredictProtocol(HttpToolsProtocol):
@@ -98,31 +119,74 @@ class PredictProtocol(HttpToolsProtocol):
 
     app: Application
     _prediction: Prediction | None = None
+    _head_since: float | None = None
+    _idle_since: float | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Begin a connection, or refuse it where there are too many."""
+        super().connection_made(transport)
+        self._head_since = self.loop.time()
+        if len(self.connections) > self.app.settings.max_connections:
+            self._refuse(UnavailableError("there are too many open connections; try again in a moment"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End a connection; a prediction in flight on it is dropped before it is run."""
+        cycle: object = self.cycle
+        if isinstance(cycle, Prediction) and not cycle.done():
+            self.app.in_flight -= 1
+        self._prediction = self._head_since = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, as long as the head stays within its limit."""
+        super().data_received(data)
+        if self._head_since is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(HeadTooLargeError(f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"))
+
+    def on_message_begin(self) -> None:
+        """Start the clock of a request's head. The ASGI scope, which uvicorn makes here, is left until it is needed."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._head_since = self.loop.time()
+        self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
         """Begin a prediction, or leave the request to uvicorn."""
-        target = match_predict(self.url.decode("latin-1"))
+        self._head_since = self._idle_since = None
+        if len(self.headers) > MAX_HEADER_FIELDS:
+            self._refuse(HeadTooLargeError(f"the request has over {MAX_HEADER_FIELDS} header fields"))
+            return
+        target = match_predict(self.url.partition(b"?")[0].decode("latin-1"))
         busy = self.cycle is not None and not self.cycle.response_complete
         if target is None or busy or self.expect_100_continue or self.parser.should_upgrade():
-            super().on_headers_complete()
+            self._leave_to_uvicorn()
             return
-        settings = self.app.settings
         head = read_head(self.headers)
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        deadline = self.loop.time() + settings.request_timeout
-        self._prediction = prediction = Prediction(self, head, keep_alive, deadline)
+        self._prediction = prediction = Prediction(self, target, head, keep_alive)
         self.cycle = prediction  # type: ignore[assignment]  # it is all that uvicorn asks of a cycle
+        self.app.in_flight += 1
         try:
             prediction.served = self.app.admit(target, self.parser.get_method().decode("latin-1"), head)
             self._check_size(prediction, head.content_length or 0)
         except Exception as error:
-            self._refuse(prediction, error)
+            prediction.set_exception(error)
+
+    def _leave_to_uvicorn(self) -> None:
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers += headers  # in place: the scope holds this list
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Gather a prediction's body, up to the limit."""
+        """Gather a prediction's body, up to the limit; that of a request already refused is dropped."""
         prediction = self._prediction
         if prediction is None:
-            super().on_body(body)
+            if self.cycle is not None:
+                super().on_body(body)
             return
         if prediction.response_complete:
             return
@@ -131,38 +195,45 @@ class PredictProtocol(HttpToolsProtocol):
         try:
             self._check_size(prediction, prediction.size)
         except TooLargeError as error:
-            self._refuse(prediction, error)
+            prediction.set_exception(error)
 
     def on_message_complete(self) -> None:
         """Decode a prediction and put it into its model's queue."""
         prediction, self._prediction = self._prediction, None
         if prediction is None:
-            super().on_message_complete()
+            if self.cycle is not None:
+                super().on_message_complete()
         elif not prediction.response_complete:
             parts = prediction.parts
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             prediction.parts = []
-            if len(body) < typed.LARGE_BODY:
+            if not typed.is_heavy(body, prediction.head.content_type):
                 self._submit(prediction, body)
             else:
                 self.flow.pause_reading()
-                task = self.loop.create_task(self._submit_large(prediction, body))
+                task = self.loop.create_task(self._submit_heavy(prediction, body))
                 task.add_done_callback(self.tasks.discard)
                 self.tasks.add(task)
 
     def _submit(self, prediction: Prediction, body: bytes) -> None:
+        assert prediction.served is not None
         try:
-            prediction.call = typed.decode_call(body, prediction.served.manifest)
-            prediction.served.batcher.submit(prediction.call.inputs, prediction.deadline, prediction)
+            prediction.call = call = typed.decode_call(body, prediction.served.manifest, prediction.head.content_type)
+            prediction.served.batcher.submit(call.inputs, prediction.deadline, prediction)
         except Exception as error:
             prediction.set_exception(error)
 
-    async def _submit_large(self, prediction: Prediction, body: bytes) -> None:
-        """Decode a large body in a thread: it would hold the loop for milliseconds."""
+    async def _submit_heavy(self, prediction: Prediction, body: bytes) -> None:
+        """Decode a heavy body in a thread: it would hold the loop for milliseconds."""
+        assert prediction.served is not None
         try:
-            manifest = prediction.served.manifest
-            prediction.call = await self.loop.run_in_executor(None, typed.decode_call, body, manifest)
-            prediction.served.batcher.submit(prediction.call.inputs, prediction.deadline, prediction)
+            arguments = body, prediction.served.manifest, prediction.head.content_type
+            async with asyncio.timeout_at(prediction.deadline):
+                call = await self.loop.run_in_executor(None, typed.decode_call, *arguments)
+            prediction.call = call
+            prediction.served.batcher.submit(call.inputs, prediction.deadline, prediction)
+        except TimeoutError:
+            prediction.set_exception(DeadlineExceededError("the body could not be read by the request's deadline"))
         except Exception as error:
             prediction.set_exception(error)
 
@@ -172,19 +243,43 @@ class PredictProtocol(HttpToolsProtocol):
             prediction.keep_alive = False  # what is left of the body is not worth reading
             raise TooLargeError(f"the body is over the limit of {limit} bytes")
 
-    def _refuse(self, prediction: Prediction, error: Exception) -> None:
-        """Answer before the body was read; what comes of it is parsed and dropped."""
-        prediction.set_exception(error)
-
     def finish(self, prediction: Prediction, answer: bytes) -> None:
         """Write an answer, and get ready for the connection's next request."""
+        self.app.in_flight -= 1
         if self.transport.is_closing():
             return
         self.transport.write(answer)
-        if prediction.keep_alive:
-            self.on_response_complete()
-        else:
+        if not prediction.keep_alive:
             self.transport.close()
+        elif self.pipeline:
+            self.on_response_complete()
+        else:  # as on_response_complete, with a clock that `check_time` reads instead of a timer for every answer
+            self.flow.resume_reading()
+            self._idle_since = self.loop.time()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP as everything else is answered; called by uvicorn."""
+        if not self.transport.is_closing():
+            del msg
+            self._refuse(InvalidRequestError("this is not an HTTP/1.1 request"))
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer a connection whose request cannot be read, and close it."""
+        self._head_since = None
+        self.transport.write(encode_failure(error, b"x-request-id: %b\r\n" % new_request_id() + _CLOSE))
+        self.transport.close()
+
+    def check_time(self, now: float) -> None:
+        """Give up on a head, a body or a next request that takes too long; `now` is the event loop's time."""
+        settings = self.app.settings
+        if self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
+            self.transport.close()
+        if self._head_since is not None and now - self._head_since > settings.header_timeout:
+            self.transport.close()
+        prediction = self._prediction
+        if prediction is not None and not prediction.done() and prediction.deadline < now:
+            prediction.keep_alive = False
+            prediction.set_exception(DeadlineExceededError("the body did not arrive by the request's deadline"))
 
     def pause_writing(self) -> None:
         """Stop reading from a client that does not read its answers."""
@@ -197,10 +292,8 @@ class PredictProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
 
 
-def sweep(connections: "set[asyncio.Protocol]", now: float) -> None:
-    """Answer predictions whose body did not arrive by their deadline."""
+def check_times(connections: Iterable[asyncio.Protocol], now: float) -> None:
+    """See `PredictProtocol.check_time`, for every connection of a worker."""
     for connection in list(connections):
-        prediction = connection._prediction if isinstance(connection, PredictProtocol) else None
-        if prediction is not None and not prediction.done() and prediction.deadline < now:
-            prediction.keep_alive = False
-            prediction.set_exception(DeadlineExceededError("the body did not arrive by the request's deadline"))
+        if isinstance(connection, PredictProtocol):
+            connection.check_time(now)

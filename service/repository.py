@@ -8,9 +8,11 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from service import metrics
 from service.batching import Batcher, measure_cost
-from service.errors import ModelRefusedError, NotFoundError, StartError, UnavailableError
+from service.errors import InferenceError, ModelRefusedError, NotFoundError, StartError, UnavailableError
 from service.manifest import MANIFEST_FILE, Manifest
+from service.metrics import ModelMetrics
 from service.predictor import Predictor, load_predictor
 from service.settings import Settings
 
@@ -23,6 +25,7 @@ class Served:
 
     predictor: Predictor
     batcher: Batcher
+    metrics: ModelMetrics
 
     @property
     def manifest(self) -> Manifest:
@@ -49,6 +52,7 @@ class Repository:
 
     def __init__(self, settings: Settings, threads: int = 1, preferred_device: str = "cpu") -> None:
         self.models: dict[str, Model] = {}
+        self.draining = False
         self.loaded = False
         self._settings = settings
         self._threads = threads
@@ -57,6 +61,8 @@ class Repository:
     @property
     def problem(self) -> str:
         """Why the service is not ready, or the empty string when every model that should serve does."""
+        if self.draining:
+            return "the service is shutting down"
         if not self.loaded:
             return "models are being loaded"
         if not self.models:
@@ -116,13 +122,17 @@ class Repository:
         try:
             predictor = load_predictor(folder, settings.backend, settings.device, self._threads, self._preferred_device)
             rows = settings.max_batch_size
-            cost = measure_cost(predictor.predict, predictor.manifest.input.shape, rows)
-            batcher = Batcher(predictor.predict, cost, rows, settings.queue_size)
-        except ModelRefusedError as error:
+            cost = measure_cost(predictor.run, predictor.manifest.input.shape, rows)  # zeros may give no finite number
+            figures = ModelMetrics(name, int(version))
+            batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, figures)
+        except (ModelRefusedError, InferenceError) as error:
             model.refused[version] = str(error)
+            metrics.note_refused(name, version)
             logger.error("model %s version %s is not served: %s", name, version, error)
             return
-        model.versions[int(version)] = Served(predictor, batcher)
+        backend = predictor.backend
+        metrics.note_served(name, int(version), backend.name, backend.device, backend.provider)
+        model.versions[int(version)] = Served(predictor, batcher, figures)
         logger.debug("serving %s version %s on %s (%s)", name, version, *_place(predictor))
 
     def _names(self) -> str:

@@ -32,11 +32,18 @@ class Settings(BaseModel):
     max_batch_size: int = Field(default=64, ge=1, le=65536, description="instances in one backend call")
     queue_size: int = Field(default=4096, ge=1, description="instances of one model that may wait in a worker")
     request_timeout: float = Field(default=30.0, gt=0, le=3600, description="seconds until a request is answered 504")
+    drain_delay: float = Field(
+        default=0.0, ge=0, le=300, description="seconds between SIGTERM (not ready any more) and the end of listening"
+    )
+    shutdown_grace: float = Field(default=10.0, gt=0, le=300, description="seconds that requests in flight then get")
+    header_timeout: float = Field(default=10.0, gt=0, le=300, description="seconds a request's head may take to arrive")
+    max_connections: int = Field(default=4096, ge=1, description="open connections of one worker; more are refused 503")
     max_request_bytes: int = Field(default=16 * 2**20, ge=1024, description="largest request body, in bytes")
     api_key: str = Field(
         default="", repr=False, description="keys that callers must send, comma-separated; empty: none"
     )
     admin_key: str = Field(default="", repr=False, description="key for load and unload; empty: refused from outside")
+    access_log: bool = Field(default=True, description="write a line for every request")
     log_format: Literal["text", "json"] = Field(default="text", description="log lines for people or for machines")
 
 

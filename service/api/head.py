@@ -4,26 +4,48 @@ import itertools
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-from service.errors import MethodNotAllowedError, UnsupportedMediaError
+from service.errors import InvalidRequestError, MethodNotAllowedError, UnsupportedMediaError
+from service.manifest import Manifest
 
 Headers = Iterable[tuple[bytes, bytes]]
+Target = tuple[str, str | None]  # a model and a version; None: the newest
 
 _PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?:predict")
+_SECONDS = re.compile(rb"(?=.*[1-9])\d{1,6}(\.\d{1,6})?")
+_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
-    """The fields that matter here, lower-case names gone; `key` is the caller's API key."""
+class RequestHead(NamedTuple):
+    """The fields that matter here; `key` is the caller's API key."""
 
     request_id: bytes
     content_type: bytes = b""
     content_encoding: bytes = b""
     content_length: int | None = None
     key: bytes = b""
+    timeout: bytes = b""
+    trace: bytes = b""
+
+    @property
+    def echoed(self) -> list[tuple[bytes, bytes]]:
+        """The fields that the answer repeats: the request's id, and its W3C trace context where it sent one."""
+        fields = [(b"x-request-id", self.request_id)]
+        if self.trace and _TRACE.fullmatch(self.trace):
+            fields.append((b"traceparent", self.trace))
+        return fields
+
+    def choose_timeout(self, longest: float) -> float:
+        """Return the seconds this request may take: what it asks for in `X-Request-Timeout`, up to `longest`.
+
+        A value that is not a positive number is refused by `check_call`.
+        """
+        if not self.timeout:
+            return longest
+        return min(float(self.timeout), longest) if _SECONDS.fullmatch(self.timeout) else longest
 
 
 def read_head(headers: Headers) -> RequestHead:
@@ -44,25 +66,38 @@ def read_head(headers: Headers) -> RequestHead:
         fields.get(b"content-encoding", b""),
         int(length) if length.isdigit() else None,
         key,
+        fields.get(b"x-request-timeout", b""),
+        fields.get(b"traceparent", b""),
     )
 
 
 @lru_cache(maxsize=1024)
-def match_predict(path: str) -> tuple[str, str | None] | None:
+def match_predict(path: str) -> Target | None:
     """Return the model and the version (None: the newest) of a predict path, or None for another path."""
     match = _PREDICT.fullmatch(path)
     return (match[1], match[2]) if match else None
 
 
 def check_call(method: str, head: RequestHead) -> None:
-    """Refuse what is not a POST of plain JSON.
+    """Refuse what is not a POST, whatever the model.
 
     Raises:
+        InvalidRequestError: `X-Request-Timeout` is not a positive number of seconds.
         MethodNotAllowedError: another method.
-        UnsupportedMediaError: another content type, or a content encoding.
     """
     if method != "POST":
         raise MethodNotAllowedError(f"{method} is not answered here; send POST with a JSON body", allow="POST")
+    if head.timeout and not _SECONDS.fullmatch(head.timeout):
+        raise InvalidRequestError("X-Request-Timeout is not a positive number of seconds, such as 0.5")
+
+
+def check_media(head: RequestHead, manifest: Manifest) -> None:
+    """Refuse a body that the model does not read.
+
+    Raises:
+        UnsupportedMediaError: another content type, or a content encoding.
+    """
+    del manifest
     if head.content_type not in (b"application/json", b""):
         kind = head.content_type.partition(b";")[0].strip().lower()
         if kind != b"application/json":

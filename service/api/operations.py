@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from service import metrics
 from service.api.openapi import build_openapi
 from service.errors import StartError
 from service.repository import Model, Repository, Served
@@ -47,6 +48,7 @@ def build_routes(repository: Repository) -> list[BaseRoute]:
         _get("/v1/models", lambda _: OrjsonResponse({"models": describe_all(repository)})),
         _get("/v1/models/{name}", lambda request: _answer_model(repository, request)),
         _get("/v1/models/{name}/versions/{version}", lambda request: _answer_model(repository, request)),
+        _get("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
         _get("/openapi.json", lambda _: OrjsonResponse(build_openapi(repository))),
         _get("/docs", lambda _: HTMLResponse(_DOCS_PAGE)),
         Mount("/docs", StaticFiles(directory=_find_docs_assets())),

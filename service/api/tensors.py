@@ -54,7 +54,7 @@ def parse_instances(body: bytes, manifest: Manifest) -> Array | None:
             if len(row) != wide:
                 return None
         numbers = np.frombuffer(instances.as_buffer(of_type="d"), dtype=np.float64)
-    except (ValueError, TypeError, KeyError, RuntimeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         return None
     if not _is_plain(numbers, manifest):
         return None

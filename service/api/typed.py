@@ -1,7 +1,6 @@
 """The typed API's bodies: `{"instances": …, "parameters": …}` in, `{"model", "version", "predictions"}` out."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -18,8 +17,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # a reader may ignore it, RFC 8259 section 8
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One decoded predict request: inputs float32 (N, *shape), and its parameters where they were sent."""
 
     inputs: Array
@@ -27,12 +25,19 @@ class Call:
     top_k: int | None = None
 
 
-def decode_call(body: bytes, manifest: Manifest) -> Call:
+def is_heavy(body: bytes, content_type: bytes) -> bool:
+    """Tell whether reading a body takes so long that it belongs in a thread."""
+    del content_type
+    return len(body) >= LARGE_BODY
+
+
+def decode_call(body: bytes, manifest: Manifest, content_type: bytes = b"") -> Call:
     """Read a predict body.
 
     Raises:
         InvalidRequestError: the body, a value or a parameter cannot be used; the sentence says which and why.
     """
+    del content_type
     inputs = parse_instances(body, manifest) if len(body) < LARGE_BODY else parse_large(body, manifest)
     if inputs is not None:
         return Call(inputs)

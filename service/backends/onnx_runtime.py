@@ -30,7 +30,7 @@ class OnnxBackend:
             if outputs.ndim != 2:  # noqa: PLR2004 - (N,) is a column
                 outputs = outputs.reshape(len(inputs), -1)
         except Exception as error:  # onnxruntime raises a dozen classes of its own
-            raise InferenceError(f"onnxruntime: {error}") from error
+            raise InferenceError(f"onnxruntime: {_first_line(error)}") from error
         return np.ascontiguousarray(outputs, dtype=np.float32)
 
 

@@ -29,7 +29,7 @@ class TorchScriptBackend:
                 outputs = self._module(torch.from_numpy(inputs).to(self._device))
                 result: Array = outputs.reshape(len(inputs), -1).to("cpu", torch.float32).numpy()
         except Exception as error:  # a graph may raise anything
-            raise InferenceError(f"torch: {error}") from error
+            raise InferenceError(f"torch: {str(error).strip().splitlines()[-1]}") from error  # a stack comes before it
         return np.ascontiguousarray(result)
 
 
