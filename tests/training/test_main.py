@@ -1,0 +1,156 @@
+"""The command line: what it prints, how it exits, and what it leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.backends import Array
+from service.backends.onnx_runtime import OnnxBackend
+from training import run as run_module
+from training.__main__ import main
+from training.errors import DataError
+from training.recipes import RECIPES
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` names every option and the tour."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    for option in ("--list", "--all", "--models-dir", "--data-dir", "--seed", "--epochs", "--device", "--version"):
+        assert option in printed
+    assert "autograd" in printed
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--list` gives one line a recipe, its name first."""
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+
+
+def test_tour(capsys: pytest.CaptureFixture[str]) -> None:
+    """`autograd` runs the tour."""
+    assert main(["autograd"]) == 0
+    assert "derivative" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "name a recipe"),
+        (["nothing"], "no recipe is called 'nothing'"),
+        (["linear", "--epochs", "0"], "'0' is not a whole number from 1"),
+        (["linear", "--seed", "-1"], "'-1' is not a whole number from 0"),
+        (["linear", "--epochs", "many"], "'many' is not a whole number"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Arguments that make no sense exit 2 and say why."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_several_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recipes run one after the other; a last line for each says where it stands and what it reached."""
+    assert main(["linear", "logistic-hours", "linear", "--epochs", "1", "--models-dir", str(tmp_path)]) == 0
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["linear/1", "logistic-hours/1"]
+    assert "linear: published" in capsys.readouterr().out
+
+
+def test_existing_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A version that exists is refused before any training, in one line."""
+    (tmp_path / "linear" / "4").mkdir(parents=True)
+    assert main(["linear", "--version", "4", "--models-dir", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "exists" in captured.err
+
+
+def test_failed_parity(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact that differs from the net: exit 1, one line, nothing published."""
+    honest = OnnxBackend.run
+
+    def lie(self: OnnxBackend, inputs: Array) -> Array:
+        return honest(self, inputs) + np.float32(0.01)
+
+    monkeypatch.setattr(OnnxBackend, "run", lie)
+    assert main(["linear", "--epochs", "1", "--models-dir", str(tmp_path / "models")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the onnx artifact differs from the net" in error
+    assert not (tmp_path / "models").exists()
+
+
+def test_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set that is not there: exit 1, one line."""
+
+    def refuse(*_: object) -> None:
+        raise DataError("MNIST is not in nowhere")
+
+    monkeypatch.setattr("training.data._load_mnist_part", refuse)
+    assert main(["mnist", "--data-dir", str(tmp_path), "--models-dir", str(tmp_path / "models")]) == 1
+    assert capsys.readouterr().err == "error: MNIST is not in nowhere\n"
+
+
+def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a plot is drawn: exit 130, one line, no file left, hidden ones included."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "write_manifest", interrupt)
+    assert main(["linear", "--epochs", "1", "--models-dir", str(tmp_path / "models")]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was published\n"
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_process_ended_while_it_trains(tmp_path: Path, sent: signal.Signals, status: int) -> None:
+    """A real process, ended by a signal in the middle of training, leaves the models folder as it was."""
+    (tmp_path / "models" / "other" / "1").mkdir(parents=True)
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        "logistic-by-hand",
+        "--epochs",
+        "10",
+        "--models-dir",
+        str(tmp_path / "models"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "epoch 1/10" in process.stdout.readline()
+        time.sleep(0.1)
+        process.send_signal(sent)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert error == ("interrupted; nothing was published\n" if sent == signal.SIGINT else "")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [
+        "models",
+        "models/other",
+        "models/other/1",
+    ]
+
+
+def test_main_leaves_torch_alone() -> None:
+    """Importing the command line does not import torch, so that `--help` answers at once."""
+    code = "import sys, training.__main__; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"

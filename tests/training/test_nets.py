@@ -1,0 +1,40 @@
+"""Nets return logits; the serving net adds the activation."""
+
+import pytest
+import torch
+
+from service.manifest import Task
+from training.nets import DigitsNet, LinearNet, Normalize, ServingNet, linear_net
+
+
+def test_digits_net_is_the_tutorials() -> None:
+    """784-512-128-10 has 468,874 parameters and returns logits (N, 10)."""
+    net = DigitsNet(mean=0.0, deviation=1.0)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 468_874
+    assert net(torch.zeros(3, 784)).shape == (3, 10)
+
+
+def test_normalize() -> None:
+    """Inputs are shifted, then scaled."""
+    assert Normalize(mean=0.5, deviation=0.25)(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-2, 0, 2]
+
+
+@pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
+def test_serving_net(task: Task) -> None:
+    """Values stay as they are, binary outputs are in [0, 1], multiclass rows sum to 1; extremes stay finite."""
+    net = torch.nn.Linear(2, 3) if task == "multiclass" else LinearNet(2)
+    inputs = torch.cat((torch.randn(5, 2), torch.full((1, 2), 1e6), torch.full((1, 2), -1e6)))
+    outputs = ServingNet(net, task)(inputs)
+    assert torch.isfinite(outputs).all()
+    if task == "regression":
+        assert torch.equal(outputs, net(inputs))
+    elif task == "binary":
+        assert ((outputs >= 0) & (outputs <= 1)).all()
+    else:
+        torch.testing.assert_close(outputs.sum(dim=1), torch.ones(7))
+
+
+def test_linear_net_holds_the_parameters() -> None:
+    """Parameters found by hand, float64 or columns, become those of a float32 layer."""
+    net = linear_net(torch.tensor([[2.0], [3.0]], dtype=torch.float64), torch.tensor([[1.0]]))
+    assert net(torch.tensor([[1.0, 1.0]])).item() == 6

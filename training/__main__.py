@@ -1,0 +1,113 @@
+"""Command line: `python -m training --list | <recipe>… | --all | autograd`."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.errors import TrainingError
+
+AUTOGRAD = "autograd"
+INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
+TERMINATED = 143
+LARGEST = 2**31 - 1  # that a manifest takes as a version
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train models and publish each, as TorchScript and ONNX with a manifest, into the models folder.",
+        epilog=f"`python -m training {AUTOGRAD}` is a tour of autograd; it trains nothing. A run that fails any check"
+        " publishes nothing and exits 1.",
+    )
+    parser.add_argument("recipes", nargs="*", metavar="recipe", help=f"what to train, see --list; or {AUTOGRAD!r}")
+    parser.add_argument("--list", action="store_true", help="list the recipes and leave")
+    parser.add_argument("--all", action="store_true", help="train every recipe")
+    parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where to publish (default: models)")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="where data sets are, or are downloaded to (default: data)"
+    )
+    parser.add_argument(
+        "--seed", type=_natural, default=0, help="of initial parameters and shuffling; data sets have their own (0)"
+    )
+    parser.add_argument("--epochs", type=_positive, help="passes over the training data (default: the recipe's own)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto, a GPU where the recipe gains by it)"
+    )
+    parser.add_argument("--version", type=_positive, help="version to publish as (default: the next free one)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.recipes == [AUTOGRAD]:
+        from training import autograd_tour  # noqa: PLC0415 - `--help` should not wait for torch
+
+        autograd_tour.main()
+        return 0
+    try:
+        signal.signal(signal.SIGTERM, _leave)
+        return _train(parser, options)
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was published", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _train(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from training.recipes import RECIPES  # noqa: PLC0415 - `--help` should not wait for torch
+    from training.run import Request, run  # noqa: PLC0415
+
+    if options.list:
+        for recipe in RECIPES.values():
+            print(f"{recipe.name:18} {recipe.task:11} {recipe.title}")
+        return 0
+    names = list(RECIPES) if options.all else options.recipes
+    if not names:
+        parser.error("name a recipe, or give --all or --list")
+    unknown = [name for name in names if name not in RECIPES]
+    if unknown:
+        parser.error(f"no recipe is called {unknown[0]!r}; there are {', '.join(RECIPES)}")
+    request = Request(
+        options.models_dir, options.data_dir, options.seed, options.epochs, options.device, options.version
+    )
+    for name in dict.fromkeys(names):
+        folder = run(RECIPES[name], request)
+        print(f"{name}: published {folder}  {_summary(folder)}", flush=True)
+    return 0
+
+
+def _summary(folder: Path) -> str:
+    from service.manifest import load_manifest  # noqa: PLC0415
+
+    metrics = load_manifest(folder).metrics
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _natural(text: str) -> int:
+    return _between(0, text)
+
+
+def _positive(text: str) -> int:
+    return _between(1, text)
+
+
+def _between(least: int, text: str) -> int:
+    if not text.isdecimal() or not least <= int(text) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {LARGEST}")
+    return int(text)
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    """Turn SIGTERM into an exception, so that what is half written is removed on the way out."""
+    raise SystemExit(TERMINATED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""A tour of autograd in small examples, each a function that returns what it shows.
+
+`python -m training autograd` runs them all; read them from top to bottom. Every number printed is computed, none is
+written down.
+"""
+
+import torch
+from torch import Tensor
+
+
+def graph() -> tuple[Tensor, Tensor, Tensor]:
+    """Build w = 1, x = 2, a = w + x, b = w + 1, y = a·b and return (w, a, b); y is their product."""
+    w = torch.tensor([1.0], requires_grad=True)
+    x = torch.tensor([2.0], requires_grad=True)
+    return w, w + x, w + 1
+
+
+def derive_product() -> float:
+    """Return dy/dw of y = (w + x)·(w + 1) at w = 1, x = 2: b + a = 2 + 3 = 5."""
+    w, a, b = graph()
+    (a * b).backward()  # type: ignore[no-untyped-call]
+    return gradient(w)
+
+
+def derive_twice() -> tuple[float, float, str]:
+    """Go backward through one graph twice.
+
+    Returns:
+        the gradient after the first pass, which keeps the graph (`retain_graph=True`); after the second, which adds to
+        it; and the first words of the error that a third pass raises, since the second freed the graph.
+    """
+    w, a, b = graph()
+    y = a * b
+    y.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    first = gradient(w)
+    y.backward()  # type: ignore[no-untyped-call]
+    second = gradient(w)
+    try:
+        y.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        return first, second, str(error).partition("(")[0].strip()
+    return first, second, ""
+
+
+def derive_weighted() -> float:
+    """Return the gradient of several outputs at once, weighted: y₀ = a·b, y₁ = a + b, weights (1, 2).
+
+    1·dy₀/dw + 2·dy₁/dw = 1·5 + 2·2 = 9.
+    """
+    w, a, b = graph()
+    outputs = torch.cat([a * b, a + b])
+    outputs.backward(gradient=torch.tensor([1.0, 2.0]))  # type: ignore[no-untyped-call]
+    return gradient(w)
+
+
+def derive_repeatedly() -> list[tuple[Tensor, ...]]:
+    """Return the first, second and third derivative of x² at 3: 6, 2, 0, each as `torch.autograd.grad` gives it.
+
+    It gives a tuple, one gradient an input. `create_graph=True` makes the derivative itself a graph to derive again.
+    """
+    x = torch.tensor([3.0], requires_grad=True)
+    first = torch.autograd.grad(x**2, x, create_graph=True)
+    second = torch.autograd.grad(first[0], x, create_graph=True)
+    # The second derivative is the constant 2: with nothing of x in it, autograd has to be told that 0 is meant.
+    third = torch.autograd.grad(second[0], x, allow_unused=True, materialize_grads=True)
+    return [first, second, third]
+
+
+def accumulate(zero: bool) -> list[float]:
+    """Return dy/dw after each of four backward passes over fresh graphs, setting it to zero in between or not.
+
+    Not zeroed, gradients add up: 5, 10, 15, 20. Zeroed: 5, 5, 5, 5.
+    """
+    w = torch.tensor([1.0], requires_grad=True)
+    x = torch.tensor([2.0], requires_grad=True)
+    seen = []
+    for _ in range(4):
+        ((w + x) * (w + 1)).backward()  # type: ignore[no-untyped-call]
+        seen.append(gradient(w))
+        if zero and w.grad is not None:
+            w.grad.zero_()
+    return seen
+
+
+def inherit() -> tuple[bool, bool, bool, bool]:
+    """Return `requires_grad` of a, b and y, made from leaves that require gradients, and whether a is a leaf."""
+    _, a, b = graph()
+    y = a * b
+    return a.requires_grad, b.requires_grad, y.requires_grad, a.is_leaf
+
+
+def keep_identity() -> tuple[bool, bool]:
+    """Return whether a is still the same tensor in memory after `a = a + 1` (it is new), and after `a += 1` (it is)."""
+    a = torch.ones(1)
+    address = a.data_ptr()
+    b = a
+    b = b + 1
+    same_after_sum = b.data_ptr() == address
+    a += 1
+    return same_after_sum, a.data_ptr() == address
+
+
+def change_leaf_in_place() -> str:
+    """Return the error that an in-place change of a leaf with `requires_grad` raises.
+
+    The gradient is wanted at the value that went into the graph, and that value would be lost.
+    """
+    w = torch.tensor([1.0], requires_grad=True)
+    try:
+        w += 1
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def descend(steps: int = 500, rate: float = 0.01, start: float = 10.0) -> float:
+    """Return where gradient descent on x² ends: every step multiplies x by 1 − 2·rate, so start·(1 − 2·rate)^steps."""
+    x = torch.tensor(start, requires_grad=True)
+    for _ in range(steps):
+        (x**2).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            x -= rate * gradient(x)
+        if x.grad is not None:
+            x.grad.zero_()
+    return x.item()
+
+
+def gradient(tensor: Tensor) -> float:
+    """Return the gradient of a one-element tensor, 0 where there is none yet."""
+    return 0.0 if tensor.grad is None else tensor.grad.item()
+
+
+def main() -> None:
+    """Print what each example shows."""
+    first, second, third = derive_twice()
+    print("w = 1, x = 2, a = w + x, b = w + 1, y = a·b")
+    print(f"  dy/dw = b + a = {derive_product():g}")
+    print(f"  backward twice over one graph, kept by retain_graph: {first:g}, then {second:g}: gradients add up")
+    print(f"  a third time, the graph is gone: {third!r}")
+    print(f"  y0 = a·b and y1 = a + b with gradient=(1, 2): 1·5 + 2·2 = {derive_weighted():g}")
+    print("\nx² at 3")
+    for order, result in zip(("first", "second", "third"), derive_repeatedly(), strict=True):
+        print(f"  {order} derivative: {result[0].item():g}, returned in a {type(result).__name__} of {len(result)}")
+    print("\nFour backward passes")
+    print(f"  gradient not zeroed: {accumulate(zero=False)}")
+    print(f"  gradient zeroed:     {accumulate(zero=True)}")
+    a, b, y, leaf = inherit()
+    print("\nLeaves that require gradients hand it on")
+    print(f"  requires_grad of a, b, y: {a}, {b}, {y}; a is a leaf: {leaf}")
+    same_after_sum, same_in_place = keep_identity()
+    print("\nIn place or not")
+    print(f"  after a = a + 1 the same memory: {same_after_sum}; after a += 1: {same_in_place}")
+    print(f"  w += 1 on a leaf that requires a gradient raises: {change_leaf_in_place()!r}")
+    print("\nGradient descent on x² from 10, 500 steps, rate 0.01")
+    print(f"  ends at {descend():.3e}; 10·0.98^500 = {10 * 0.98**500:.3e}")

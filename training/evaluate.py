@@ -1,0 +1,127 @@
+"""Figures: on the test split, through the exported artifacts; and of the fitted parameters against what is known.
+
+What is reported as accuracy or loss is what will be served, for it is measured through the service's own backends.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import brier_score_loss, log_loss, r2_score, roc_auc_score
+
+from service import tasks
+from service.backends import Array
+from service.manifest import BackendName
+from service.predictor import Predictor
+from training.data import HALF_PLANE_DIRECTION, Split, Splits, as_floats, least_squares
+from training.errors import CheckError
+from training.loop import Fitted, count_correct
+from training.nets import LinearNet
+from training.progress import Epoch
+
+EVALUATION_BATCH = 1000
+
+
+def predict(predictor: Predictor, split: Split) -> Array:
+    """Return the served values (N, 1) or probabilities (N, labels), float32, of every instance of a split."""
+    inputs = as_floats(split.inputs).cpu()
+    return np.concatenate(
+        [predictor.predict(batch.contiguous().numpy()) for batch in torch.split(inputs, EVALUATION_BATCH)]
+    )
+
+
+def evaluate(predictors: dict[BackendName, Predictor], split: Split) -> dict[str, float]:
+    """Return the figures of a model on a split.
+
+    Returns:
+        regression: `mse`, `rmse`, `r2`. binary: `accuracy` at the threshold, mean `loss` (nats), `auc`, `brier`.
+        multiclass: `accuracy`, mean `loss` (nats).
+
+    Raises:
+        CheckError: the backends do not agree on every label.
+    """
+    results = {name: predict(predictor, split) for name, predictor in predictors.items()}
+    reported, predictor = next(iter(results.values())), next(iter(predictors.values()))
+    targets = split.targets.cpu().numpy().reshape(-1)
+    if predictor.manifest.task == "regression":
+        return _measure_values(reported[:, 0], targets)
+    decided = [tasks.decide(probabilities, predictor.manifest) for probabilities in results.values()]
+    if any((each != decided[0]).any() for each in decided):
+        raise CheckError("the backends give different labels on the test split")
+    figures = {"accuracy": float(np.mean(decided[0] == targets)), "loss": _mean_loss(reported, targets)}
+    if predictor.manifest.task == "binary":
+        figures["auc"] = float(roc_auc_score(targets, reported[:, 1]))
+        figures["brier"] = float(brier_score_loss(targets, reported[:, 1]))
+    return figures
+
+
+def _measure_values(values: Array, targets: NDArray[np.float32]) -> dict[str, float]:
+    mse = float(np.mean((values.astype(np.float64) - targets) ** 2))
+    return {"mse": mse, "rmse": mse**0.5, "r2": float(r2_score(targets, values))}
+
+
+def _mean_loss(probabilities: Array, targets: NDArray[np.float32]) -> float:
+    # Rounded to float32 the rows sum to 1 only nearly, and log_loss asks for exactly.
+    rows = probabilities.astype(np.float64)
+    return float(log_loss(targets, rows / rows.sum(axis=1, keepdims=True), labels=np.arange(rows.shape[1])))
+
+
+def measure_direction(fitted: Fitted, splits: Splits) -> dict[str, float]:
+    """Return the cosine between the fitted and the true normal of the boundary; 1 is the same direction."""
+    weights = parameters(fitted)[0].reshape(-1).double()
+    truth = torch.tensor(HALF_PLANE_DIRECTION, dtype=torch.float64)
+    cosine = (weights @ truth / (weights.norm() * truth.norm())).item()
+    return {"direction_cosine": cosine, **measure_training_hits(fitted, splits)}
+
+
+def measure_training_hits(fitted: Fitted, splits: Splits) -> dict[str, float]:
+    """Return the share of training points on the right side of the boundary."""
+    train = splits.train
+    with torch.no_grad():
+        return {"training_accuracy": count_correct(fitted.net(train.inputs), train.targets, "binary") / len(train)}
+
+
+def measure_hours(fitted: Fitted, splits: Splits) -> dict[str, float]:
+    """Return the summed loss after the last step, the hours at which pass and fail are even, and P(pass | 4 h)."""
+    weight, bias = (float(parameter) for parameter in parameters(fitted))
+    with torch.no_grad():
+        logits = fitted.net(splits.train.inputs)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, splits.train.targets, reduction="sum")
+    return {
+        "summed_loss": loss.item(),
+        "boundary_hours": -bias / weight,
+        "probability_at_4_hours": 1 / (1 + math.exp(-(4 * weight + bias))),
+    }
+
+
+def measure_line(fitted: Fitted, splits: Splits) -> dict[str, float]:
+    """Return slope and intercept beside those of closed-form least squares, and the training error of both lines."""
+    slope, intercept = (float(parameter) for parameter in parameters(fitted))
+    best_slope, best_intercept = least_squares(splits.train)
+    return {
+        "slope": slope,
+        "intercept": intercept,
+        "least_squares_slope": best_slope,
+        "least_squares_intercept": best_intercept,
+        "training_mse": _line_mse(splits.train, slope, intercept),
+        "least_squares_training_mse": _line_mse(splits.train, best_slope, best_intercept),
+    }
+
+
+def _line_mse(split: Split, slope: float, intercept: float) -> float:
+    return ((split.inputs.double() * slope + intercept - split.targets) ** 2).mean().item()
+
+
+def best_epoch(fitted: Fitted) -> Epoch:
+    """Return the epoch whose net was kept: the one with the lowest validation loss, or the last without validation."""
+    checked = [epoch for epoch in fitted.history if epoch.validation_loss is not None]
+    return min(checked, key=lambda epoch: epoch.validation_loss or 0.0) if checked else fitted.history[-1]
+
+
+def parameters(fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights (1, features) and bias (1,) of a fitted linear net."""
+    net = fitted.net
+    if not isinstance(net, LinearNet):
+        raise TypeError(f"{type(net).__name__} is not linear")
+    return net.weight.detach(), net.bias.detach()

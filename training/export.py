@@ -1,0 +1,108 @@
+"""Export: from a net to the bytes of one TorchScript file and one ONNX file.
+
+Equal nets give equal bytes, whatever was exported before in the same process, and the bytes hold no path of the
+machine that made them: both exporters would embed the source lines of the Python that they traced.
+"""
+
+import io
+import re
+import warnings
+import zipfile
+
+import onnx
+import torch
+from torch import nn
+
+from service.manifest import BackendName
+from training.errors import CheckError
+
+ARTIFACT_FILES: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+INPUT_TENSOR, OUTPUT_TENSOR = "inputs", "outputs"
+_ALIGNMENT = 64  # bytes; PyTorch aligns tensors in its archives so that they can be memory-mapped
+_LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
+_EXTRA_HEADER = 4  # bytes of a zip extra field before its content
+
+
+def export(net: nn.Module, shape: tuple[int, ...]) -> dict[BackendName, bytes]:
+    """Return both artifacts of a serving net, by backend.
+
+    Args:
+        net: on the CPU, float32 (N, *shape) -> float32 (N, K); its graph must not depend on N.
+        shape: of one instance.
+    """
+    net.eval()
+    return {"onnx": export_onnx(net, shape), "torchscript": export_torchscript(net, shape)}
+
+
+def export_onnx(net: nn.Module, shape: tuple[int, ...]) -> bytes:
+    """Return a single-file ONNX graph with input "inputs", output "outputs" and a dynamic batch.
+
+    Raises:
+        CheckError: the exported graph is not valid ONNX or keeps its weights elsewhere.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program = torch.onnx.export(
+            net,
+            (torch.zeros(2, *shape),),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=[INPUT_TENSOR],
+            output_names=[OUTPUT_TENSOR],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    if program is None:
+        raise CheckError("the ONNX exporter gave no graph")
+    model = program.model_proto
+    _strip(model.graph)
+    del model.metadata_props[:]
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckError(f"the exported graph is not valid ONNX: {error}") from error
+    if any(weights.data_location == onnx.TensorProto.EXTERNAL for weights in model.graph.initializer):
+        raise CheckError("the exported ONNX graph keeps weights outside its file")
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    """Remove the stack traces and module names that the exporter leaves at every node and value."""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+
+
+def export_torchscript(net: nn.Module, shape: tuple[int, ...]) -> bytes:
+    """Return a TorchScript archive: traced, frozen into one class, and cleaned of what names this machine."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, works, and is this project's brief
+        with torch.no_grad():
+            traced = torch.jit.trace(net, torch.zeros(2, *shape), check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.freeze(traced), buffer)
+    return _clean(buffer)
+
+
+def _clean(archive: io.BytesIO) -> bytes:
+    """Rewrite a TorchScript archive without source locations, build counters and times.
+
+    `*.debug_pkl` holds file names and lines, `.data/` a digest over them, `traced_inputs` the example, and
+    `___torch_mangle_7` counts the classes exported before in this process; the frozen graph is one class and needs no
+    such number.
+    """
+    cleaned = io.BytesIO()
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(cleaned, "w", zipfile.ZIP_STORED) as target:
+        for name in source.namelist():
+            if name.endswith(".debug_pkl") or "/.data/" in name or "/traced_inputs" in name:
+                continue
+            content = source.read(name)
+            if name.endswith((".py", ".pkl")):
+                content = re.sub(rb"\.___torch_mangle_\d+", b"", content)
+            entry = zipfile.ZipInfo(re.sub(r"/___torch_mangle_\d+", "", name))  # its time is 1980-01-01
+            start = cleaned.tell() + _LOCAL_HEADER + len(entry.filename.encode()) + _EXTRA_HEADER
+            padding = -start % _ALIGNMENT
+            entry.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+            target.writestr(entry, content)
+    return cleaned.getvalue()

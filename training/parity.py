@@ -1,0 +1,101 @@
+"""Parity: the artifacts agree with the net they were exported from, through the backends that will serve them."""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from service import tasks
+from service.backends import Array, open_backend
+from service.errors import InferenceError, ModelRefusedError
+from service.manifest import BackendName, Manifest
+from service.predictor import Predictor, worst_excess
+from training.errors import CheckError
+
+BATCH_SIZES = (1, 2, 7, 64, 256)
+
+
+def open_predictors(manifest: Manifest, contents: dict[BackendName, bytes]) -> dict[BackendName, Predictor]:
+    """Open each artifact on the CPU with the service's own backend.
+
+    Raises:
+        CheckError: a backend refuses its artifact.
+    """
+    try:
+        return {
+            name: Predictor(manifest, open_backend(name, content, manifest, "cpu", threads=torch.get_num_threads()))
+            for name, content in contents.items()
+        }
+    except ModelRefusedError as error:
+        raise CheckError(f"an exported artifact does not open: {error}") from error
+
+
+def check_parity(net: nn.Module, predictors: dict[BackendName, Predictor], seed: int) -> dict[BackendName, float]:
+    """Compare each backend with the eager serving net on random and edge inputs.
+
+    Returns:
+        by backend, the largest |backend − net| that was seen.
+
+    Raises:
+        CheckError: some output differs by more than 1e-5 + 1e-4·|net|, some label differs, or a graph fails.
+    """
+    return {name: _compare(net, predictor, seed) for name, predictor in predictors.items()}
+
+
+def _compare(net: nn.Module, predictor: Predictor, seed: int) -> float:
+    manifest, name = predictor.manifest, predictor.backend.name
+    largest = 0.0
+    for inputs in build_batches(manifest, seed):
+        expected = run_net(net, inputs)
+        try:
+            actual = predictor.run(inputs)
+        except InferenceError as error:
+            raise CheckError(f"the {name} artifact fails on a batch of {len(inputs)}: {error}") from error
+        excess = worst_excess(actual, expected)
+        if excess > 0:
+            raise CheckError(
+                f"the {name} artifact differs from the net by {excess:.2g} more than the tolerance"
+                f" on a batch of {len(inputs)}"
+            )
+        if manifest.task != "regression" and (labels(actual, manifest) != labels(expected, manifest)).any():
+            raise CheckError(f"the {name} artifact and the net give different labels on a batch of {len(inputs)}")
+        largest = max(largest, float(np.abs(actual - expected).max()))
+    return largest
+
+
+def build_batches(manifest: Manifest, seed: int) -> list[Array]:
+    """Return random batches of several sizes over the input's range, and one batch of edges.
+
+    The edges are zeros, ones, every number at its least, and at its greatest: for a feature ten times its range, for a
+    pixel 0 and 1.
+    """
+    shape = manifest.input.shape
+    low, high = _ranges(manifest)
+    generator = np.random.default_rng(seed)
+    batches = [generator.uniform(low, high, (size, *shape)).astype(np.float32) for size in BATCH_SIZES]
+    reach = 1 if manifest.input.kind == "image" else 10
+    edges = np.array([np.zeros(shape), np.ones(shape), reach * low + np.zeros(shape), reach * high + np.zeros(shape)])
+    return [*batches, edges.astype(np.float32)]
+
+
+def _ranges(manifest: Manifest) -> tuple[Array, Array]:
+    if manifest.input.kind == "image":
+        return np.zeros(1, np.float32), np.ones(1, np.float32)
+    bounds = [(feature.minimum, feature.maximum) for feature in manifest.input.features]
+    low = [0.0 if least is None else least for least, _ in bounds]
+    high = [1.0 if greatest is None else greatest for _, greatest in bounds]
+    return np.array(low, np.float32), np.array(high, np.float32)
+
+
+def run_net(net: nn.Module, inputs: Array) -> Array:
+    """Return the eager net's outputs float32 (N, K)."""
+    net.eval()
+    with torch.inference_mode():
+        outputs: Array = net(torch.from_numpy(inputs)).numpy()
+    return outputs.reshape(len(inputs), math.prod(outputs.shape[1:]))
+
+
+def labels(outputs: Array, manifest: Manifest) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
+    """Return the index of each row's label."""
+    return tasks.decide(tasks.interpret(outputs, manifest), manifest)

@@ -1,0 +1,220 @@
+"""Plots of a fitted model, written as PNG beside it: they show what training and the artifact gave."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import NDArray
+
+from service import tasks
+from service.predictor import Predictor
+from training.data import HALF_PLANE_DIRECTION, LINE_INTERCEPT, Split, Splits, as_floats, true_slope
+from training.evaluate import parameters, predict
+from training.loop import Fitted
+
+Draw = Callable[[Path, Fitted, Splits, Predictor], None]
+
+BLUE, ORANGE, GREEN, GREY, INK = "#2f6db3", "#e07b24", "#2a9d5c", "#8a8f98", "#23272e"
+_DPI = 110
+_LARGE_DISPARITY = 30
+
+
+@contextmanager
+def _canvas(path: Path, title: str, width: float = 6.4, height: float = 4.4) -> Iterator[Axes]:
+    """Give empty axes; on leaving, write them to `path`. No global matplotlib state is touched."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, color=INK, fontsize=12, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    yield axes
+    figure.savefig(path, metadata={"Software": None})
+
+
+def draw_loss(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw the loss of each epoch, and the validation loss with the kept epoch where there is one."""
+    del splits
+    losses = [epoch.loss for epoch in fitted.history]
+    checked = [epoch.validation_loss for epoch in fitted.history if epoch.validation_loss is not None]
+    numbers = np.arange(1, len(losses) + 1)
+    few: dict[str, Any] = {"marker": "o", "markersize": 4} if len(losses) <= _LARGE_DISPARITY else {}
+    with _canvas(path, f"{predictor.manifest.title}: loss") as axes:
+        axes.plot(numbers, losses, color=BLUE, label="training", **few)
+        if checked:
+            best = int(np.argmin(checked))
+            axes.plot(numbers, checked, color=ORANGE, label="validation", **few)
+            axes.plot(
+                numbers[best], checked[best], "o", ms=11, mfc="none", mec=INK, label=f"kept: epoch {numbers[best]}"
+            )
+            axes.legend(frameon=False)
+        if max(losses) > _LARGE_DISPARITY * min(losses) > 0 or max(losses) > 10 * losses[-1]:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss")
+
+
+def draw_line(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw the training points, the fitted line and the true line, each line with its own bias."""
+    slope, intercept = (float(parameter) for parameter in parameters(fitted))
+    x, y = splits.train.inputs[:, 0].numpy(), splits.train.targets[:, 0].numpy()
+    ends = np.array([x.min() - 0.2, x.max() + 0.2])
+    with _canvas(path, predictor.manifest.title) as axes:
+        axes.scatter(x, y, s=22, color=BLUE, alpha=0.65, linewidths=0, label="100 training points")
+        axes.plot(
+            ends,
+            true_slope() * ends + LINE_INTERCEPT,
+            color=INK,
+            linestyle="--",
+            label=f"true: y = {true_slope():.2f}·x + {LINE_INTERCEPT:.2f}",
+        )
+        axes.plot(ends, slope * ends + intercept, color=ORANGE, label=f"fitted: y = {slope:.2f}·x + {intercept:.2f}")
+        axes.set_xlabel("x")
+        axes.set_ylabel("y")
+        axes.legend(frameon=False)
+
+
+def draw_hours(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw the probability of passing over hours of study, the three students, and where the odds are even."""
+    weight, bias = (float(parameter) for parameter in parameters(fitted))
+    hours = np.linspace(0, 5, 200)
+    students = splits.train
+    with _canvas(path, predictor.manifest.title) as axes:
+        axes.plot(hours, 1 / (1 + np.exp(-(weight * hours + bias))), color=BLUE, label="P(pass)")
+        axes.scatter(students.inputs[:, 0], students.targets[:, 0], s=55, color=ORANGE, zorder=3, label="students")
+        even = -bias / weight
+        axes.axvline(even, color=GREY, linestyle="--", linewidth=1, label=f"even odds at {even:.2f} h")
+        axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1)
+        axes.set_xlabel("hours of study")
+        axes.set_ylabel("probability of passing")
+        axes.set_ylim(-0.05, 1.05)
+        axes.legend(frameon=False, loc="upper left")
+
+
+def draw_half_plane(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw the training points of both classes, the fitted boundary and the true one."""
+    weights, bias = parameters(fitted)
+    with _canvas(path, predictor.manifest.title, width=6.4, height=4.3) as axes:
+        _draw_classes(axes, splits.train, predictor)
+        truth = torch.tensor([HALF_PLANE_DIRECTION])
+        _draw_boundary(axes, truth, torch.zeros(1), color=GREEN, linewidth=2, linestyle="--", label="true boundary")
+        _draw_boundary(axes, weights, bias, color=INK, label="fitted boundary")
+        _place_legend(axes)
+
+
+def draw_clouds(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw both clouds, the boundary as it was at each check (paler is earlier), and the one that was measured last."""
+    weights, bias = parameters(fitted)
+    with _canvas(path, predictor.manifest.title, width=6.2, height=5.2) as axes:
+        _draw_classes(axes, splits.train, predictor)
+        earlier = list(fitted.boundaries.items())[:-1]
+        for i, (_, (w, b)) in enumerate(earlier):
+            label = "every 20 iterations" if i == len(earlier) - 1 else None
+            _draw_boundary(axes, w, b, color=GREY, alpha=0.15 + 0.5 * i / len(earlier), linewidth=1, label=label)
+        label = f"after {len(fitted.history)} iterations"
+        _draw_boundary(axes, weights, bias, color=INK, linewidth=2, label=label)
+        _place_legend(axes)
+
+
+def _draw_classes(axes: Axes, split: Split, predictor: Predictor) -> None:
+    points, classes = split.inputs.numpy(), split.targets[:, 0].numpy()
+    size = 32 if len(split) <= 200 else 11  # noqa: PLR2004 - smaller where they would cover each other
+    for value, color in ((0, BLUE), (1, ORANGE)):
+        of_class = points[classes == value]
+        label = predictor.manifest.output.labels[value]
+        axes.scatter(of_class[:, 0], of_class[:, 1], s=size, color=color, alpha=0.7, linewidths=0, label=label)
+    axes.set_xlabel("x0")
+    axes.set_ylabel("x1")
+    low, high = points.min(axis=0) - 0.3, points.max(axis=0) + 0.3
+    axes.set_xlim(low[0], high[0])
+    axes.set_ylim(low[1], high[1])
+    axes.set_aspect("equal")
+
+
+def _draw_boundary(axes: Axes, weights: torch.Tensor, bias: torch.Tensor, **style: Any) -> None:  # noqa: ANN401 - as matplotlib
+    """Draw the line w₀·x + w₁·y + b = 0."""
+    (w0, w1), b = weights.reshape(2).tolist(), bias.item()
+    x = np.array(axes.get_xlim())
+    axes.plot(x, -(w0 * x + b) / w1, **style)
+
+
+def _place_legend(axes: Axes) -> None:
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def draw_digits(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw the first 20 training images with their labels."""
+    del fitted
+    shown = splits.train
+    titles = [str(int(label)) for label in shown.targets[:20]]
+    _draw_grid(path, "Training images and their labels", shown, list(range(len(titles))), titles, predictor)
+
+
+def draw_misclassified(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw the 20 test images that the model was surest about, and wrong."""
+    del fitted
+    probabilities = predict(predictor, splits.test)
+    decided = tasks.decide(probabilities, predictor.manifest)
+    sureness = probabilities.max(axis=1)
+    wrong = np.flatnonzero(decided != splits.test.targets.numpy())
+    surest = wrong[np.argsort(-sureness[wrong])][:20].tolist()
+    titles = [f"{int(splits.test.targets[i])}, not {decided[i]}\n{sureness[i]:.1%}" for i in surest]
+    title = f"The surest of {len(wrong)} errors on {len(splits.test)} test images: label, not prediction, and how sure"
+    _draw_grid(path, title, splits.test, surest, titles, predictor)
+
+
+def _draw_grid(
+    path: Path, title: str, split: Split, chosen: list[int], titles: list[str], predictor: Predictor, columns: int = 10
+) -> None:
+    figure = Figure(figsize=(9.6, 3.0), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
+    image = predictor.manifest.input
+    assert image.kind == "image"
+    size = (image.image.height, image.image.width)
+    for position, (index, label) in enumerate(zip(chosen, titles, strict=True)):
+        axes = figure.add_subplot(2, columns, position + 1)
+        axes.imshow(as_floats(split.inputs[index]).reshape(size).numpy(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(label, fontsize=9 if len(label) > 1 else 12, color=INK)
+        axes.set_axis_off()
+    figure.savefig(path, metadata={"Software": None})
+
+
+def draw_confusion(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw how often each digit was taken for each other on the test images; shade counts errors only."""
+    del fitted
+    decided = tasks.decide(predict(predictor, splits.test), predictor.manifest)
+    counts = count_confusions(splits.test.targets.numpy(), decided, len(predictor.manifest.output.labels))
+    errors = counts - np.diag(np.diag(counts))
+    with _canvas(path, "Test images by label and prediction", width=5.6, height=5.2) as axes:
+        axes.grid(visible=False)
+        axes.imshow(errors, cmap="Oranges", vmax=max(1, 2 * errors.max()))
+        for row, column in np.ndindex(*counts.shape):
+            if counts[row, column]:
+                style: dict[str, Any] = {"weight": "bold" if row == column else "normal", "color": INK, "fontsize": 8}
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", **style)
+        ticks = range(len(counts))
+        axes.set_xticks(ticks, predictor.manifest.output.labels)
+        axes.set_yticks(ticks, predictor.manifest.output.labels)
+        axes.set_xlabel("prediction")
+        axes.set_ylabel("label")
+
+
+def count_confusions(labels: NDArray[np.int64], decided: NDArray[np.intp], classes: int) -> NDArray[np.int64]:
+    """Return counts (classes, classes): row label, column prediction; they sum to the number of instances."""
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (labels, decided), 1)
+    return counts

@@ -1,0 +1,64 @@
+"""What a run shows while it learns: a bar with loss and accuracy on a terminal, about ten plain lines otherwise."""
+
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+PLAIN_LINES = 10
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training split gave. Accuracies are shares in [0, 1], None for regression.
+
+    `loss` is the mean over instances (or their sum, where the criterion sums), each measured before the step that
+    learned from it. The validation figures are of the net after the epoch.
+    """
+
+    loss: float
+    accuracy: float | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+
+    def __str__(self) -> str:
+        """Return the figures that are there, as `loss 0.1234 accuracy 0.9876`."""
+        figures = {name.replace("_", " "): value for name, value in vars(self).items() if value is not None}
+        return "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+
+
+class Progress:
+    """A context manager that is told of every step and epoch."""
+
+    def __init__(self, title: str, epochs: int, steps_per_epoch: int) -> None:
+        self._title = title
+        self._epochs = epochs
+        self._done = 0
+        self._every = max(1, epochs // PLAIN_LINES)
+        self._plain = not sys.stderr.isatty()
+        self._bar = tqdm(
+            total=epochs * steps_per_epoch, desc=title, unit="step", disable=self._plain, dynamic_ncols=True, leave=True
+        )
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal in order."""
+        self._bar.close()
+
+    def step(self) -> None:
+        """Count one update of the parameters."""
+        self._bar.update()
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Show the figures of a finished epoch."""
+        self._done += 1
+        self._bar.set_postfix_str(f"epoch {self._done}/{self._epochs}  {epoch}", refresh=False)
+        if self._plain and (self._done % self._every == 0 or self._done == self._epochs):
+            print(f"{self._title}: epoch {self._done}/{self._epochs}  {epoch}", flush=True)
