@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ import numpy as np
 import onnxruntime as ort
 import requests
 
-from benchmarks.contenders import CASES, CONTENDERS, JSON, Case, Contender, build_body, build_rows, load_model
+from benchmarks.contenders import (
+    CASES,
+    CONTENDERS,
+    JSON,
+    Case,
+    Contender,
+    build_binary,
+    build_body,
+    build_rows,
+    load_model,
+)
 from benchmarks.load import Load, Wrk, check_wrk
 from benchmarks.processes import Started, start
 from service.manifest import Manifest
@@ -60,19 +71,24 @@ def main() -> int:
 def _measure(
     contender: Contender, case: Case, folder: Path, manifest: Manifest, options: argparse.Namespace, into: Measured
 ) -> None:
-    body = build_body(manifest, case.rows)
+    body, headers = build_body(manifest, case.rows), JSON
     path = contender.path.format(model=case.model)
+    if case.binary:
+        if not contender.binary_path:
+            return
+        path = contender.binary_path.format(model=case.model)
+        body, headers = build_binary(manifest, case.rows)
     try:
-        server = _start(contender, path, folder, body, options.models_dir)
+        server = _start(contender, path, folder, body, headers, options.models_dir)
     except RuntimeError as error:
         print(f"\n{contender.name}: {error}", file=sys.stderr)
         return
     try:
         url = f"http://127.0.0.1:{server.port}{path}"
-        _check_answer(url, body, folder, manifest, case.rows, contender.name)
-        Wrk(url, body, case.connections, options.warm_up, JSON).finish()
+        _check_answer(url, body, headers, folder, manifest, case.rows, contender.name)
+        Wrk(url, body, case.connections, options.warm_up, headers).finish()
         before = server.cpu_seconds()
-        load = Wrk(url, body, case.connections, options.seconds, JSON).finish()
+        load = Wrk(url, body, case.connections, options.seconds, headers).finish()
         into.cpu.append((server.cpu_seconds() - before) / max(1, load.requests) * 1e6)
         into.loads.append(load)
         into.cold_start.append(server.cold_start)
@@ -83,20 +99,28 @@ def _measure(
         server.stop()
 
 
-def _start(contender: Contender, path: str, folder: Path, body: bytes, models_dir: Path) -> Started:
+def _start(
+    contender: Contender, path: str, folder: Path, body: bytes, headers: dict[str, str], models_dir: Path
+) -> Started:
     environment = {"BENCH_MODEL": str(folder), "SERVICE_MODELS_DIR": str(models_dir), "BENTOML_DO_NOT_TRACK": "True"}
-    return start(list(contender.command), environment | contender.environment, path, body, JSON)
+    return start(list(contender.command), environment | contender.environment, path, body, headers)
 
 
-def _check_answer(url: str, body: bytes, folder: Path, manifest: Manifest, rows: int, name: str) -> None:
+def _check_answer(
+    url: str, body: bytes, headers: dict[str, str], folder: Path, manifest: Manifest, rows: int, name: str
+) -> None:
     """Refuse to measure a server that answers anything but what onnxruntime itself gives."""
     session = ort.InferenceSession(str(folder / "model.onnx"))
     inputs = build_rows(manifest, rows)
     expected: Any = session.run(None, {session.get_inputs()[0].name: inputs})[0]
     if expected.shape[1] == 1:
         expected = np.concatenate([1 - expected, expected], axis=1)
-    answer = requests.post(url, data=body, headers=JSON, timeout=30).json()
-    got = np.array([prediction["probabilities"] for prediction in answer["predictions"]])
+    answer = requests.post(url, data=body, headers=headers, timeout=30)
+    if headers is JSON:
+        got = np.array([prediction["probabilities"] for prediction in answer.json()["predictions"]])
+    else:
+        length = int(answer.headers["Inference-Header-Content-Length"])
+        got = np.frombuffer(answer.content, np.float32, offset=length).reshape(rows, -1)
     if got.shape != expected.shape or np.abs(got - expected).max() > 1e-5:  # noqa: PLR2004 - float32 on another batch size
         raise SystemExit(f"{name} answers otherwise than onnxruntime")
 
@@ -115,6 +139,8 @@ def _print_table(case: Case, results: dict[str, Measured]) -> None:
     print("| server | requests/s (min–max) | ours is × | p50 ms | p99 ms | CPU µs | MB | cold start s | idle % |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, measured in results.items():
+        if not measured.loads and case.binary:
+            continue
         if not measured.loads:
             print(f"| {name} | did not run | | | | | | | |")
             continue
@@ -143,7 +169,7 @@ def _print_mixed(options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|")
     for contender in CONTENDERS[:1]:
         path = contender.path.format(model="mnist")
-        server = _start(contender, path, folder, one, options.models_dir)
+        server = _start(contender, path, folder, one, JSON, options.models_dir)
         try:
             url = f"http://127.0.0.1:{server.port}{path}"
             Wrk(url, one, 16, options.warm_up, JSON).finish()
@@ -163,10 +189,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measured load")
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds of load before each measured one")
-    parser.add_argument(
-        "--cases", default="", help="parts of case names, comma-separated: " + _names(CASES) + ", mixed"
-    )
-    parser.add_argument("--contenders", default="", help="parts of contender names, comma-separated")
+    parser.add_argument("--cases", default="", help="names or patterns, comma-separated: " + _names(CASES) + ", mixed")
+    parser.add_argument("--contenders", default="", help="names or patterns, comma-separated")
     parser.add_argument("--models-dir", type=Path, default=Path("models"))
     options = parser.parse_args()
     if options.quick:
@@ -175,7 +199,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _is_wanted(name: str, wanted: str) -> bool:
-    return not wanted or any(part.strip() in name for part in wanted.split(","))
+    return not wanted or any(fnmatch(name, part.strip()) for part in wanted.split(","))
 
 
 def _names(cases: tuple[Case, ...]) -> str:

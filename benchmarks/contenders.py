@@ -20,6 +20,7 @@ class Contender:
     name: str
     command: tuple[str, ...]
     path: str = "/predict"
+    binary_path: str = ""
     needs: str = ""
     models: tuple[str, ...] = ("mnist", "logistic-clusters")
     environment: dict[str, str] = field(default_factory=dict)
@@ -38,10 +39,12 @@ class Case:
     model: str = "mnist"
     rows: int = 1
     connections: int = 64
+    binary: bool = False
 
 
 CASES = (
     Case("digit"),
+    Case("digit, v2 binary", binary=True),
     Case("one connection", connections=1),
     Case("256 digits", rows=256, connections=4),
     Case("two features", model="logistic-clusters"),
@@ -51,23 +54,24 @@ _PYTHON = sys.executable
 _OURS = (_PYTHON, "-m", "service", "serve", "--port", "{port}", "--workers", "2")
 _UVICORN = (_PYTHON, "-m", "uvicorn", "--port", "{port}", "--log-level", "error", "--no-access-log")
 _PREDICT = "/v1/models/{model}:predict"
+_INFER = "/v2/models/{model}/infer"
 CONTENDERS = (
-    Contender("this service", _OURS, _PREDICT),
-    Contender("this service, torchscript", (*_OURS, "--backend", "torchscript"), _PREDICT, "torch"),
-    Contender("bare ASGI, 2 workers", (*_UVICORN, "--workers", "2", "benchmarks.servers.bare_asgi:app")),
-    Contender("FastAPI, 1 worker", (*_UVICORN, "benchmarks.servers.fastapi_onnx:app"), needs="fastapi"),
+    Contender("this service", _OURS, _PREDICT, _INFER),
+    Contender("this service (torchscript)", (*_OURS, "--backend", "torchscript"), _PREDICT, _INFER, "torch"),
+    Contender("bare ASGI (2 workers)", (*_UVICORN, "--workers", "2", "benchmarks.servers.bare_asgi:app")),
+    Contender("FastAPI (1 worker)", (*_UVICORN, "benchmarks.servers.fastapi_onnx:app"), needs="fastapi"),
     Contender(
-        "FastAPI, 2 workers", (*_UVICORN, "--workers", "2", "benchmarks.servers.fastapi_onnx:app"), needs="fastapi"
+        "FastAPI (2 workers)", (*_UVICORN, "--workers", "2", "benchmarks.servers.fastapi_onnx:app"), needs="fastapi"
     ),
     Contender(
-        "mosec, 2 workers",
+        "mosec (2 workers)",
         (_PYTHON, "-m", "benchmarks.servers.mosec_server", "--port", "{port}", "--address", "127.0.0.1"),
         "/inference",
-        "mosec",
+        needs="mosec",
     ),
-    Contender("LitServe, 2 workers", (_PYTHON, "-m", "benchmarks.servers.stock_litserve", "{port}"), needs="litserve"),
+    Contender("LitServe (2 workers)", (_PYTHON, "-m", "benchmarks.servers.stock_litserve", "{port}"), needs="litserve"),
     Contender(
-        "BentoML, 2 workers",
+        "BentoML (2 workers)",
         (_PYTHON, "-m", "bentoml", "serve", "benchmarks.servers.bentoml_service:Digits", "--port", "{port}"),
         needs="bentoml",
     ),
@@ -92,3 +96,18 @@ def build_rows(manifest: Manifest, rows: int) -> "np.ndarray[tuple[int, ...], np
 def build_body(manifest: Manifest, rows: int) -> bytes:
     """Return the JSON that a Python client sends for these rows: every float32 written as the float64 it becomes."""
     return json.dumps({"instances": build_rows(manifest, rows).reshape(rows, -1).tolist()}).encode()
+
+
+def build_binary(manifest: Manifest, rows: int) -> tuple[bytes, dict[str, str]]:
+    """Return the Open Inference Protocol's binary body for these rows, and its headers."""
+    inputs = build_rows(manifest, rows)
+    tensor = {
+        "name": manifest.input.tensor or "inputs",
+        "shape": list(inputs.shape),
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": inputs.nbytes},
+    }
+    wanted = {"name": manifest.output.tensor or "outputs", "parameters": {"binary_data": True}}
+    header = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+    return header + inputs.tobytes(), headers

@@ -9,6 +9,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
-from service.api import typed
+from service.api import codecs
 from service.api.failures import as_service_error, encode_error, error_headers
 from service.api.head import Headers, RequestHead, Target, check_call, check_media, match_predict, read_head
 from service.api.operations import build_routes
@@ -46,7 +47,7 @@ class Application:
         self.settings = settings
         self.repository = repository
         self.access_log = AccessLog(settings.log_format, settings.access_log)
-        self.in_flight = 0
+        self.in_flight = self._shown_in_flight = 0
         self._keys = [key.strip().encode() for key in settings.api_key.split(",") if key.strip()]
         self._others = _build_starlette(repository)
 
@@ -71,8 +72,8 @@ class Application:
         """
         self.check_key(head)
         check_call(method, head)
-        served = self.repository.get(*target)
-        check_media(head, served.manifest)
+        served = self.repository.get(target.name, target.version)
+        check_media(target, head, served.manifest)
         return served
 
     def check_key(self, head: RequestHead) -> None:
@@ -93,11 +94,12 @@ class Application:
         try:
             served = self.admit(target, method, head)
             body = await read_body(receive, head, self.settings.max_request_bytes, deadline)
-            call = await _decode(body, served.manifest, head, loop)
+            call = await self._decode(target, body, served.manifest, head)
             rows = len(call.inputs)
             waiter: asyncio.Future[Array] = loop.create_future()
+            deadline = min(deadline, loop.time() + call.timeout) if call.timeout else deadline
             served.batcher.submit(call.inputs, deadline, waiter)
-            answer = typed.encode_results(await waiter, served.manifest, call)
+            fields, answer = codecs.encode(target.api, await waiter, served.manifest, call, head)
         except Exception as error:  # whatever happens, the caller gets a sentence and not a stack
             found = as_service_error(error, head.request_id)
             self.note(target, head, found.status, rows, began, served)
@@ -106,7 +108,13 @@ class Application:
         finally:
             self.in_flight -= 1
         self.note(target, head, 200, rows, began, served)
-        await _send_json(send, 200, answer, head)
+        await _send(send, 200, answer, [*_split(fields), *head.echoed])
+
+    async def _decode(self, target: Target, body: bytes, manifest: Manifest, head: RequestHead) -> Any:  # noqa: ANN401
+        arguments = target.api, body, manifest, head, self.settings.max_request_bytes
+        if not codecs.is_heavy(target.api, body, head):
+            return codecs.decode(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(None, codecs.decode, *arguments)
 
     def note(
         self, target: Target, head: RequestHead, status: int, rows: int, began: float, served: Served | None
@@ -128,13 +136,15 @@ class Application:
             what = f"{manifest.name}/{manifest.version}"
         else:
             metrics.note_failure(status)
-            what = "/".join(filter(None, target))
+            what = "/".join(filter(None, target[1:]))
         self.access_log.note(head.request_id, what, status, rows, seconds)
 
     def tick(self) -> None:
         """Write what was gathered for the log, and the gauges; the host calls this a few times a second."""
         self.access_log.flush()
-        metrics.set_in_flight(self.in_flight)
+        if self.in_flight != self._shown_in_flight:
+            self._shown_in_flight = self.in_flight
+            metrics.set_in_flight(self.in_flight)
         for model in self.repository.models.values():
             for served in model.versions.values():
                 served.metrics.write(served.batcher.rows)
@@ -204,12 +214,6 @@ async def _receive_by(receive: Receive, deadline: float) -> Message:
     return message
 
 
-async def _decode(body: bytes, manifest: Manifest, head: RequestHead, loop: asyncio.AbstractEventLoop) -> typed.Call:
-    if not typed.is_heavy(body, head.content_type):
-        return typed.decode_call(body, manifest, head.content_type)
-    return await loop.run_in_executor(None, typed.decode_call, body, manifest, head.content_type)
-
-
 def _build_starlette(repository: Repository) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -238,15 +242,16 @@ def _explain(request: Request, status: int) -> ServiceError:
 
 
 async def _send_error(send: Send, error: ServiceError, head: RequestHead) -> None:
-    await _send_json(send, error.status, encode_error(error), head, error_headers(error))
+    fields = [(b"content-type", b"application/json"), *head.echoed, *error_headers(error)]
+    await _send(send, error.status, encode_error(error), fields)
 
 
-async def _send_json(send: Send, status: int, body: bytes, head: RequestHead, extra: Headers = ()) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        *head.echoed,
-        *extra,
-    ]
+async def _send(send: Send, status: int, body: bytes, fields: Headers) -> None:
+    headers = [*fields, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": int(status), "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _split(lines: bytes) -> Headers:
+    """Return header lines as ASGI's pairs."""
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines.splitlines())]

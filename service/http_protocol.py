@@ -10,10 +10,11 @@ import asyncio
 import http
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.api import typed
+from service.api import codecs
 from service.api.failures import as_service_error, encode_error, error_headers
 from service.api.head import RequestHead, Target, match_predict, new_request_id, read_head
 from service.app import Application
@@ -26,12 +27,13 @@ from service.errors import (
     TooLargeError,
     UnavailableError,
 )
+from service.manifest import Manifest
 from service.repository import Served
 
 MAX_HEAD_BYTES = 2**16
 MAX_HEADER_FIELDS = 100
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
-_OK = _STATUS[200] + b"content-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
+_OK = _STATUS[200] + b"%bcontent-length: %d\r\n%b\r\n%b"
 _CLOSE = b"connection: close\r\n"
 
 
@@ -63,7 +65,7 @@ class Prediction:
         self.parts: list[bytes] = []
         self.size = 0
         self.served: Served | None = None
-        self.call: typed.Call | None = None
+        self.call: Any = None
 
     def done(self) -> bool:
         """Tell whether it was answered or its client is gone."""
@@ -74,11 +76,11 @@ class Prediction:
         assert self.served is not None
         assert self.call is not None
         try:
-            body = typed.encode_results(results, self.served.manifest, self.call)
+            about, body = codecs.encode(self.target.api, results, self.served.manifest, self.call, self.head)
         except Exception as error:  # nothing may reach the batcher, which has other requests to answer
             self.set_exception(error)
             return
-        self._finish(200, _OK % (len(body), self._fields(), body))
+        self._finish(200, _OK % (about, len(body), self._fields(), body))
 
     def set_exception(self, error: BaseException) -> None:
         """Answer with the failure's status and sentence."""
@@ -164,7 +166,7 @@ class PredictProtocol(HttpToolsProtocol):
             self._leave_to_uvicorn()
             return
         head = read_head(self.headers)
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         self._prediction = prediction = Prediction(self, target, head, keep_alive)
         self.cycle = prediction  # type: ignore[assignment]  # it is all that uvicorn asks of a cycle
         self.app.in_flight += 1
@@ -207,7 +209,7 @@ class PredictProtocol(HttpToolsProtocol):
             parts = prediction.parts
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             prediction.parts = []
-            if not typed.is_heavy(body, prediction.head.content_type):
+            if not codecs.is_heavy(prediction.target.api, body, prediction.head):
                 self._submit(prediction, body)
             else:
                 self.flow.pause_reading()
@@ -216,26 +218,35 @@ class PredictProtocol(HttpToolsProtocol):
                 self.tasks.add(task)
 
     def _submit(self, prediction: Prediction, body: bytes) -> None:
-        assert prediction.served is not None
         try:
-            prediction.call = call = typed.decode_call(body, prediction.served.manifest, prediction.head.content_type)
-            prediction.served.batcher.submit(call.inputs, prediction.deadline, prediction)
+            prediction.call = codecs.decode(*self._arguments(prediction, body))
+            self._queue(prediction)
         except Exception as error:
             prediction.set_exception(error)
 
     async def _submit_heavy(self, prediction: Prediction, body: bytes) -> None:
         """Decode a heavy body in a thread: it would hold the loop for milliseconds."""
-        assert prediction.served is not None
         try:
-            arguments = body, prediction.served.manifest, prediction.head.content_type
             async with asyncio.timeout_at(prediction.deadline):
-                call = await self.loop.run_in_executor(None, typed.decode_call, *arguments)
+                call = await self.loop.run_in_executor(None, codecs.decode, *self._arguments(prediction, body))
             prediction.call = call
-            prediction.served.batcher.submit(call.inputs, prediction.deadline, prediction)
+            self._queue(prediction)
         except TimeoutError:
             prediction.set_exception(DeadlineExceededError("the body could not be read by the request's deadline"))
         except Exception as error:
             prediction.set_exception(error)
+
+    def _arguments(self, prediction: Prediction, body: bytes) -> tuple[str, bytes, Manifest, RequestHead, int]:
+        assert prediction.served is not None
+        limit = self.app.settings.max_request_bytes
+        return prediction.target.api, body, prediction.served.manifest, prediction.head, limit
+
+    def _queue(self, prediction: Prediction) -> None:
+        assert prediction.served is not None
+        call = prediction.call
+        if call.timeout is not None:
+            prediction.deadline = min(prediction.deadline, self.loop.time() + call.timeout)
+        prediction.served.batcher.submit(call.inputs, prediction.deadline, prediction)
 
     def _check_size(self, prediction: Prediction, size: int) -> None:
         limit = self.app.settings.max_request_bytes

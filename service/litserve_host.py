@@ -6,6 +6,7 @@ each worker answers HTTP itself, so a request crosses no process.
 """
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import socket
@@ -27,7 +28,9 @@ from service.supervisor import Supervisor
 
 logger = logging.getLogger("service")
 
+BACKLOG = 2048
 SWITCH_SECONDS = 0.0005  # a thread that reads a large body gives way to the event loop after this, not after 5 ms
+GARBAGE_THRESHOLD = 20_000  # objects; a request makes no cycles, so the default of 700 only costs time
 KEEP_ALIVE_SECONDS = 75  # longer than proxies keep their end, so that they close first
 
 
@@ -75,6 +78,9 @@ class HttpLoop(LitLoop):
             timeout_graceful_shutdown=max(1, round(lit_api.settings.shutdown_grace)),
         )
         sys.setswitchinterval(SWITCH_SECONDS)
+        gc.collect()
+        gc.freeze()  # what start-up made stays: no collection need look at it again
+        gc.set_threshold(GARBAGE_THRESHOLD)
         HttpServer(config, lit_api.app).run(sockets=[lit_api.listener])
         sys.exit(0)
 
@@ -141,6 +147,7 @@ def serve(settings: Settings) -> None:
         logger.warning("listening on %s without --api-key: whoever reaches this port can use every model", host)
 
     def announce() -> None:
+        listener.listen(BACKLOG)  # who connects before a worker's HTTP server accepts, waits instead of being refused
         shown = f"[{host}]" if ":" in host else host
         logger.info("serving on http://%s:%d with %d workers; try http://%s:%d/docs", shown, port, total, shown, port)
 

@@ -53,6 +53,7 @@ class ModelMetrics:
         self._inference_seconds = _inference_seconds.labels(*labels)
         self._batch_rows = _batch_rows.labels(*labels)
         self._queue_rows = _queue_rows.labels(*labels)
+        self._shown_rows = 0
         self._answered: list[tuple[int, float]] = []
         self._batches: list[tuple[int, float, float]] = []
 
@@ -70,9 +71,13 @@ class ModelMetrics:
 
     def write(self, queue_rows: int) -> None:
         """Add what was gathered to the figures that `render` shows, and set the length of the queue."""
+        if queue_rows != self._shown_rows:
+            self._shown_rows = queue_rows
+            self._queue_rows.set(queue_rows)
+        if not (self._answered or self._batches):
+            return
         answered, self._answered = self._answered, []
         batches, self._batches = self._batches, []
-        self._queue_rows.set(queue_rows)
         for code, count in Counted(code for code, _ in answered).items():
             _requests.labels(self._name, self._version, str(code)).inc(count)
         _observe_all(self._request_seconds, [seconds for _, seconds in answered])

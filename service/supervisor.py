@@ -31,6 +31,7 @@ logger = logging.getLogger("service")
 FIRST_PAUSE = 0.1  # seconds before a worker that died while starting is tried again; doubled each time
 LONGEST_PAUSE = 5.0
 MAX_FAILURES = 5  # in a row, with no other worker ready: then the service ends, for whoever watches it to see
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _fork = mp.get_context("fork")
 
 
@@ -90,7 +91,7 @@ class Supervisor(ls.LitServer):
             self._signals += 1
             waker.send(None)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             signal.signal(number, stop)
         try:
             while not self._signals:
@@ -114,7 +115,10 @@ class Supervisor(ls.LitServer):
             args=(self._api, worker.device, worker.index, _Status(sender), self._callback_runner),
             name=f"worker-{worker.index}",
         )
+        # A signal between the fork and the child's own handlers would meet the parent's, and be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         worker.process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         sender.close()
 
     def _wait(self, wake: Connection) -> None:
@@ -193,6 +197,7 @@ def _run_worker(api: ls.LitAPI, device: str, index: int, status: _Status, callba
     """Run in the child: LitServe's worker, ended by signals and with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, _exit_at_once)  # until the HTTP server installs its own handler
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     inference_worker(api, device, index, None, None, status, callbacks, True)
 

@@ -17,7 +17,7 @@ class Digits:
         self.labels = read_labels()
         self.input_name = self.session.get_inputs()[0].name
 
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]
     def predict(self, instances: list[list[float]]) -> dict[str, Any]:
         """Run the model on the request's rows."""
         outputs = self.session.run(None, {self.input_name: np.array(instances, dtype=np.float32)})[0]

@@ -11,9 +11,9 @@ from service.errors import InvalidRequestError, MethodNotAllowedError, Unsupport
 from service.manifest import Manifest
 
 Headers = Iterable[tuple[bytes, bytes]]
-Target = tuple[str, str | None]  # a model and a version; None: the newest
 
 _PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?:predict")
+_INFER = re.compile(r"/v2/models/([^/:]+)(?:/versions/([^/:]+))?/infer")
 _SECONDS = re.compile(rb"(?=.*[1-9])\d{1,6}(\.\d{1,6})?")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
@@ -28,6 +28,8 @@ class RequestHead(NamedTuple):
     content_length: int | None = None
     key: bytes = b""
     timeout: bytes = b""
+    json_length: bytes = b""
+    accept_encoding: bytes = b""
     trace: bytes = b""
 
     @property
@@ -67,15 +69,25 @@ def read_head(headers: Headers) -> RequestHead:
         int(length) if length.isdigit() else None,
         key,
         fields.get(b"x-request-timeout", b""),
+        fields.get(b"inference-header-content-length", b""),
+        fields.get(b"accept-encoding", b""),
         fields.get(b"traceparent", b""),
     )
 
 
+class Target(NamedTuple):
+    """What a predict path names: an API ("v1" or "v2"), a model, and a version (None: the newest)."""
+
+    api: str
+    name: str
+    version: str | None
+
+
 @lru_cache(maxsize=1024)
 def match_predict(path: str) -> Target | None:
-    """Return the model and the version (None: the newest) of a predict path, or None for another path."""
-    match = _PREDICT.fullmatch(path)
-    return (match[1], match[2]) if match else None
+    """Return what a predict or infer path names, or None for another path."""
+    match = _PREDICT.fullmatch(path) or _INFER.fullmatch(path)
+    return Target(path[1:3], match[1], match[2]) if match else None
 
 
 def check_call(method: str, head: RequestHead) -> None:
@@ -91,8 +103,8 @@ def check_call(method: str, head: RequestHead) -> None:
         raise InvalidRequestError("X-Request-Timeout is not a positive number of seconds, such as 0.5")
 
 
-def check_media(head: RequestHead, manifest: Manifest) -> None:
-    """Refuse a body that the model does not read.
+def check_media(target: Target, head: RequestHead, manifest: Manifest) -> None:
+    """Refuse a body that the API, or the model, does not read.
 
     Raises:
         UnsupportedMediaError: another content type, or a content encoding.
@@ -100,12 +112,12 @@ def check_media(head: RequestHead, manifest: Manifest) -> None:
     del manifest
     if head.content_type not in (b"application/json", b""):
         kind = head.content_type.partition(b";")[0].strip().lower()
-        if kind != b"application/json":
+        if kind != b"application/json" and not (target.api == "v2" and kind == b"application/octet-stream"):
             shown = kind[:60].decode("latin-1")
             raise UnsupportedMediaError(f"content type {shown} is not read here; send Content-Type: application/json")
-    if head.content_encoding not in (b"", b"identity"):
+    if head.content_encoding not in (b"", b"identity", b"gzip", b"deflate"):
         shown = head.content_encoding[:60].decode("latin-1")
-        raise UnsupportedMediaError(f"content encoding {shown} is not read here; send the body as it is")
+        raise UnsupportedMediaError(f"content encoding {shown} is not read here; send gzip, deflate or none")
 
 
 _count = itertools.count()

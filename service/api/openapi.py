@@ -22,6 +22,7 @@ _ERRORS = {
     "405": "The path answers other methods",
     "413": "The body is over the limit",
     "415": "The content type or encoding is not understood",
+    "431": "There are too many or too long header fields",
     "500": "The model failed",
     "503": "The model is not ready, or its queue is full; see Retry-After",
     "504": "No answer was ready by the deadline",

@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 
 from service import tasks
+from service.api.head import RequestHead
 from service.api.tensors import kind_of, parse_instances, parse_large, read_instances
 from service.backends import Array
 from service.errors import InvalidRequestError
@@ -14,6 +15,7 @@ from service.manifest import Manifest
 LARGE_BODY = 2**18  # bytes; reading such a body would hold the event loop for a millisecond or more
 _FIELDS = ("instances", "parameters")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # a reader may ignore it, RFC 8259 section 8.1
+_JSON = b"content-type: application/json\r\n"
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -24,11 +26,26 @@ class Call(NamedTuple):
     threshold: float | None = None
     top_k: int | None = None
 
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the request gives itself: this API has the header field `X-Request-Timeout` for it."""
+        return None
 
-def is_heavy(body: bytes, content_type: bytes) -> bool:
+
+def is_heavy(body: bytes, head: RequestHead) -> bool:
     """Tell whether reading a body takes so long that it belongs in a thread."""
-    del content_type
+    del head
     return len(body) >= LARGE_BODY
+
+
+def decode(body: bytes, manifest: Manifest, head: RequestHead) -> Call:
+    """Read a predict request's body; see `decode_call`."""
+    return decode_call(body, manifest, head.content_type)
+
+
+def encode(results: Array, manifest: Manifest, call: Call) -> tuple[bytes, bytes]:
+    """Return header lines and body of the answer; see `encode_results`."""
+    return _JSON, encode_results(results, manifest, call)
 
 
 def decode_call(body: bytes, manifest: Manifest, content_type: bytes = b"") -> Call:
@@ -120,6 +137,7 @@ def build_predictions(results: Array, manifest: Manifest, call: Call) -> list[di
     if manifest.task == "regression":
         return [{"prediction": value} for value in results[:, 0]]
     labels = manifest.output.labels
+    results = tasks.probabilities_of(results, manifest)
     indices = tasks.decide(results, manifest, call.threshold).tolist()
     if manifest.task == "binary":
         # "probability" is that of the second label, the one the threshold speaks of, whichever label is predicted.

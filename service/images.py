@@ -1,0 +1,232 @@
+"""Pictures to numbers: PNG, JPEG, WebP or BMP bytes to what an image model takes, float32 (N, *shape) in [0, 1].
+
+A picture is opened by Pillow (https://pillow.readthedocs.io), refused before it is decoded when it is too large, turned
+upright (EXIF), laid on white paper where it is transparent, and fitted to the model's `ImageSpec`. "mnist" fitting is
+the preparation of http://yann.lecun.com/exdb/mnist: the ink scaled into a box of 20 / 28 of the field with its aspect
+ratio kept, and the box placed so that the centre of mass is at the field's centre, pixel index 14 of 28. Dark ink on
+light paper and light ink on dark paper are told apart by the border's brightness, and turned to the model's polarity.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageOps
+
+from service.backends import Array
+from service.errors import InvalidRequestError
+from service.manifest import ImageInput, ImageSpec
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_PIXELS = 32_000_000  # of all pictures of one request: at most 128 MB when decoded
+MAX_SIDE = 16_384
+
+_WORK_SIDE = 512  # pixels; a picture twice as large, or larger, is reduced before its ink is looked for
+_SMOOTH_SIDE = 64  # pixels; a larger picture has its grain smoothed, where there is contrast to look for
+_BOX = 20 / 28
+_LEAST_CONTRAST = 0.08  # of full brightness; with less than this between ink and paper, there is no ink
+_EDGE = 0.2  # of full ink; what is fainter does not stretch the ink's box
+_FULL = 90  # percentile of the ink's pixels that is made full ink, as it is in MNIST's own pictures
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; `_check_sizes` refuses
+
+Plane = NDArray[np.float64]  # (height, width): brightness, or how much ink there is, in [0, 1]
+
+
+def read_image(content: bytes, spec: ImageInput) -> Array:
+    """Return the input float32 (1, *shape) in [0, 1] of one encoded picture; see `read_images`."""
+    return read_images([content], spec, ["the picture"])
+
+
+def read_images(contents: Sequence[bytes], spec: ImageInput, names: Sequence[str]) -> Array:
+    """Return the inputs float32 (N, *shape) in [0, 1] of N encoded pictures.
+
+    Args:
+        contents: the bytes of each picture's file.
+        spec: what the model takes.
+        names: what to call each picture in a sentence about it.
+
+    Raises:
+        InvalidRequestError: one is empty, of another format, broken, or too large; where a size is at fault, nothing
+            has been decoded.
+    """
+    pictures = [_open(content, name) for content, name in zip(contents, names, strict=True)]
+    _check_sizes(pictures, names)
+    rows = [fit_picture(_load(picture, name), spec.image) for picture, name in zip(pictures, names, strict=True)]
+    return np.stack([_arrange(row, spec) for row in rows]).astype(np.float32)
+
+
+def _open(content: bytes, name: str) -> Image.Image:
+    """Read a picture's header."""
+    if not content:
+        raise InvalidRequestError(f"{name} is empty; send the bytes of a PNG, JPEG, WebP or BMP file")
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception as error:  # whatever Pillow raises for hostile bytes, the picture is at fault
+        raise InvalidRequestError(f"{name} is not a PNG, JPEG, WebP or BMP picture that can be read") from error
+
+
+def _check_sizes(pictures: Sequence[Image.Image], names: Sequence[str]) -> None:
+    for picture, name in zip(pictures, names, strict=True):
+        width, height = picture.size
+        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+            limit = f"{MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} million in all"
+            raise InvalidRequestError(f"{name} has {width} × {height} pixels, over the limit of {limit}")
+    total = sum(picture.width * picture.height for picture in pictures)
+    if total > MAX_PIXELS:
+        limit = f"{MAX_PIXELS // 1_000_000} million a request"
+        raise InvalidRequestError(f"the pictures have {total} pixels together, over the limit of {limit}")
+
+
+def _load(picture: Image.Image, name: str) -> Image.Image:
+    """Decode the first frame as L, RGB, RGBA or F (0 to 255), upright, its longer side below 1,024 pixels."""
+    try:
+        picture.draft(None, (_WORK_SIDE, _WORK_SIDE))  # of a large JPEG photo, decodes as little as an eighth a side
+        plain = _simplify(picture)
+    except Exception as error:  # as in `_open`
+        raise InvalidRequestError(f"{name} is a {picture.format} picture that is cut short or broken") from error
+    factor = max(plain.size) // _WORK_SIDE
+    if factor > 1:
+        plain = plain.reduce((min(factor, plain.width), min(factor, plain.height)))
+    try:
+        return ImageOps.exif_transpose(plain)
+    except Exception:  # a note on orientation that cannot be read is no note
+        return plain
+
+
+def _simplify(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):  # 16 bits a pixel
+        deep = np.asarray(picture, dtype=np.float32)
+        return Image.fromarray(deep * np.float32(255 / 65535))
+    if picture.has_transparency_data:
+        return picture.convert("RGBA")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+
+
+def fit_picture(picture: Image.Image, image: ImageSpec) -> NDArray[np.float64]:
+    """Return a decoded picture as float64 (height, width, channels) in [0, 1], as the model takes it.
+
+    Where the model takes colours and the fitting is "stretch", it is not turned: a bright thing is not ink.
+    """
+    if image.channels > 1 and image.fitting == "stretch":
+        return _resize_colours(_lay_on(picture, 255), image)
+    grey = _grey(_lay_on(picture, 255))
+    ink, dark_ink = find_ink(grey)
+    if not ink.any() and picture.mode == "RGBA":  # white ink on nothing
+        grey = _grey(_lay_on(picture, 0))
+        ink, dark_ink = find_ink(grey)
+    if image.fitting == "mnist" or not ink.any():
+        field = centre_ink(ink, image.width, image.height)
+    else:
+        field = _resize(1 - grey if dark_ink else grey, image.width, image.height)
+    if image.polarity == "dark-on-light":
+        field = 1 - field
+    return np.repeat(field[:, :, None], image.channels, axis=2)
+
+
+def _lay_on(picture: Image.Image, brightness: int) -> Image.Image:
+    """Return a picture without transparency, on paper of a brightness from 0 to 255."""
+    if picture.mode != "RGBA":
+        return picture
+    paper = Image.new("RGBA", picture.size, (brightness, brightness, brightness, 255))
+    return Image.alpha_composite(paper, picture).convert("RGB")
+
+
+def _grey(picture: Image.Image) -> Plane:
+    plain = picture if picture.mode in ("L", "F") else picture.convert("L")
+    return np.clip(np.asarray(plain, dtype=np.float64) / 255, 0, 1)
+
+
+def find_ink(grey: Plane) -> tuple[Plane, bool]:
+    """Tell ink from paper.
+
+    The paper is a plane of brightness through the border's pixels, so that light that falls from one side is no ink;
+    what differs from it by less than the border's own grain is no ink either.
+
+    Args:
+        grey: brightness (height, width), 0 black.
+
+    Returns:
+        How much ink there is (height, width), all zeros when there is none, and whether ink is darker than paper.
+    """
+    smooth = _smooth(grey)
+    edge = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
+    middle = float(np.median(edge))
+    darkest, brightest = float(smooth.min()), float(smooth.max())
+    dark_ink = middle - darkest >= brightest - middle
+    paper = _fit_paper(smooth, middle, max(middle - darkest, brightest - middle) / 4)
+    depth = paper - smooth if dark_ink else smooth - paper
+    contrast = float(depth.max())
+    if contrast < _LEAST_CONTRAST:
+        return np.zeros_like(grey), dark_ink
+    inside = np.concatenate([depth[0], depth[-1], depth[:, 0], depth[:, -1]])
+    grain = min(0.25, 6 * float(np.median(np.abs(inside))) / contrast)
+    ink = (paper - grey if dark_ink else grey - paper) / contrast
+    return np.clip((ink - grain) / (1 - grain), 0, 1), dark_ink
+
+
+def _smooth(grey: Plane) -> Plane:
+    if max(grey.shape) <= _SMOOTH_SIDE:
+        return grey
+    blurred = Image.fromarray(np.round(grey * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1))
+    return np.asarray(blurred, dtype=np.float64) / 255
+
+
+def _fit_paper(grey: Plane, middle: float, near: float) -> Plane:
+    """Return the least-squares plane (height, width) through those pixels of the border that are `near` its middle."""
+    height, width = grey.shape
+    across, down = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+    border = np.zeros(grey.shape, bool)
+    border[[0, -1]] = border[:, [0, -1]] = True
+    chosen = border & (np.abs(grey - middle) <= near)
+    if min(height, width) < 3 or not chosen[:, :1].any() or not chosen[:, -1:].any():  # noqa: PLR2004 - a line
+        return np.full(grey.shape, middle)
+    columns = np.stack([np.ones(int(chosen.sum())), across[chosen], down[chosen]], axis=1)
+    (level, right, low), *_ = np.linalg.lstsq(columns, grey[chosen], rcond=None)
+    return np.asarray(level + right * across + low * down)
+
+
+def centre_ink(ink: Plane, width: int, height: int) -> Plane:
+    """Return ink (height, width) in [0, 1] prepared as MNIST's: scaled into the inner box, centred by mass.
+
+    Args:
+        ink: how much ink there is, (any height, any width).
+        width: of the field, 28 for MNIST.
+        height: of the field.
+    """
+    field = np.zeros((height, width))
+    rows, columns = np.nonzero(ink.max(axis=1) >= _EDGE)[0], np.nonzero(ink.max(axis=0) >= _EDGE)[0]
+    if not len(rows):
+        return field
+    cut = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = min(round(height * _BOX) / cut.shape[0], round(width * _BOX) / cut.shape[1])
+    tall, wide = (max(1, round(side * scale)) for side in cut.shape)
+    box = _resize(cut, wide, tall)
+    box = np.clip(box / max(float(np.percentile(box[box > _EDGE / 4], _FULL)), 1e-3), 0, 1)
+    mass = box.sum()
+    top = round(height / 2 - float((box.sum(axis=1) * np.arange(tall)).sum() / mass))
+    left = round(width / 2 - float((box.sum(axis=0) * np.arange(wide)).sum() / mass))
+    top, left = min(max(top, 0), height - tall), min(max(left, 0), width - wide)
+    field[top : top + tall, left : left + wide] = box
+    return field
+
+
+def _resize(plane: Plane, width: int, height: int) -> Plane:
+    """Resize by averaging where it shrinks and linearly where it grows."""
+    resized = Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized, dtype=np.float64), 0, 1)
+
+
+def _resize_colours(picture: Image.Image, image: ImageSpec) -> NDArray[np.float64]:
+    grey = _grey(picture)
+    planes = [grey] * 3 if picture.mode in ("L", "F") else [*np.moveaxis(np.asarray(picture) / 255, 2, 0)]
+    return np.stack([_resize(plane, image.width, image.height) for plane in planes], axis=2)
+
+
+def _arrange(field: NDArray[np.float64], spec: ImageInput) -> NDArray[np.float64]:
+    """Return (height, width, channels) in the order of the input's shape: channels first where the shape has them so."""
+    image = spec.image
+    if spec.shape == (image.channels, image.height, image.width):
+        field = np.moveaxis(field, 2, 0)
+    return field.reshape(spec.shape)

@@ -1,0 +1,122 @@
+"""The models that the repository ships, served over real HTTP by both backends, against the eager net."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from service import tasks
+from service.backends import Array
+from service.manifest import Manifest, load_manifest
+from service.predictor import worst_excess
+from tests.servers import ROOT, Server, run_service
+from training.nets import DigitsNet, LinearNet, ServingNet
+
+VERSIONS = sorted((ROOT / "models").glob("*/*/manifest.json"))
+IDS = [f"{path.parent.parent.name}/{path.parent.name}" for path in VERSIONS]
+ROWS, ROWS_AT_ONCE = 1000, 250
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=["onnx", "torchscript"])
+def serving(request: pytest.FixtureRequest, published: Path) -> Iterator[Server]:
+    """A server on the shipped models, by one backend and then by the other."""
+    with Server(published, "--workers", "1", "--device", "cpu", "--backend", request.param) as running:
+        yield running
+
+
+def build_eager(manifest: Manifest, folder: Path) -> ServingNet:
+    """Return the eager net with the parameters of the ONNX file, which keep their names from the net."""
+    graph = onnx.load(folder / manifest.artifacts["onnx"].file).graph
+    state = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in graph.initializer}
+    digits = "net.1.weight" in state
+    net = DigitsNet(mean=0.0, deviation=1.0) if digits else LinearNet(manifest.input.shape[0])
+    serving_net = ServingNet(net, manifest.task).eval()
+    missing, unexpected = serving_net.load_state_dict(state, strict=False)
+    assert (set(missing), unexpected) == ({"net.0.deviation"} if digits else set(), [])  # 1, so the exporter drops it
+    return serving_net
+
+
+def draw(manifest: Manifest) -> Array:
+    """Return fresh inputs: for features, twice the range of training; for pictures, noise of every density."""
+    generator = np.random.default_rng()
+    if manifest.input.kind == "image":
+        density = generator.random((ROWS, 1))
+        shape = (ROWS, *manifest.input.shape)
+        pixels = generator.random(shape) * (generator.random(shape) < density)
+        return np.asarray(pixels, np.float32)
+    low = np.array([-1.0 if each.minimum is None else each.minimum for each in manifest.input.features])
+    high = np.array([1.0 if each.maximum is None else each.maximum for each in manifest.input.features])
+    middle, reach = (low + high) / 2, high - low
+    return np.asarray(generator.uniform(middle - reach, middle + reach, (ROWS, len(low))), np.float32)
+
+
+def ask(server: Server, manifest: Manifest, inputs: Array) -> Rows:
+    """Return the served predictions."""
+    path = f"/v1/models/{manifest.name}/versions/{manifest.version}:predict"
+    found: Rows = []
+    for start in range(0, len(inputs), ROWS_AT_ONCE):
+        answer = server.post(path, json={"instances": inputs[start : start + ROWS_AT_ONCE].tolist()})
+        assert answer.status_code == 200, answer.text
+        found += answer.json()["predictions"]
+    return found
+
+
+@pytest.mark.parametrize("path", VERSIONS, ids=IDS)
+def test_served_answers_equal_the_eager_net(path: Path, serving: Server) -> None:
+    """On 1,000 fresh inputs each served number is within 1e-5 + 1e-4·|p| of eager PyTorch's, and every label equal."""
+    manifest = load_manifest(path.parent)
+    inputs = draw(manifest)
+    with torch.inference_mode():
+        outputs = build_eager(manifest, path.parent)(torch.from_numpy(inputs)).numpy()
+    expected = tasks.interpret(outputs, manifest)
+    if manifest.task != "regression":
+        expected = tasks.probabilities_of(expected, manifest)
+    served = ask(serving, manifest, inputs)
+    key = "prediction" if manifest.task == "regression" else "probabilities"
+    actual = np.array([row[key] for row in served], np.float32).reshape(expected.shape)
+    assert worst_excess(actual, expected) <= 0
+    if manifest.task != "regression":
+        indices = tasks.decide(expected, manifest).tolist()
+        # An input on the very boundary may fall on either side: there the probabilities agree, and that was tested.
+        clear = np.abs(np.diff(np.sort(expected, axis=1)[:, -2:])).reshape(-1) > 1e-5
+        wrong = [n for n, row in enumerate(served) if row["prediction"] != indices[n] and clear[n]]
+        assert not wrong
+        assert all(row["label"] == manifest.output.labels[row["prediction"]] for row in served)
+
+
+def test_six_models_are_shipped(serving: Server) -> None:
+    """All six recipes are published and serve."""
+    names = [model["name"] for model in serving.get("/v1/models").json()["models"]]
+    six = ["linear", "linear-by-hand", "logistic-by-hand", "logistic-clusters", "logistic-hours", "mnist"]
+    assert set(six) <= set(names)
+    assert serving.get("/health/ready").json() == {"ready": True}
+
+
+def test_verify_passes() -> None:
+    """`python -m service verify` finds every digest, golden sample and parity right."""
+    done = run_service("verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"{2 * len(VERSIONS)} checks of {len(VERSIONS)} versions, 0 failed"
+
+
+@pytest.mark.full_mnist
+@pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR names no folder with the whole MNIST data set")
+def test_served_accuracy_is_the_manifests(serving: Server, published: Path) -> None:
+    """On MNIST's 10,000 test images the service is right exactly as often as the manifest states."""
+    from training.data import as_floats, load_digits  # noqa: PLC0415 - it needs the data set
+
+    manifest = load_manifest(published / "mnist" / "1")
+    test = load_digits(Path(os.environ["MNIST_DIR"])).test
+    served = ask(serving, manifest, as_floats(test.inputs).numpy())
+    hits = sum(row["prediction"] == target for row, target in zip(served, test.targets.tolist(), strict=True))
+    assert hits / len(served) == pytest.approx(
+        json.loads((published / "mnist/1/manifest.json").read_text())["metrics"]["accuracy"], abs=1e-9
+    )

@@ -1,0 +1,195 @@
+"""Small models with known answers, as real artifacts of both backends, and one broken model for each way to be broken.
+
+Each is a manifest and the bytes of its graphs; `write_version` puts it where the service finds it.
+"""
+
+import io
+import json
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from service.manifest import BackendName, Manifest, digest
+
+FILES: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+ACTIVATIONS = {"": torch.nn.Identity(), "Sigmoid": torch.nn.Sigmoid(), "Softmax": torch.nn.Softmax(dim=1)}
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    """A manifest's fields without the artifacts, and the artifacts' bytes."""
+
+    name: str
+    task: str
+    input: dict[str, Any]
+    output: dict[str, Any]
+    contents: dict[BackendName, bytes]
+    version: int = 1
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the manifest as it stands in its file."""
+        artifacts = {
+            name: {"file": FILES[name], "sha256": digest(content), "bytes": len(content)}
+            for name, content in self.contents.items()
+        }
+        own = {"schema_version": 1, "name": self.name, "version": self.version, "task": self.task}
+        return own | {"input": self.input, "output": self.output, "artifacts": artifacts} | self.more
+
+    def manifest(self) -> Manifest:
+        """Return the manifest, checked."""
+        return Manifest.model_validate_json(json.dumps(self.fields()))
+
+    def only(self, *backends: BackendName) -> "FakeModel":
+        """Return the same model with some of its artifacts."""
+        return replace(self, contents={name: self.contents[name] for name in backends})
+
+
+def write_version(root: Path, fake: FakeModel) -> Path:
+    """Write a model into a models folder and return the version's folder."""
+    folder = root / fake.name / str(fake.version)
+    folder.mkdir(parents=True)
+    for name, content in fake.contents.items():
+        (folder / FILES[name]).write_bytes(content)
+    (folder / "manifest.json").write_text(json.dumps(fake.fields()))
+    return folder
+
+
+def build_onnx(*nodes: onnx.NodeProto, weights: dict[str, Weights] | None = None, wide: int, out: int) -> bytes:
+    """Return a graph from `inputs` float32 (batch, wide) to `outputs` float32 (batch, out)."""
+    graph = helper.make_graph(
+        list(nodes),
+        "fake",
+        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["batch", wide])],
+        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["batch", out])],
+        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def build_torchscript(module: torch.nn.Module, example: torch.Tensor) -> bytes:
+    """Return the archive of a traced module."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, and what the service reads
+        traced = torch.jit.trace(module.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, buffer)
+    return buffer.getvalue()
+
+
+def build_affine(weights: Weights, bias: Weights, activation: str = "") -> dict[BackendName, bytes]:
+    """Return both artifacts of `activation(inputs @ weights + bias)`, weights (wide, out), bias (out,)."""
+    wide, out = weights.shape
+    last = "outputs" if not activation else "logits"
+    nodes = [helper.make_node("Gemm", ["inputs", "weights", "bias"], [last])]
+    if activation:
+        nodes.append(helper.make_node(activation, [last], ["outputs"]))
+    layer = torch.nn.Linear(wide, out)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weights.T.copy()))
+        layer.bias.copy_(torch.from_numpy(bias))
+    net = torch.nn.Sequential(layer, ACTIVATIONS[activation])
+    return {
+        "onnx": build_onnx(*nodes, weights={"weights": weights, "bias": bias}, wide=wide, out=out),
+        "torchscript": build_torchscript(net, torch.zeros(2, wide)),
+    }
+
+
+def tabular(*names: str) -> dict[str, Any]:
+    """Return the manifest's input of a tabular model."""
+    return {"kind": "tabular", "shape": [len(names)], "features": [{"name": name} for name in names]}
+
+
+def doubler(version: int = 1, factor: float = 2.0) -> FakeModel:
+    """Regression on one feature: y = factor * x."""
+    contents = build_affine(np.array([[factor]], np.float32), np.zeros(1, np.float32))
+    x = {"name": "x", "unit": "m", "description": "a length", "minimum": -10, "maximum": 10}
+    return FakeModel(
+        "doubler",
+        "regression",
+        {"kind": "tabular", "shape": [1], "features": [x]},
+        {"kind": "value", "name": "y", "unit": "m"},
+        contents,
+        version,
+        {
+            "title": "Twice as long",
+            "metrics": {"mse": 0.0},
+            "golden": {"inputs": [[0.0], [1.5]], "outputs": [[0.0], [1.5 * factor]]},
+        },
+    )
+
+
+def coin() -> FakeModel:
+    """Binary on two features, the graph gives P(heads) = sigmoid(a - b); its threshold is 0.7."""
+    contents = build_affine(np.array([[1], [-1]], np.float32), np.zeros(1, np.float32), "Sigmoid")
+    output = {"kind": "probability", "labels": ["tails", "heads"], "threshold": 0.7}
+    return FakeModel("coin", "binary", tabular("a", "b"), output, contents)
+
+
+def switch() -> FakeModel:
+    """Binary on one feature, the graph gives the logit 10 * x."""
+    contents = build_affine(np.array([[10]], np.float32), np.zeros(1, np.float32))
+    return FakeModel("switch", "binary", tabular("x"), {"kind": "logits", "labels": ["off", "on"]}, contents)
+
+
+COMPASS_WEIGHTS = np.array([[0, 1, 0, -1], [1, 0, -1, 0]], np.float32)
+
+
+def compass() -> FakeModel:
+    """Multiclass on two features, the graph gives logits (y, x, -y, -x)."""
+    contents = build_affine(COMPASS_WEIGHTS, np.zeros(4, np.float32))
+    output = {"kind": "logits", "labels": ["north", "east", "south", "west"]}
+    return FakeModel("compass", "multiclass", tabular("x", "y"), output, contents)
+
+
+def canvas() -> FakeModel:
+    """Multiclass on 28×28 pictures: random weights with a seed, softmax in the graph."""
+    weights = np.random.default_rng(7).normal(0, 0.1, (784, 10)).astype(np.float32)
+    contents = build_affine(weights, np.zeros(10, np.float32), "Softmax")
+    picture = {"kind": "image", "shape": [784], "image": {"width": 28, "height": 28, "fitting": "mnist"}}
+    output = {"kind": "probabilities", "labels": [str(digit) for digit in range(10)]}
+    return FakeModel("canvas", "multiclass", picture, output, contents)
+
+
+def unary(operator: str, name: str) -> FakeModel:
+    """Return an ONNX-only regression with one operator, such as Log, for which zeros are not in range."""
+    content = build_onnx(helper.make_node(operator, ["inputs"], ["outputs"]), wide=1, out=1)
+    return FakeModel(name, "regression", tabular("x"), {"kind": "value"}, {"onnx": content})
+
+
+def logarithm() -> FakeModel:
+    """Regression that is finite for positive numbers alone: at zero, where others are warmed up, it is -inf."""
+    return unary("Log", "logarithm")
+
+
+def picky() -> FakeModel:
+    """Regression whose graph fails when it runs: it reshapes two rows to three."""
+    node = helper.make_node("Reshape", ["inputs", "shape"], ["outputs"])
+    shape = np.array([3, 7], np.int64)
+    content = build_onnx(node, weights={"shape": shape}, wide=1, out=1)  # type: ignore[dict-item]
+    return FakeModel("picky", "regression", tabular("x"), {"kind": "value"}, {"onnx": content})
+
+
+def liar() -> FakeModel:
+    """Regression whose golden sample is not what its graph gives."""
+    more = {"golden": {"inputs": [[1.0]], "outputs": [[3.0]]}}
+    return replace(doubler().only("onnx"), name="liar", more=more)
+
+
+def shapeshifter() -> FakeModel:
+    """Regression by its manifest, whose graph gives two columns."""
+    contents = build_affine(np.ones((1, 2), np.float32), np.zeros(2, np.float32))
+    return FakeModel("shapeshifter", "regression", tabular("x"), {"kind": "value"}, contents)
+
+
+GOOD = (doubler, coin, switch, compass, canvas)

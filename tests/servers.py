@@ -1,0 +1,148 @@
+"""A real server in a process group of its own, and the proof that nothing of it is left."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import psutil
+import requests
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 60
+STOP_SECONDS = 20
+_ADDRESS = re.compile(r"serving on (http://\S+) with (\d+) workers")
+
+
+def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this process's environment without the service's own settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVICE_", "PORT"))}
+    return kept | {"PYTHONPATH": str(ROOT)} | dict(more or {})
+
+
+class Server:
+    """`python -m service serve --port 0` on a models folder; a context manager that ends it by SIGTERM."""
+
+    def __init__(self, models_dir: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
+        self.url = ""
+        self._text = ""
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
+        command = [sys.executable, "-m", "service", "serve", "--port", "0", "--models-dir", str(models_dir), *flags]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=clean_environment(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Wait until it says where it serves."""
+        self._wait_for_address()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End it as an operator would, and see that it is gone."""
+        if self.process.returncode is None:
+            assert self.stop() == 0, self.log()
+
+    def log(self) -> str:
+        """Return what it has written so far, on both streams."""
+        if self._log.closed:
+            return self._text
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode()
+
+    def members(self) -> list[psutil.Process]:
+        """Return the live processes of its group."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getpgid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """Return its worker processes."""
+        return [process for process in self.members() if process.pid != self.process.pid]
+
+    def stop(self, number: int = signal.SIGTERM, *, whole_group: bool = False) -> int:
+        """Send a signal to the parent, or to all as a terminal does; return the exit code.
+
+        Raises:
+            AssertionError: it does not end, or leaves a process behind.
+        """
+        try:
+            if whole_group:
+                os.killpg(self.process.pid, number)
+            else:
+                self.process.send_signal(number)
+            code = self.process.wait(STOP_SECONDS)
+            until = time.monotonic() + 1  # what init has not yet reaped
+            while self.members() and time.monotonic() < until:
+                time.sleep(0.02)
+            assert not self.members(), f"processes are left: {self.members()}"
+        finally:
+            self.kill()
+        return code
+
+    def kill(self) -> None:
+        """End the whole group at once, if anything of it is left."""
+        for process in self.members():
+            process.kill()
+        self.process.wait()
+        self._text = self.log()
+        self._log.close()
+
+    def get(self, path: str, **more: object) -> requests.Response:
+        """Send GET on a connection of its own."""
+        return requests.get(self.url + path, timeout=30, **more)  # type: ignore[arg-type]
+
+    def post(self, path: str, json: object = None, **more: object) -> requests.Response:
+        """Send POST on a connection of its own."""
+        return requests.post(self.url + path, json=json, timeout=30, **more)  # type: ignore[arg-type]
+
+    def predict(self, model: str, instances: object, **parameters: object) -> requests.Response:
+        """Ask a model for predictions."""
+        body = {"instances": instances} | ({"parameters": parameters} if parameters else {})
+        return self.post(f"/v1/models/{model}:predict", json=body)
+
+    def _wait_for_address(self) -> None:
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            match = _ADDRESS.search(self.log())
+            if match:
+                self.url = match[1]
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        text = self.log()
+        self.kill()
+        raise AssertionError(f"the server did not start: {text}")
+
+
+def run_service(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python -m service …` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        env=clean_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )

@@ -1,0 +1,188 @@
+"""Tests of service.backends."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from service import backends
+from service.backends import choose_backends, choose_device, list_accelerators, open_backend
+from service.errors import InferenceError, ModelRefusedError, StartError
+from service.manifest import BackendName
+from tests import fakes
+
+NAMES: tuple[BackendName, ...] = ("onnx", "torchscript")
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_they_were() -> Any:
+    """Opening a TorchScript graph sets the threads of the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def open_fake(fake: fakes.FakeModel, name: BackendName) -> backends.Backend:
+    """Open one artifact on the CPU."""
+    return open_backend(name, fake.contents[name], fake.manifest(), "cpu", 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rows", [1, 2, 7, 256])
+def test_backends_agree_with_eager_torch_and_numpy(name: BackendName, rows: int) -> None:
+    """For any number of rows both backends give what eager torch and plain numpy give."""
+    inputs = np.random.default_rng(rows).normal(size=(rows, 2)).astype(np.float32)
+    outputs = open_fake(fakes.compass(), name).run(inputs)
+    assert outputs.dtype == np.float32
+    assert outputs.shape == (rows, 4)
+    np.testing.assert_allclose(outputs, inputs @ fakes.COMPASS_WEIGHTS, rtol=1e-6)
+    probabilities = open_fake(fakes.coin(), name).run(inputs)
+    expected = torch.sigmoid(torch.from_numpy(inputs[:, :1] - inputs[:, 1:])).numpy()
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backends_say_what_really_runs(name: BackendName) -> None:
+    """`device` and `provider` are of what was opened."""
+    backend = open_fake(fakes.doubler(), name)
+    expected = {"onnx": "CPUExecutionProvider", "torchscript": f"torch {torch.__version__}"}[name]
+    assert (backend.name, backend.device, backend.provider) == (name, "cpu", expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backends_answer_from_any_thread(name: BackendName) -> None:
+    """Many threads at once get the rows that belong to them."""
+    backend = open_fake(fakes.doubler(), name)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: backend.run(np.full((3, 1), n, np.float32)), range(64)))
+    for number, answer in enumerate(answers):
+        assert (answer == 2 * number).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_that_fails_is_an_inference_error(name: BackendName) -> None:
+    """Rows that the graph cannot take become InferenceError, whatever the library raised."""
+    with pytest.raises(InferenceError):
+        open_fake(fakes.doubler(), name).run(np.zeros((2, 3), np.float32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04" + b"x" * 100])
+def test_bytes_that_are_no_graph_are_refused(name: BackendName, content: bytes) -> None:
+    """A file that is no graph is refused with one line."""
+    with pytest.raises(ModelRefusedError, match="cannot load the graph") as caught:
+        open_backend(name, content, fakes.doubler().manifest(), "cpu", 1)
+    assert "\n" not in str(caught.value)
+
+
+def _graph(inputs: list[Any], outputs: list[Any], nodes: list[Any]) -> bytes:
+    model = helper.make_model(
+        helper.make_graph(nodes, "fake", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)], ir_version=10
+    )
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _value(name: str, shape: list[Any] | None, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _same(*names: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Identity", [source], [target]) for source, target in zip(names[::2], names[1::2], strict=True)
+    ]
+
+
+ROW = ["batch", 1]
+X, Y = _value("x", ROW), _value("y", ROW)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_graph([X, _value("z", ROW)], [Y], _same("x", "y")), "the graph's inputs are x, z; the manifest's"),
+        (_graph([X], [Y, _value("z", ROW)], _same("x", "y", "x", "z")), "the graph's outputs are y, z; the manifest's"),
+        (_graph([_value("x", [1, 1])], [Y], _same("x", "y")), "batch size is fixed at 1; export it with a"),
+        (_graph([_value("x", ["batch", 4])], [_value("y", ["batch", 4])], _same("x", "y")), "the graph takes [4] per"),
+        (
+            _graph([_value("x", ROW, TensorProto.DOUBLE)], [_value("y", ROW, TensorProto.DOUBLE)], _same("x", "y")),
+            "the graph's input x is tensor(double), expected tensor(float)",
+        ),
+        (
+            _graph([X], [_value("y", ROW, TensorProto.INT64)], [helper.make_node("Cast", ["x"], ["y"], to=7)]),
+            "the graph's output y is tensor(int64), expected tensor(float)",
+        ),
+    ],
+)  # fmt: skip
+def test_onnx_graph_of_other_tensors_is_refused(content: bytes, message: str) -> None:
+    """A graph whose tensors are not the manifest's is refused with a sentence that names them."""
+    with pytest.raises(ModelRefusedError) as caught:
+        open_backend("onnx", content, fakes.doubler().manifest(), "cpu", 1)
+    assert message in str(caught.value)
+
+
+def test_onnx_tensors_are_chosen_by_name() -> None:
+    """Of several outputs the manifest's is run."""
+    content = _graph([X], [Y, _value("z", ROW)], [helper.make_node("Neg", ["x"], ["y"]), *_same("x", "z")])
+    fake = replace(fakes.doubler(), output={"kind": "value", "tensor": "y"}, contents={"onnx": content}, more={})
+    assert open_fake(fake, "onnx").run(np.array([[3]], np.float32)).tolist() == [[-3]]
+
+
+def test_onnx_graph_of_unknown_rank_is_run() -> None:
+    """A graph that does not say its input's shape is taken at the manifest's word."""
+    content = _graph([_value("x", None)], [_value("y", None)], _same("x", "y"))
+    backend = open_backend("onnx", content, fakes.doubler().manifest(), "cpu", 1)
+    assert backend.run(np.array([[3]], np.float32)).tolist() == [[3]]
+
+
+def test_onnx_outputs_of_one_dimension_are_a_column() -> None:
+    """A graph that gives (N,) gives (N, 1); one that gives a single number for many rows fails."""
+    squeeze = _graph([X], [_value("y", ["batch"])], [helper.make_node("Flatten", ["x"], ["f"], axis=0),
+                     helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)])  # fmt: skip
+    backend = open_backend("onnx", squeeze, fakes.doubler().manifest(), "cpu", 1)
+    with pytest.raises(InferenceError):
+        backend.run(np.ones((2, 1), np.float32))
+    assert backend.run(np.ones((1, 1), np.float32)).tolist() == [[1]]
+
+
+def test_choose_backends_prefers_onnx_and_keeps_to_what_was_asked() -> None:
+    """ONNX first, TorchScript second; a backend asked for by name is the only one; none where there is no artifact."""
+    both, onnx_only = fakes.doubler().manifest(), fakes.doubler().only("onnx").manifest()
+    assert choose_backends(both, "auto") == ["onnx", "torchscript"]
+    assert choose_backends(both, "torchscript") == ["torchscript"]
+    assert choose_backends(onnx_only, "torchscript") == []
+
+
+def test_choose_device_refuses_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device asked for by name is used or refused, never replaced; "auto" takes what there is."""
+    monkeypatch.setattr(backends, "list_accelerators", lambda name: [])
+    assert choose_device("auto", "onnx") == "cpu"
+    assert choose_device("cpu", "onnx") == "cpu"
+    with pytest.raises(StartError, match="device cuda is not usable by the onnx backend here; usable: cpu"):
+        choose_device("cuda", "onnx")
+    monkeypatch.setattr(backends, "list_accelerators", lambda name: ["cuda:0", "cuda:1"])
+    assert choose_device("auto", "onnx") == "cuda:0"
+    assert choose_device("auto", "onnx", "cuda:1") == "cuda:1"
+    assert choose_device("cuda", "onnx", "cuda:1") == "cuda:1"
+    assert choose_device("cuda:1", "onnx") == "cuda:1"
+    with pytest.raises(StartError, match="cuda:7 is not usable"):
+        choose_device("cuda:7", "onnx")
+
+
+def test_torch_refuses_a_device_that_is_not_there() -> None:
+    """Opening on a device that torch cannot use is a StartError."""
+    fake = fakes.doubler()
+    with pytest.raises(StartError, match="torch cannot use device 'cuda:99'"):
+        open_backend("torchscript", fake.contents["torchscript"], fake.manifest(), "cuda:99", 1)
+
+
+def test_accelerators_are_those_that_torch_sees() -> None:
+    """The list is empty on a machine without an accelerator, and names each otherwise."""
+    found = list_accelerators("torchscript")
+    assert all(name == "mps" or name.startswith("cuda:") for name in found)
+    assert len([name for name in found if name.startswith("cuda")]) == torch.cuda.device_count()

@@ -1,0 +1,138 @@
+"""Tests of service.commands, through the command line."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from service import __version__
+from service.__main__ import main
+from service.commands import find_version, list_versions
+from service.errors import NotFoundError
+from tests import fakes
+
+
+def test_predict_from_a_file(models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`predict` prints the very body that the service would answer, for the newest version or a named one."""
+    body = tmp_path / "body.json"
+    body.write_text('{"instances": [[2], {"x": 3}]}')
+    flags = ["--input", str(body), "--models-dir", str(models_dir)]
+    assert main(["predict", "doubler", *flags]) == 0
+    expected = '{"model":"doubler","version":2,"predictions":[{"prediction":5.0},{"prediction":7.5}]}\n'
+    assert capsys.readouterr().out == expected
+    assert main(["predict", "doubler/1", "--backend", "torchscript", *flags]) == 0
+    assert [each["prediction"] for each in json.loads(capsys.readouterr().out)["predictions"]] == [4, 6]
+
+
+def test_predict_from_standard_input(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--input -` reads standard input; parameters work as over HTTP."""
+    body = b'{"instances": [[0, 0]], "parameters": {"threshold": 0.5}}'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(body)))
+    assert main(["predict", "coin", "--input", "-", "--models-dir", str(models_dir)]) == 0
+    (prediction,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert prediction == {"prediction": 1, "label": "heads", "probability": 0.5, "probabilities": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "message"),
+    [
+        ("nosuch", "{}", "there is no nosuch in "),
+        ("doubler/9", "{}", "there is no doubler/9 in "),
+        ("doubler", "{}", 'the body has no "instances"'),
+        ("doubler", '{"instances": [[1, 2]]}', "instances[0] has 2 values, expected 1"),
+        ("doubler", None, "cannot be read: No such file"),
+    ],
+)
+def test_predict_refuses_with_one_line(
+    model: str, body: str | None, message: str, models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be answered is one line on standard error, nothing on standard output, exit code 1."""
+    file = tmp_path / "body.json"
+    if body is not None:
+        file.write_text(body)
+    assert main(["predict", model, "--input", str(file), "--models-dir", str(models_dir)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_verify_prints_a_row_for_each_backend(models_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`verify` checks every version on every backend: digest, golden samples, and parity between the two."""
+    assert main(["verify", "--models-dir", str(models_dir), "--device", "cpu"]) == 0
+    header, *rows, summary = capsys.readouterr().out.splitlines()
+    assert header.split() == ["model", "version", "backend", "device", "digest", "golden", "parity"]
+    assert len(rows) == 12
+    assert summary == "12 checks of 6 versions, 0 failed"
+    doubler = [row.split() for row in rows if row.startswith("doubler")]
+    assert doubler[0] == ["doubler", "1", "onnx", "cpu", "ok", "2", "ok", "-"]
+    assert doubler[1] == ["doubler", "1", "torchscript", "cpu", "ok", "2", "ok", "0.0e+00", "from", "onnx"]
+
+
+def test_verify_fails_for_one_broken_version(empty_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One broken version fails the command, and its row says why; the others are checked all the same."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    fakes.write_version(empty_dir, fakes.liar())
+    (fakes.write_version(empty_dir, fakes.doubler(version=2)) / "manifest.json").write_text("{}")
+    third = fakes.doubler(version=3)
+    third.contents["torchscript"] = fakes.doubler(factor=2.001).contents["torchscript"]
+    third.more.clear()
+    fakes.write_version(empty_dir, third)
+    assert main(["verify", "--models-dir", str(empty_dir)]) == 1
+    text = capsys.readouterr().out
+    assert "FAILED: its onnx graph on cpu misses a golden output" in text
+    assert "FAILED: manifest.json: name: Field required" in text
+    assert "FAILED: 1.0e-03 from onnx" in text
+    assert text.splitlines()[-1] == "6 checks of 4 versions, 3 failed"
+
+
+def test_verify_of_nothing_fails(empty_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty models folder is an error, not a success about nothing."""
+    assert main(["verify", "--models-dir", str(empty_dir)]) == 1
+    assert capsys.readouterr().err == f"error: there is no model in {empty_dir}\n"
+
+
+def test_versions_are_listed_by_number(empty_dir: Path) -> None:
+    """Version 10 comes after version 9; hidden folders and words are no versions."""
+    for version in (9, 10):
+        fakes.write_version(empty_dir, fakes.doubler(version=version))
+    fakes.write_version(empty_dir / ".staging-x", fakes.doubler())
+    (empty_dir / "doubler" / "9" / "manifest.json").rename(empty_dir / "doubler" / "manifest.json")
+    (empty_dir / "doubler" / "manifest.json").rename(empty_dir / "doubler" / "9" / "manifest.json")
+    assert [path.name for path in list_versions(empty_dir)] == ["9", "10"]
+    assert find_version(empty_dir, "doubler").name == "10"
+    assert find_version(empty_dir, "doubler", "9").name == "9"
+    with pytest.raises(NotFoundError, match=r"there is no x in .*; there are doubler"):
+        find_version(empty_dir, "x")
+
+
+def test_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """Argparse's own errors keep their code."""
+    for arguments in ([], ["dance"], ["predict"], ["serve", "--nosuch"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    capsys.readouterr()
+
+
+def test_bad_setting_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that cannot be used is one line, exit code 1."""
+    assert main(["serve", "--workers", "many"]) == 1
+    assert capsys.readouterr().err.startswith("error: --workers='many': ")
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """--version and --help of every command answer and leave with 0."""
+    for arguments in (
+        ["--version"],
+        ["--help"],
+        *([name, "--help"] for name in ("serve", "verify", "predict", "package")),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+    assert __version__ in capsys.readouterr().out

@@ -1,0 +1,43 @@
+"""Tests of service.api.failures."""
+
+import json
+import logging
+
+import pytest
+
+from service.api.failures import as_service_error, encode_error, error_headers
+from service.errors import (
+    InferenceError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    UnauthorizedError,
+    UnavailableError,
+)
+
+
+def test_failures_of_the_service_itself_tell_no_internals(caplog: pytest.LogCaptureFixture) -> None:
+    """A 500's sentence is fixed; what happened goes to the log, under the request's id."""
+    with caplog.at_level(logging.ERROR, "service"):
+        found = as_service_error(RuntimeError("secret path"), b"id-1")
+    assert found.status == 500
+    assert json.loads(encode_error(found)) == {"error": "the model failed to answer this request"}
+    assert b"secret" not in encode_error(InferenceError("secret path"))
+    assert "id-1" in caplog.text
+    assert "secret path" in caplog.text
+
+
+def test_failures_of_the_caller_keep_their_sentence_and_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A 4xx says what is wrong, and is no business of the log."""
+    error = InvalidRequestError('instances[0] is "x"')
+    with caplog.at_level(logging.DEBUG, "service"):
+        assert as_service_error(error, b"id-1") is error
+    assert json.loads(encode_error(error)) == {"error": 'instances[0] is "x"'}
+    assert not caplog.records
+
+
+def test_statuses_bring_the_header_fields_of_rfc_9110() -> None:
+    """405 has Allow, 401 WWW-Authenticate, 503 Retry-After; others none."""
+    assert error_headers(MethodNotAllowedError("no", allow="GET, HEAD")) == [(b"allow", b"GET, HEAD")]
+    assert error_headers(UnauthorizedError("no")) == [(b"www-authenticate", b"Bearer")]
+    assert error_headers(UnavailableError("no")) == [(b"retry-after", b"1")]
+    assert error_headers(InvalidRequestError("no")) == []

@@ -1,0 +1,44 @@
+"""Tests of service.log."""
+
+import json
+import logging
+import re
+
+import pytest
+
+from service import log
+
+logger = logging.getLogger("service")
+
+
+def test_text_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """A text line has time, level, logger and message, on standard error."""
+    log.configure("text")
+    logger.info("serving %d models", 3)
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d [\d:,]+ INFO service: serving 3 models\n", captured.err)
+    assert captured.out == ""
+
+
+def test_json_lines_are_one_object_each(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every line is one JSON object, also of a message with line breaks and of an exception with a stack."""
+    log.configure("json")
+    logger.info('a "quoted"\nmessage')
+    try:
+        raise ValueError("odd")
+    except ValueError:
+        logger.exception("request %s failed", "id-1")
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (first["level"], first["logger"], first["message"]) == ("info", "service", 'a "quoted"\nmessage')
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
+    assert second["message"] == "request id-1 failed"
+    assert second["exception"].endswith("ValueError: odd")
+
+
+def test_other_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """What others log as information is not shown; their warnings are."""
+    log.configure("text")
+    logging.getLogger("uvicorn").info("quiet")
+    logging.getLogger("uvicorn").warning("loud")
+    assert "quiet" not in (text := capsys.readouterr().err)
+    assert "loud" in text

@@ -1,0 +1,141 @@
+"""Tests of service.package, through `python -m service package`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from service.__main__ import main
+from service.manifest import load_manifest
+from service.predictor import load_predictor
+from tests import fakes
+
+Iris = tuple[Any, bytes, Any]
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    """A folder with graphs as a user would have them."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for build in fakes.GOOD:
+        fake = build()
+        for name, content in fake.contents.items():
+            (folder / f"{fake.name}{Path(fakes.FILES[name]).suffix}").write_bytes(content)
+    return folder
+
+
+def package(models_dir: Path, *arguments: str) -> int:
+    """Run the command."""
+    return main(["package", "--models-dir", str(models_dir), *arguments])
+
+
+def test_both_artifacts_become_one_proven_version(artifacts: Path, tmp_path: Path) -> None:
+    """An ONNX and a TorchScript file of one model become a version with digests and golden samples of both."""
+    root = tmp_path / "models"
+    files = [str(artifacts / "coin.onnx"), str(artifacts / "coin.pt")]
+    flags = ["--name", "toss", "--task", "binary", "--features", "a, b", "--labels", "tails,heads"]
+    assert package(root, *files, *flags, "--threshold", "0.7", "--title", "A coin") == 0
+    manifest = load_manifest(root / "toss" / "1")
+    assert set(manifest.artifacts) == {"onnx", "torchscript"}
+    assert [feature.name for feature in manifest.input.features] == ["a", "b"]  # type: ignore[union-attr]
+    assert (manifest.output.threshold, manifest.title) == (0.7, "A coin")
+    assert manifest.golden is not None
+    for backend in ("onnx", "torchscript"):
+        load_predictor(root / "toss" / "1", backend, "cpu")
+    assert os.listdir(root) == ["toss"]  # nothing of the staging is left
+
+
+def test_versions_count_on_and_are_never_overwritten(artifacts: Path, tmp_path: Path) -> None:
+    """The next free version is taken; one that exists is refused."""
+    root = tmp_path / "models"
+    call = [str(artifacts / "doubler.onnx"), "--name", "mine", "--task", "regression", "--features", "x"]
+    assert [package(root, *call), package(root, *call), package(root, *call, "--model-version", "7")] == [0, 0, 0]
+    assert sorted(os.listdir(root / "mine")) == ["1", "2", "7"]
+    assert package(root, *call) == 0
+    assert sorted(os.listdir(root / "mine")) == ["1", "2", "7", "8"]
+    assert package(root, *call, "--model-version", "7") == 1
+
+
+def test_picture_model(artifacts: Path, tmp_path: Path) -> None:
+    """An image model is described by its size, and by its tensor's shape where that is not C,H,W."""
+    root = tmp_path / "models"
+    labels = ",".join("0123456789")
+    call = [str(artifacts / "canvas.pt"), "--name", "drawn", "--task", "multiclass", "--labels", labels]
+    assert package(root, *call, "--image", "28x28", "--input-shape", "784") == 0
+    manifest = load_manifest(root / "drawn" / "1")
+    assert manifest.input.shape == (784,)
+    assert set(manifest.artifacts) == {"torchscript"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("nosuch.onnx --name m --task regression --features x", "nosuch.onnx cannot be read: No such file"),
+        ("model.pkl --name m --task regression --features x", "model.pkl ends in neither .onnx nor .pt"),
+        ("doubler.onnx doubler.onnx --name m --task regression --features x", "is a second onnx artifact"),
+        ("doubler.onnx --name Bad --task regression --features x", "the manifest would not be valid: name: "),
+        ("doubler.onnx --name ../m --task regression --features x", "the manifest would not be valid: name: "),
+        ("doubler.onnx --name m --task regression", "give --features for a tabular model or --image"),
+        ("doubler.onnx --name m --task regression --features x --image 1x1", "give --features for a tabular model or"),
+        ("doubler.onnx --name m --task regression --image 28", "--image 28 is not WIDTHxHEIGHT"),
+        ("doubler.onnx --name m --task regression --image 2x2x1x1", "--image 2x2x1x1 is not WIDTHxHEIGHT"),
+        ("doubler.onnx --name m --task regression --image axb", "--image axb is not whole numbers"),
+        ("doubler.onnx --name m --task regression --features x,y", "the graph takes [1] per instance"),
+        ("doubler.pt --name m --task regression --features x,y", "does not run on inputs [3, 2]"),
+        ("doubler.onnx --name m --task binary --features x", "a binary model has two labels, not 0"),
+        ("compass.onnx --name m --task regression --features x,y", "gives [3, 4] where task and labels say [3, 1]"),
+        ("compass.onnx --name m --task multiclass --features x,y --labels a,b,c,d", "are its outputs --output-kind lo"),
+        ("switch.onnx --name m --task binary --features x --labels a,b", "not a probability; are its outputs --outp"),
+        ("garbage.onnx --name m --task regression --features x", "onnxruntime cannot load the graph"),
+        ("doubler.onnx coin.pt --name m --task regression --features x", "does not run on inputs [3, 1]"),
+        ("half.onnx --name m --task multiclass --features a,b --labels a,b", "probabilities that sum to "),
+        ("log.onnx --name m --task regression --features x", "numbers that are not finite on inputs in [0, 1]"),
+        ("doubler.onnx tripler.pt --name m --task regression --features x", "give different outputs; they are not one"),
+    ],
+)
+def test_refusal_is_one_line_and_leaves_nothing(
+    flags: str, message: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be packaged is refused with one line and exit code 1, and the models folder stays as it was."""
+    minus = helper.make_node("Sub", ["inputs", "one"], ["below"])
+    nodes = [minus, helper.make_node("Log", ["below"], ["outputs"])]
+    one = {"one": np.ones(1, np.float32)}
+    (artifacts / "log.onnx").write_bytes(fakes.build_onnx(*nodes, weights=one, wide=1, out=1))
+    half = helper.make_node("Mul", ["inputs", "half"], ["outputs"])
+    weights = {"half": np.full(1, 0.1, np.float32)}
+    (artifacts / "half.onnx").write_bytes(fakes.build_onnx(half, weights=weights, wide=2, out=2))
+    (artifacts / "tripler.pt").write_bytes(fakes.doubler(factor=3).contents["torchscript"])
+    (artifacts / "garbage.onnx").write_bytes(b"garbage")
+    (artifacts / "model.pkl").write_bytes(b"no pickles here")
+    root = tmp_path / "models"
+    words = [str(artifacts / word) if word.endswith((".onnx", ".pt", ".pkl")) else word for word in flags.split()]
+    assert package(root, *words) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert not root.exists() or os.listdir(root) == []
+
+
+def test_folder_that_cannot_be_written_is_one_line(
+    artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A models folder that is a file, for one, is refused with one line."""
+    (tmp_path / "models").write_text("a file")
+    call = [str(artifacts / "doubler.onnx"), "--name", "mine", "--task", "regression", "--features", "x"]
+    assert package(tmp_path / "models", *call) == 1
+    assert "cannot be written: " in capsys.readouterr().err
+
+
+def test_manifest_says_no_more_than_is_known(artifacts: Path, tmp_path: Path) -> None:
+    """A packaged model's manifest has no field that nobody gave."""
+    root = tmp_path / "models"
+    package(root, str(artifacts / "doubler.onnx"), "--name", "mine", "--task", "regression", "--features", "x")
+    fields = json.loads((root / "mine" / "1" / "manifest.json").read_text())
+    assert "training" not in fields
+    assert fields["input"] == {"kind": "tabular", "shape": [1], "dtype": "float32", "features": [{"name": "x"}]}

@@ -1,0 +1,108 @@
+"""Tests of service.predictor."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service import predictor as module
+from service import tasks
+from service.errors import InferenceError, ModelRefusedError, StartError
+from service.predictor import load_predictor, worst_excess
+from tests import fakes
+
+
+@pytest.mark.parametrize("backend", ["auto", "onnx", "torchscript"])
+@pytest.mark.parametrize("build", fakes.GOOD)
+def test_good_models_load_and_predict(build: Any, backend: str, tmp_path: Path) -> None:
+    """Each backend's predictor passes its checks and gives finite probabilities that sum to 1, or values."""
+    predictor = load_predictor(fakes.write_version(tmp_path, build()), backend, "cpu")
+    assert predictor.backend.name == ("onnx" if backend == "auto" else backend)
+    shape = predictor.manifest.input.shape
+    results = predictor.predict(np.random.default_rng(0).random((5, *shape), dtype=np.float32))
+    assert np.isfinite(results).all()
+    if predictor.manifest.task != "regression":
+        probabilities = tasks.probabilities_of(results, predictor.manifest)
+        assert probabilities.shape == (5, len(predictor.manifest.output.labels))
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt"])
+def test_any_changed_artifact_refuses_the_version(name: str, tmp_path: Path) -> None:
+    """A version with one changed byte is refused, also when the changed artifact is not the one that would run."""
+    folder = fakes.write_version(tmp_path, fakes.doubler())
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ModelRefusedError, match=f"{name} has sha256"):
+        load_predictor(folder, "auto", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("fake", "message"),
+    [
+        (fakes.liar(), "its onnx graph on cpu misses a golden output by 1 more than the tolerance"),
+        (fakes.shapeshifter(), r"fails on golden inputs: the graph gave outputs of shape \(2, 2\), expected \(2, 1\)"),
+        (fakes.picky(), "its onnx graph fails on golden inputs: onnxruntime: "),
+        (replace(fakes.doubler().only("onnx"), contents={"onnx": b"not a graph"}), "cannot load the graph"),
+    ],
+)
+def test_broken_model_is_refused_with_its_reason(fake: fakes.FakeModel, message: str, tmp_path: Path) -> None:
+    """A graph that does not give what its manifest says never becomes a predictor."""
+    with pytest.raises(ModelRefusedError, match=message):
+        load_predictor(fakes.write_version(tmp_path, fake), "auto", "cpu")
+
+
+def test_folder_and_manifest_must_agree(tmp_path: Path) -> None:
+    """A manifest that stands in another model's or version's folder is refused."""
+    folder = fakes.write_version(tmp_path, fakes.doubler())
+    moved = folder.rename(folder.parent / "3")
+    with pytest.raises(ModelRefusedError, match="the manifest is of doubler/1, not of doubler/3"):
+        load_predictor(moved)
+
+
+def test_missing_backend_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without the artifact asked for, or without the package to run it, is refused and says what to do."""
+    folder = fakes.write_version(tmp_path, fakes.doubler().only("torchscript"))
+    with pytest.raises(ModelRefusedError, match="it has torchscript, not the onnx artifact that --backend asks for"):
+        load_predictor(folder, "onnx")
+    monkeypatch.setattr("service.backends.is_installed", lambda name: name == "onnx")
+    with pytest.raises(ModelRefusedError, match=r"cannot run here; install the torch extra: pip install '\.\[torch\]'"):
+        load_predictor(folder)
+
+
+def test_not_finite_is_refused_when_predicting(tmp_path: Path) -> None:
+    """A graph's NaN or infinity is an InferenceError and never an answer; other rows are fine."""
+    predictor = load_predictor(fakes.write_version(tmp_path, fakes.logarithm()), "onnx", "cpu")
+    assert predictor.predict(np.ones((1, 1), np.float32)).tolist() == [[0]]
+    for number in (0.0, -1.0):
+        with pytest.raises(InferenceError, match="not finite"):
+            predictor.predict(np.array([[number]], np.float32))
+
+
+def test_device_asked_for_by_name_is_used_or_refused(tmp_path: Path) -> None:
+    """A device that is not there is a StartError, with each backend's reason."""
+    folder = fakes.write_version(tmp_path, fakes.doubler())
+    with pytest.raises(StartError, match=r"onnx backend here.*; .*torchscript backend here"):
+        load_predictor(folder, "auto", "cuda:99")
+
+
+def test_auto_takes_the_first_backend_that_reaches_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only PyTorch reaches a GPU, "auto" runs TorchScript there; without one, ONNX on the CPU."""
+    reach = {"onnx": "cpu", "torchscript": "cuda:0"}
+    monkeypatch.setattr(module, "choose_device", lambda device, name, preferred="": reach[name])
+    assert module._choose_place(["onnx", "torchscript"], "auto", "cuda:0") == ("torchscript", "cuda:0")
+    reach["torchscript"] = "cpu"
+    assert module._choose_place(["onnx", "torchscript"], "auto", "cuda:0") == ("onnx", "cpu")
+
+
+def test_worst_excess_is_the_stated_tolerance() -> None:
+    """Agreement is |a - b| <= 1e-5 + 1e-4·|b|; NaN agrees with nothing, not even NaN."""
+    one = np.ones((1, 1), np.float32)
+    assert worst_excess(one, one) <= 0
+    assert worst_excess(one * np.float32(1.0001), one) <= 0
+    assert worst_excess(one * np.float32(1.0002), one) > 0
+    assert worst_excess(one * np.nan, one) == float("inf")
+    assert worst_excess(one * np.nan, one * np.nan) == float("inf")

@@ -1,0 +1,194 @@
+"""README.md is run: its commands, snippets and tables are what the program does."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service import errors
+from service.api import openapi
+from service.errors import ModelRefusedError, ServiceError, StartError
+from service.settings import Settings, variable
+from tests.servers import ROOT, Server, clean_environment
+from training.__main__ import AUTOGRAD
+from training.__main__ import build_parser as training_parser
+from training.recipes import RECIPES
+
+README = (ROOT / "README.md").read_text()
+ADDRESS = "http://127.0.0.1:8000"
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def shipped(published: Path) -> Iterator[Server]:
+    """What `make serve` starts, on a free port."""
+    with Server(published, "--workers", "1") as running:
+        yield running
+
+
+def blocks(language: str, part: str) -> list[str]:
+    """Return the code blocks of a language that contain a text."""
+    return [text for kind, text in BLOCKS if kind == language and part in text]
+
+
+def block_after(block: str) -> str:
+    """Return the code block that follows another."""
+    texts = [text for _, text in BLOCKS]
+    return texts[texts.index(block) + 1]
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the cells of the table that begins with a row of these headings, without that row."""
+    lines = README[README.index(f"\n{heading}\n") + 1 :].splitlines()
+    rows = []
+    for line in lines[2:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return rows
+
+
+def run(command: list[str] | str, folder: Path, text: str | None = None) -> str:
+    """Run a command as a reader would and return its output; `python` is the one that runs the tests."""
+    environment = clean_environment()
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        command,
+        shell=isinstance(command, str),
+        input=text,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_curl_has_the_answer_shown(shipped: Server) -> None:
+    """The curl answers exactly what stands below it, numbers within float32's last digit."""
+    (command,) = blocks("sh", "curl ")
+    answer, shown = (
+        json.loads(text) for text in (run(command.replace(ADDRESS, shipped.url), ROOT), block_after(command))
+    )
+    assert list(answer) == list(shown)
+    assert (answer["model"], answer["version"]) == (shown["model"], shown["version"])
+    for real, written in zip(answer["predictions"], shown["predictions"], strict=True):
+        assert list(real) == list(written)
+        assert (real["prediction"], real["label"]) == (written["prediction"], written["label"])
+        assert real["probabilities"] == pytest.approx(written["probabilities"], abs=1e-6)
+        assert real["probability"] == pytest.approx(written["probability"], abs=1e-6)
+
+
+def test_python_example_prints_what_is_shown(shipped: Server, tmp_path: Path) -> None:
+    """The requests example runs as it stands and prints the lines below it."""
+    (program,) = blocks("python", "import requests")
+    assert run([sys.executable, "-c", program.replace(ADDRESS, shipped.url)], tmp_path) == block_after(program)
+
+
+def test_own_model_is_served_as_described(tmp_path: Path) -> None:
+    """The scikit-learn example and the package command, run in an empty folder, make a model that serves."""
+    (program,) = blocks("python", "skl2onnx")
+    run([sys.executable, "-W", "ignore", "-c", program], tmp_path)
+    (command,) = blocks("sh", "service package")
+    assert "served as iris version 1" in run(command, tmp_path)
+    with Server(tmp_path / "models", "--workers", "1") as server:
+        answer = server.predict("iris", [[5.1, 3.5, 1.4, 0.2]]).json()
+    assert answer["predictions"][0]["label"] == "setosa"
+
+
+def test_commands_for_operators_work() -> None:
+    """`verify` and the `predict` pipe run as they stand, in the repository."""
+    (verify,) = blocks("sh", "service verify")
+    assert run(verify, ROOT).splitlines()[-1].endswith(" 0 failed")
+    (predict,) = blocks("sh", "service predict")
+    assert json.loads(run(predict, ROOT))["model"] == "logistic-hours"
+
+
+def test_every_command_named_exists() -> None:
+    """Each `make` target is in the Makefile; each `python -m` command and flag is one of the program's."""
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for command in re.findall(r"python -m training (\S+)`", README):
+        assert command in ("--list", AUTOGRAD, *RECIPES), command
+    known = training_parser().format_help()
+    for action in ("serve", "verify", "predict", "package"):
+        known += run([sys.executable, "-m", "service", action, "--help"], ROOT)
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
+        assert flag in known, flag
+
+
+def test_tree_is_the_repository() -> None:
+    """The annotated tree has every file and folder of the first two levels that git keeps, and nothing else."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    files = [Path(line) for line in run(command, ROOT).splitlines() if (ROOT / line).exists()]
+    real = set()
+    for file in files:
+        if file.name == "__init__.py" and len(file.parts) <= 2:
+            continue
+        top, *rest = file.parts
+        real.add(f"{top}/" if rest else top)
+        if rest:
+            real.add(f"{top}/{rest[0]}" + ("/" if len(rest) > 1 else ""))
+    drawn, folder = set(), ""
+    (tree,) = blocks("text", "service/")
+    for line in tree.splitlines():
+        entry, _, phrase = line.strip().partition(" ")
+        assert phrase.strip(), f"{entry} has no phrase"
+        if line.startswith(" "):
+            drawn.add(folder + entry)
+        else:
+            folder = entry if entry.endswith("/") else ""
+            drawn.add(entry)
+    assert drawn == real
+
+
+def settings_rows() -> list[str]:
+    """Return the rows of the settings table as they should stand."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = f"`{field.default}`" if str(field.default) else "none"
+        rows.append(f"| `--{name.replace('_', '-')}` | `{variable(name)}` | {default} | {field.description} |")
+    return rows
+
+
+def test_settings_table_is_the_settings() -> None:
+    """The table has every setting with its flag, variable, default and meaning, in order."""
+    shown = ["| " + " | ".join(row).rstrip("| ") + " |" for row in table("| flag | environment | default | meaning |")]
+    assert shown == settings_rows()
+
+
+def test_error_table_is_the_errors() -> None:
+    """The table has every status that an error is answered with, in the words of the OpenAPI document."""
+    shown = {status: meaning.rstrip("| ") for status, meaning in table("| status | when |")}
+    assert shown == openapi._ERRORS
+    never = (ServiceError, ModelRefusedError, StartError)
+    answered = {
+        str(int(found.status))
+        for found in vars(errors).values()
+        if isinstance(found, type) and issubclass(found, ServiceError) and found not in never
+    }
+    assert answered == set(shown)
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of README and CHANGELOG is to a file that exists."""
+    for name in ("README.md", "CHANGELOG.md"):
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / name).read_text()):
+            assert (ROOT / target).exists(), target
+
+
+def test_no_command_is_cut() -> None:
+    """Every shell block is one that a shell can read."""
+    for _, text in [block for block in BLOCKS if block[0] == "sh"]:
+        assert shlex.split(text.replace("\\\n", " "))
