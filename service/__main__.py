@@ -32,6 +32,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(predict, ["models_dir", "device", "backend"])
     predict.set_defaults(run=commands.predict)
 
+    models = actions.add_parser("models", help="see and change what a running service serves")
+    models.add_argument("what", choices=["list", "load", "unload", "rollback"])
+    models.add_argument("model", nargs="?", help="name of a model; not for list")
+    models.add_argument("--to", metavar="VERSION", help="version to roll back to; default: the one before the latest")
+    models.add_argument("--url", default="", help="where the service is; default: http://127.0.0.1 and its port")
+    add_flags(models, ["port", "api_key", "admin_key"])
+    models.set_defaults(run=commands.models)
+
     package = actions.add_parser("package", help="put a model of your own into the folder, with a manifest")
     package.add_argument("artifacts", nargs="+", metavar="model.onnx|model.pt", help="one file per backend")
     package.add_argument("--name", required=True, help="lower-case letters, digits, - and _")

@@ -6,50 +6,60 @@ answer an `X-Request-ID` and every failure the body `{"error": sentence}`.
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
+from service.agreement import Agreement
 from service.api import codecs
+from service.api.body import read_body
 from service.api.failures import as_service_error, encode_error, error_headers
 from service.api.head import Headers, RequestHead, Target, check_call, check_media, match_predict, read_head
-from service.api.operations import build_routes
+from service.api.operations import OrjsonResponse, build_routes
+from service.api.page import build_page, is_page
+from service.api.repository_protocol import build_protocol_routes, check_admin
 from service.backends import Array
 from service.errors import (
-    DeadlineExceededError,
     InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
     ServiceError,
-    TooLargeError,
     UnauthorizedError,
 )
+from service.keeper import Keeper
 from service.log import AccessLog
 from service.manifest import Manifest
 from service.repository import Repository, Served
 from service.settings import Settings
 
-_OPEN_PATHS = ("/health/live", "/health/ready")
+_PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 
 
 class Application:
     """The ASGI callable that `create_app` returns; `repository` is what it serves."""
 
-    def __init__(self, settings: Settings, repository: Repository) -> None:
+    def __init__(self, settings: Settings, repository: Repository, agreement: Agreement) -> None:
         self.settings = settings
         self.repository = repository
         self.access_log = AccessLog(settings.log_format, settings.access_log)
         self.in_flight = self._shown_in_flight = 0
         self._keys = [key.strip().encode() for key in settings.api_key.split(",") if key.strip()]
-        self._others = _build_starlette(repository)
+        if self._keys and settings.admin_key:
+            self._keys.append(settings.admin_key.strip().encode())
+        self.keeper = Keeper(repository, settings, agreement)
+        self._admin_key = settings.admin_key.strip().encode()
+        self._others = self._build_starlette()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -116,6 +126,25 @@ class Application:
             return codecs.decode(*arguments)
         return await asyncio.get_running_loop().run_in_executor(None, codecs.decode, *arguments)
 
+    def _preview_routes(self) -> list[BaseRoute]:
+        paths = ("/v1/models/{name}:preview", "/v1/models/{name}/versions/{version}:preview")
+        return [Route(path, self.preview, methods=["GET", "POST"]) for path in paths]
+
+    async def preview(self, request: Request) -> Response:
+        """Answer with what a model would be given for a predict body: the instances as numbers, decoded and fitted.
+
+        Raises:
+            ServiceError: what the same predict request would be refused for.
+        """
+        head: RequestHead = request.state.head
+        target = Target("v1", request.path_params["name"], request.path_params.get("version"))
+        deadline = asyncio.get_running_loop().time() + head.choose_timeout(self.settings.request_timeout)
+        served = self.admit(target, request.method, head)
+        body = await read_body(request.receive, head, self.settings.max_request_bytes, deadline)
+        call = await self._decode(target, body, served.manifest, head)
+        manifest = served.manifest
+        return OrjsonResponse({"model": manifest.name, "version": manifest.version, "instances": call.inputs})
+
     def note(
         self, target: Target, head: RequestHead, status: int, rows: int, began: float, served: Served | None
     ) -> None:
@@ -157,88 +186,74 @@ class Application:
 
         scope["state"] = scope.get("state", {}) | {"head": head}
         try:
-            if path not in _OPEN_PATHS:
+            if not is_open(path):
                 self.check_key(head)
         except UnauthorizedError as error:
             await _send_error(send, error, head)
             return
         await self._others(scope, receive, send_with_id)
 
+    def _build_starlette(self) -> ASGIApp:
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            del app
+            keeping = asyncio.create_task(self.keeper.keep())
+            yield
+            keeping.cancel()
 
-def create_app(settings: Settings, threads: int = 1, preferred_device: str = "cuda:0") -> Application:
+        async def answer_error(request: Request, error: Exception) -> Response:
+            if isinstance(error, HTTPException):
+                error = _explain(request, error)
+            found = as_service_error(error, request.state.head.request_id)
+            extra = {name.decode(): value.decode() for name, value in error_headers(found)}
+            return Response(encode_error(found), found.status, extra, "application/json")
+
+        def check(request: Request) -> None:
+            check_admin(request, self._admin_key, request.state.head.key)
+
+        handlers = {ServiceError: answer_error, HTTPException: answer_error, Exception: answer_error}
+        routes = [
+            *self._preview_routes(),
+            *build_page(self.repository, self.settings.models_dir),
+            *build_routes(self.repository),
+            *build_protocol_routes(self.keeper, check, self.settings.max_batch_size),
+        ]
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+
+
+def is_open(path: str) -> bool:
+    """Tell whether a path is answered without a key: probes are, and the playground's own files."""
+    return _PROBES.fullmatch(path) is not None or is_page(path)
+
+
+def create_app(
+    settings: Settings, threads: int = 1, preferred_device: str = "cuda:0", shared: Path | None = None
+) -> Application:
     """Load the models and return the application that serves them.
 
     Args:
         settings: how to run.
         threads: CPU threads that one backend call may use.
         preferred_device: the accelerator that "auto" takes where there are several.
+        shared: a folder that the workers of one host share, to agree on what is loaded.
 
     Raises:
         StartError: the models folder or the device asked for is not there.
     """
+    agreement = Agreement(shared)
     repository = Repository(settings, threads, preferred_device)
-    repository.load()
-    return Application(settings, repository)
+    repository.load(agreement.read().unloaded)
+    return Application(settings, repository, agreement)
 
 
-async def read_body(receive: Receive, head: RequestHead, limit: int, deadline: float) -> bytes:
-    """Return the whole body, giving up as soon as it is over the limit or late.
-
-    Raises:
-        TooLargeError: it has, or says it has, more than `limit` bytes.
-        DeadlineExceededError: it did not arrive in time.
-        InvalidRequestError: the client went away half-way.
-    """
-    if head.content_length is not None and head.content_length > limit:
-        raise TooLargeError(f"the body is over the limit of {limit} bytes")
-    parts: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await _receive_by(receive, deadline)
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        more = message.get("more_body", False)
-        if size > limit:
-            raise TooLargeError(f"the body is over the limit of {limit} bytes")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _receive_by(receive: Receive, deadline: float) -> Message:
-    try:
-        async with asyncio.timeout_at(deadline):
-            message = await receive()
-    except TimeoutError:
-        raise DeadlineExceededError("the body did not arrive by the request's deadline") from None
-    if message["type"] == "http.disconnect":
-        raise InvalidRequestError("the client closed the connection before the body was complete")
-    return message
-
-
-def _build_starlette(repository: Repository) -> ASGIApp:
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        del app
-        yield
-        repository.close()
-
-    async def answer_error(request: Request, error: Exception) -> Response:
-        if isinstance(error, HTTPException):
-            error = _explain(request, error.status_code)
-        found = as_service_error(error, request.state.head.request_id)
-        extra = {name.decode(): value.decode() for name, value in error_headers(found)}
-        return Response(encode_error(found), found.status, extra, "application/json")
-
-    handlers = {ServiceError: answer_error, HTTPException: answer_error, Exception: answer_error}
-    return Starlette(routes=build_routes(repository), exception_handlers=handlers, lifespan=lifespan)
-
-
-def _explain(request: Request, status: int) -> ServiceError:
+def _explain(request: Request, error: HTTPException) -> ServiceError:
     path = request.url.path
-    if status == MethodNotAllowedError.status:
-        return MethodNotAllowedError(f"{request.method} is not answered at {path}; it answers GET", allow="GET, HEAD")
-    if status == NotFoundError.status:
+    if error.status_code == MethodNotAllowedError.status:
+        allowed = (error.headers or {}).get("Allow", "GET, HEAD")
+        return MethodNotAllowedError(f"{request.method} is not answered at {path}; it answers {allowed}", allow=allowed)
+    if error.status_code == NotFoundError.status:
         return NotFoundError(f"there is nothing at {path}; see /docs for what there is")
-    return InvalidRequestError(f"the request to {path} cannot be answered ({status})")
+    return InvalidRequestError(f"the request to {path} cannot be answered ({error.status_code})")
 
 
 async def _send_error(send: Send, error: ServiceError, head: RequestHead) -> None:

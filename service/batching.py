@@ -134,10 +134,6 @@ class Batcher:
                 self._sweeping = True
                 self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
-    def close(self) -> None:
-        """Let the thread go once it has run what it took."""
-        self._executor.shutdown(wait=False)
-
     def _flush(self) -> None:
         batch = self._take(self._inline, self._inline_rows)
         if self._inline:  # the rest in the loop's next turn, so that other work gets a share

@@ -1,33 +1,38 @@
 """What `python -m service COMMAND` does."""
 
+import json
 import logging
 import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import numpy as np
 
 from service.api import typed
 from service.backends import is_installed
-from service.errors import InvalidRequestError, ModelRefusedError, NotFoundError, ServiceError
+from service.errors import InvalidRequestError, ModelRefusedError, NotFoundError, ServiceError, UnavailableError
 from service.manifest import MANIFEST_FILE, Manifest, load_manifest
 from service.predictor import Predictor, load_predictor, worst_excess
 from service.settings import Settings
 
 _PARITY_ROWS = 256
+_CALL_SECONDS = 60
 
 
 def serve(settings: Settings, flags: dict[str, Any]) -> int:
     """Serve until told to stop."""
     del flags
-    with tempfile.TemporaryDirectory(prefix="service-metrics-") as folder:
+    with tempfile.TemporaryDirectory(prefix="service-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when service.metrics is imported
         from service import litserve_host, log  # noqa: PLC0415 - no other command needs a web server
 
         log.configure(settings.log_format)
-        litserve_host.serve(settings)
+        litserve_host.serve(settings, Path(folder))
     return 0
 
 
@@ -115,6 +120,35 @@ def _verify_parity(manifest: Manifest, opened: list[Predictor]) -> str:
     difference = float(np.abs(first - last).max())
     verdict = "FAILED: " if worst_excess(last, first) > 0 else ""
     return f"{verdict}{difference:.1e} from {opened[0].backend.name}"
+
+
+def models(settings: Settings, flags: dict[str, Any]) -> int:
+    """List what a running service serves, or have it load, unload or roll back a model."""
+    what, model = flags["what"], flags["model"]
+    url = (flags["url"] or f"http://127.0.0.1:{settings.port}").rstrip("/")
+    if what == "list":
+        for row in _call(settings, f"{url}/v2/repository/index", {}):
+            print("  ".join((row["name"], row["version"], row["state"], row["reason"])).rstrip())
+        return 0
+    if not model:
+        raise InvalidRequestError(f"models {what} needs the name of a model")
+    body = {"parameters": {"version": flags["to"]}} if flags["to"] else {}
+    answer = _call(settings, f"{url}/v2/repository/models/{quote(model, safe='')}/{what}", body)
+    print(f"{model}: serving {', '.join(answer['versions']) or 'nothing'}; latest {answer['latest'] or 'none'}")
+    return 0
+
+
+def _call(settings: Settings, url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - decoded JSON
+    key = settings.admin_key or settings.api_key.partition(",")[0]
+    headers = {"Content-Type": "application/json"} | ({"X-API-Key": key} if key else {})
+    request = Request(url, json.dumps(body).encode(), headers)
+    try:
+        with urlopen(request, timeout=_CALL_SECONDS) as answer:
+            return json.load(answer)
+    except HTTPError as error:
+        raise InvalidRequestError(json.load(error).get("error", str(error))) from error
+    except OSError as error:
+        raise UnavailableError(f"no service answers at {url}: {getattr(error, 'reason', error)}") from error
 
 
 def package(settings: Settings, flags: dict[str, Any]) -> int:

@@ -151,17 +151,14 @@ def find_ink(grey: Plane) -> tuple[Plane, bool]:
         How much ink there is (height, width), all zeros when there is none, and whether ink is darker than paper.
     """
     smooth = _smooth(grey)
-    edge = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
-    middle = float(np.median(edge))
-    darkest, brightest = float(smooth.min()), float(smooth.max())
-    dark_ink = middle - darkest >= brightest - middle
-    paper = _fit_paper(smooth, middle, max(middle - darkest, brightest - middle) / 4)
-    depth = paper - smooth if dark_ink else smooth - paper
+    paper = _fit_paper(smooth)
+    above = smooth - paper
+    dark_ink = bool(-above.min() >= above.max())
+    depth = -above if dark_ink else above
     contrast = float(depth.max())
     if contrast < _LEAST_CONTRAST:
         return np.zeros_like(grey), dark_ink
-    inside = np.concatenate([depth[0], depth[-1], depth[:, 0], depth[:, -1]])
-    grain = min(0.25, 6 * float(np.median(np.abs(inside))) / contrast)
+    grain = min(0.25, 6 * float(np.median(np.abs(_border(depth)))) / contrast)
     ink = (paper - grey if dark_ink else grey - paper) / contrast
     return np.clip((ink - grain) / (1 - grain), 0, 1), dark_ink
 
@@ -173,18 +170,26 @@ def _smooth(grey: Plane) -> Plane:
     return np.asarray(blurred, dtype=np.float64) / 255
 
 
-def _fit_paper(grey: Plane, middle: float, near: float) -> Plane:
-    """Return the least-squares plane (height, width) through those pixels of the border that are `near` its middle."""
+def _fit_paper(grey: Plane) -> Plane:
+    """Return the least-squares plane (height, width) through the border's pixels, once without those far from it."""
     height, width = grey.shape
-    across, down = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
-    border = np.zeros(grey.shape, bool)
-    border[[0, -1]] = border[:, [0, -1]] = True
-    chosen = border & (np.abs(grey - middle) <= near)
-    if min(height, width) < 3 or not chosen[:, :1].any() or not chosen[:, -1:].any():  # noqa: PLR2004 - a line
+    middle = float(np.median(_border(grey)))
+    if min(height, width) < 3:  # noqa: PLR2004 - a line of pixels lies in no plane
         return np.full(grey.shape, middle)
-    columns = np.stack([np.ones(int(chosen.sum())), across[chosen], down[chosen]], axis=1)
-    (level, right, low), *_ = np.linalg.lstsq(columns, grey[chosen], rcond=None)
+    across, down = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+    columns = np.stack([_border(np.ones_like(grey)), _border(across), _border(down)], axis=1)
+    heights = _border(grey)
+    kept = np.abs(heights - middle) <= 2 * np.percentile(np.abs(heights - middle), 60)
+    for _ in range(2):
+        level, right, low = np.linalg.lstsq(columns[kept], heights[kept], rcond=None)[0]
+        off = np.abs(heights - columns @ (level, right, low))
+        kept = off <= 3 * np.median(off)
     return np.asarray(level + right * across + low * down)
+
+
+def _border(plane: Plane) -> Plane:
+    """Return the pixels of the four sides (2 * (height + width),)."""
+    return np.concatenate([plane[0], plane[-1], plane[:, 0], plane[:, -1]])
 
 
 def centre_ink(ink: Plane, width: int, height: int) -> Plane:

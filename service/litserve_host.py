@@ -12,6 +12,7 @@ import logging
 import socket
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -39,16 +40,17 @@ class ModelHost(ls.LitAPI):
 
     app: Application
 
-    def __init__(self, settings: Settings, listener: socket.socket, threads: int) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, threads: int, shared: Path | None) -> None:
         super().__init__(loop=HttpLoop(), api_path="/predict")
         self.settings = settings
         self.listener = listener
         self.threads = threads
+        self.shared = shared
 
     def setup(self, device: str) -> None:
         """Load every model in this worker; called by LitServe with the device it placed the worker on."""
         try:
-            self.app = create_app(self.settings, self.threads, preferred_device=device)
+            self.app = create_app(self.settings, self.threads, device, self.shared)
         except StartError as error:
             logger.error("%s", error)
             sys.exit(1)
@@ -131,8 +133,8 @@ def open_listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings) -> None:
-    """Serve until told to stop; see `Supervisor.supervise`."""
+def serve(settings: Settings, shared: Path) -> None:
+    """Serve until told to stop; the workers agree on what they serve in the folder `shared`."""
     if not settings.models_dir.is_dir():
         raise StartError(f"models folder {settings.models_dir} does not exist; pass --models-dir")
     cores = count_cores()
@@ -141,7 +143,7 @@ def serve(settings: Settings) -> None:
     total = settings.workers or (places if accelerator != "cpu" else cores)
     listener = open_listener(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    api = ModelHost(settings, listener, threads=max(1, cores // total))
+    api = ModelHost(settings, listener, max(1, cores // total), shared)
     supervisor = Supervisor(api, accelerator, devices, workers_per_device=max(1, total // places))
     if not ipaddress.ip_address(host).is_loopback and not settings.api_key:
         logger.warning("listening on %s without --api-key: whoever reaches this port can use every model", host)

@@ -6,6 +6,7 @@ figures into memory-mapped files there and any worker answers for all of them, a
 """
 
 import os
+import time
 from bisect import bisect_left
 from collections import Counter as Counted
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ _served = Gauge(
     (*_MODEL, "backend", "device", "provider"),
     multiprocess_mode="livesum",
 )
+_last_request = Gauge(
+    "service_last_request_seconds", "When the last request was answered, since 1970", _MODEL, multiprocess_mode="max"
+)
 _refused = Gauge("service_model_refused", "Workers that refuse a version", _MODEL, multiprocess_mode="livesum")
 
 
@@ -53,6 +57,7 @@ class ModelMetrics:
         self._inference_seconds = _inference_seconds.labels(*labels)
         self._batch_rows = _batch_rows.labels(*labels)
         self._queue_rows = _queue_rows.labels(*labels)
+        self._last_request = _last_request.labels(*labels)
         self._shown_rows = 0
         self._answered: list[tuple[int, float]] = []
         self._batches: list[tuple[int, float, float]] = []
@@ -80,6 +85,7 @@ class ModelMetrics:
         batches, self._batches = self._batches, []
         for code, count in Counted(code for code, _ in answered).items():
             _requests.labels(self._name, self._version, str(code)).inc(count)
+        self._last_request.set(time.time())
         _observe_all(self._request_seconds, [seconds for _, seconds in answered])
         _observe_all(self._batch_rows, [rows for rows, _, _ in batches])
         _observe_all(self._queue_seconds, [waited for _, waited, _ in batches])
@@ -101,14 +107,14 @@ def note_failure(code: int) -> None:
     _requests.labels("", "", str(code)).inc()
 
 
-def note_served(name: str, version: int, backend: str, device: str, provider: str) -> None:
-    """Say that this worker serves a version."""
-    _served.labels(name, str(version), backend, device, provider).set(1)
+def note_served(name: str, version: int, backend: str, device: str, provider: str, serves: bool) -> None:
+    """Say whether this worker serves a version."""
+    _served.labels(name, str(version), backend, device, provider).set(int(serves))
 
 
-def note_refused(name: str, version: str) -> None:
-    """Say that this worker refuses a version."""
-    _refused.labels(name, version).set(1)
+def note_refused(name: str, version: str, refuses: bool) -> None:
+    """Say whether this worker refuses a version."""
+    _refused.labels(name, version).set(int(refuses))
 
 
 def set_in_flight(count: int) -> None:
@@ -118,8 +124,30 @@ def set_in_flight(count: int) -> None:
 
 def render() -> bytes:
     """Return all figures of all workers as text."""
+    return _generate(_registry())
+
+
+Totals = dict[tuple[str, str, str], float]
+
+
+def read_totals() -> Totals:
+    """Return sums over all workers by sample, model and version; "succeeded" are the requests answered 200."""
+    totals: Totals = {}
+    for family in _registry().collect():
+        for sample in family.samples:
+            labels = sample.labels
+            if "model" not in labels or sample.name.endswith("_bucket"):
+                continue
+            key = (sample.name, labels["model"], labels["version"])
+            totals[key] = totals.get(key, 0.0) + sample.value
+            if sample.name == "service_requests_total" and labels["code"] == "200":
+                totals["succeeded", labels["model"], labels["version"]] = sample.value
+    return totals
+
+
+def _registry() -> CollectorRegistry:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return _generate(REGISTRY)
+        return REGISTRY
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return _generate(registry)
+    return registry

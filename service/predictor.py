@@ -42,7 +42,12 @@ class Predictor:
 
 
 def load_predictor(
-    folder: Path, backend: str = "auto", device: str = "auto", threads: int = 1, preferred: str = "cuda:0"
+    folder: Path,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int = 1,
+    preferred: str = "cuda:0",
+    serve_as: str | None = None,
 ) -> Predictor:
     """Read, verify and open one version folder; what it returns has passed digest and golden checks.
 
@@ -52,13 +57,16 @@ def load_predictor(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         threads: CPU threads one backend call may use.
         preferred: which accelerator "auto" takes where there are several.
+        serve_as: the name to serve a folder under that is not `<name>/<version>`, as KServe mounts it.
 
     Raises:
         ModelRefusedError: the version must not serve, with the reason.
         StartError: `device` was asked for by name and cannot be used.
     """
     manifest = load_manifest(folder)
-    if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
+    if serve_as is not None:
+        manifest = manifest.model_copy(update={"name": serve_as})
+    elif (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
         raise ModelRefusedError(
             f"the manifest is of {manifest.name}/{manifest.version}, not of {folder.parent.name}/{folder.name}"
         )

@@ -1,20 +1,25 @@
-"""The repository: `models/<name>/<version>/` on disk, and which versions of it are served.
+"""The repository: what of the models folder is served, version by version, and how that changes while it serves.
 
-It loads every version it finds, keeps going when one is refused, and says why. It knows predictors and batchers; it
-does not know HTTP.
+A version is verified, opened, measured and only then put in place; the one it replaces answers what it has accepted and
+is freed when the last of that is gone. One that fails a check is never served, and what was served before goes on. It
+knows predictors and batchers; it does not know HTTP.
 """
 
+import ctypes
 import logging
+import sys
+import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from service import metrics
 from service.batching import Batcher, measure_cost
 from service.errors import InferenceError, ModelRefusedError, NotFoundError, StartError, UnavailableError
-from service.manifest import MANIFEST_FILE, Manifest
+from service.manifest import Manifest
 from service.metrics import ModelMetrics
 from service.predictor import Predictor, load_predictor
 from service.settings import Settings
+from service.shelf import Fingerprint, ModelSettings, Slot, list_slots, load_settings
 
 logger = logging.getLogger("service")
 
@@ -26,6 +31,7 @@ class Served:
     predictor: Predictor
     batcher: Batcher
     metrics: ModelMetrics
+    fingerprint: Fingerprint = ()
 
     @property
     def manifest(self) -> Manifest:
@@ -35,20 +41,32 @@ class Served:
 
 @dataclass
 class Model:
-    """All versions of one name: those that serve, newest last, and why others do not."""
+    """All versions of one name: those that serve, and why others do not."""
 
     name: str
     versions: dict[int, Served] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    settings: ModelSettings = field(default_factory=ModelSettings)
 
     @property
     def latest(self) -> Served | None:
-        """The newest version that serves."""
-        return self.versions[max(self.versions)] if self.versions else None
+        """The version of paths that name none: the one its settings pin if that serves, else the newest that serves."""
+        pinned = self.versions.get(self.settings.latest or 0)
+        return pinned or (self.versions[max(self.versions)] if self.versions else None)
+
+    @property
+    def reason(self) -> str:
+        """Why no version serves."""
+        return next(reversed(self.refused.values()), "it has no version")
+
+    def find(self, version: str) -> Served | None:
+        """Return a served version by its number or by a label of the model's settings."""
+        number = self.settings.labels.get(version)
+        return next((served for key, served in self.versions.items() if str(key) == version or key == number), None)
 
 
 class Repository:
-    """What is served, by name and version. Call `load` from a running event loop."""
+    """What is served, by name and version. `refresh` may run in a thread; everything else only reads."""
 
     def __init__(self, settings: Settings, threads: int = 1, preferred_device: str = "cpu") -> None:
         self.models: dict[str, Model] = {}
@@ -57,6 +75,8 @@ class Repository:
         self._settings = settings
         self._threads = threads
         self._preferred_device = preferred_device
+        self._tried: dict[tuple[str, int], Fingerprint] = {}
+        self._lock = threading.Lock()
 
     @property
     def problem(self) -> str:
@@ -65,13 +85,13 @@ class Repository:
             return "the service is shutting down"
         if not self.loaded:
             return "models are being loaded"
-        if not self.models:
+        models = list(self.models.values())
+        if not models:
             return f"there is no model in {self._settings.models_dir}"
-        missing = [model for model in self.models.values() if not model.versions]
-        return "; ".join(f"{model.name}: {next(iter(model.refused.values()))}" for model in missing)
+        return "; ".join(f"{model.name}: {model.reason}" for model in models if not model.versions)
 
     def get(self, name: str, version: str | None = None) -> Served:
-        """Return a served version, the newest when none is named.
+        """Return a served version, the latest when none is named.
 
         Raises:
             NotFoundError: no such model or version.
@@ -82,62 +102,122 @@ class Repository:
             if not self.loaded:
                 raise UnavailableError("models are being loaded; try again in a moment")
             raise NotFoundError(f"Request for unknown model: '{name}' is not found; it is not one of {self._names()}")
+        served = model.latest if version is None else model.find(version)
+        if served is not None:
+            return served
         if version is None:
-            if model.latest is None:
-                raise UnavailableError(f"model '{name}' is not ready: {next(iter(model.refused.values()))}")
-            return model.latest
-        served = next((served for number, served in model.versions.items() if str(number) == version), None)
-        if served is None:
-            if version in model.refused:
-                raise UnavailableError(f"version {version} of model '{name}' is not ready: {model.refused[version]}")
-            known = ", ".join(map(str, sorted(model.versions))) or "none"
-            raise NotFoundError(f"Request for unknown model: '{name}' has no version '{version[:40]}'; it has {known}")
-        return served
+            raise UnavailableError(f"model '{name}' is not ready: {model.reason}")
+        if version in model.refused:
+            raise UnavailableError(f"version {version} of model '{name}' is not ready: {model.refused[version]}")
+        known = ", ".join(map(str, [*sorted(model.versions), *model.settings.labels])) or "none"
+        raise NotFoundError(f"Request for unknown model: '{name}' has no version '{version[:40]}'; it has {known}")
 
-    def load(self) -> None:
-        """Load every version folder that has a manifest.
+    def load(self, unloaded: Collection[str] = ()) -> None:
+        """Load every version for the first time, but for the models in `unloaded`.
 
         Raises:
             StartError: the models folder or the device asked for is not there.
         """
-        root = self._settings.models_dir
-        if not root.is_dir():
-            raise StartError(f"models folder {root} does not exist; pass --models-dir")
-        for folder in sorted(root.glob(f"*/*/{MANIFEST_FILE}")):
-            self._load_version(folder.parent)
+        if not self._settings.models_dir.is_dir():
+            raise StartError(f"models folder {self._settings.models_dir} does not exist; pass --models-dir")
+        self.refresh(unloaded)
         self.loaded = True
 
-    def close(self) -> None:
-        """End every model's thread."""
-        for model in self.models.values():
-            for served in model.versions.values():
-                served.batcher.close()
+    def refresh(self, unloaded: Collection[str] = ()) -> None:
+        """Make what is served equal to what stands in the folder, but for the models in `unloaded`.
 
-    def _load_version(self, folder: Path) -> None:
-        name, version = folder.parent.name, folder.name
-        if name.startswith(".") or not version.isdigit():
-            return
-        model = self.models.setdefault(name, Model(name))
-        settings = self._settings
+        A version whose files have not changed since it was loaded or refused is left alone.
+        """
+        with self._lock:
+            root = self._settings.models_dir
+            slots = [slot for slot in list_slots(root, self._settings.model_name) if slot.name not in unloaded]
+            for name in {slot.name for slot in slots}:
+                self._refresh_settings(self.models.setdefault(name, Model(name)))
+            wanted = [slot for slot in slots if self._is_wanted(slot)]
+            changed = [slot for slot in wanted if self._tried.get((slot.name, slot.version)) != slot.fingerprint]
+            for slot in changed:
+                self._tried[slot.name, slot.version] = slot.fingerprint
+                self._load_version(slot)
+            removed = self._remove_others(wanted)
+        if changed or removed:
+            _give_back_memory()
+
+    def _refresh_settings(self, model: Model) -> None:
         try:
-            predictor = load_predictor(folder, settings.backend, settings.device, self._threads, self._preferred_device)
-            rows = settings.max_batch_size
-            cost = measure_cost(predictor.run, predictor.manifest.input.shape, rows)  # zeros may give no finite number
-            figures = ModelMetrics(name, int(version))
-            batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, figures)
-        except (ModelRefusedError, InferenceError) as error:
-            model.refused[version] = str(error)
-            metrics.note_refused(name, version)
-            logger.error("model %s version %s is not served: %s", name, version, error)
+            model.settings = load_settings(self._settings.models_dir, model.name)
+        except ModelRefusedError as error:
+            if model.refused.get("settings") != str(error):
+                logger.error("model %s keeps its settings: %s", model.name, error)
+                model.refused = {**model.refused, "settings": str(error)}
             return
-        backend = predictor.backend
-        metrics.note_served(name, int(version), backend.name, backend.device, backend.provider)
-        model.versions[int(version)] = Served(predictor, batcher, figures)
-        logger.debug("serving %s version %s on %s (%s)", name, version, *_place(predictor))
+        model.refused = {version: reason for version, reason in model.refused.items() if version != "settings"}
+
+    def _is_wanted(self, slot: Slot) -> bool:
+        versions = self.models[slot.name].settings.versions
+        return versions is None or slot.version in versions
+
+    def _load_version(self, slot: Slot) -> None:
+        model, version = self.models[slot.name], str(slot.version)
+        try:
+            served = self._open(slot)
+        except (ModelRefusedError, InferenceError) as error:
+            model.refused = {**model.refused, version: str(error)}
+            metrics.note_refused(slot.name, version, True)
+            goes_on = "; what was served before goes on" if slot.version in model.versions else ""
+            logger.error("model %s version %s is not served: %s%s", slot.name, version, error, goes_on)
+            return
+        model.versions = {**model.versions, slot.version: served}
+        if version in model.refused:
+            model.refused = {key: reason for key, reason in model.refused.items() if key != version}
+            metrics.note_refused(slot.name, version, False)
+        backend = served.predictor.backend
+        metrics.note_served(slot.name, slot.version, backend.name, backend.device, backend.provider, True)
+        if self.loaded:
+            logger.info("serving %s version %s on %s (%s)", slot.name, version, backend.device, backend.provider)
+
+    def _open(self, slot: Slot) -> Served:
+        settings = self._settings
+        is_single = slot.folder == settings.models_dir
+        predictor = load_predictor(
+            slot.folder,
+            settings.backend,
+            settings.device,
+            self._threads,
+            self._preferred_device,
+            serve_as=slot.name if is_single else None,
+        )
+        rows = settings.max_batch_size
+        cost = measure_cost(predictor.run, predictor.manifest.input.shape, rows)  # zeros may give no finite number
+        figures = ModelMetrics(slot.name, slot.version)
+        batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, figures)
+        return Served(predictor, batcher, figures, slot.fingerprint)
+
+    def _remove_others(self, wanted: Collection[Slot]) -> bool:
+        """Stop serving what is not wanted any more; requests that were accepted hold what they need until answered."""
+        kept = {(slot.name, slot.version) for slot in wanted}
+        self._tried = {key: seen for key, seen in self._tried.items() if key in kept}
+        removed = False
+        for model in list(self.models.values()):
+            for version, served in model.versions.items():
+                if (model.name, version) not in kept:
+                    removed = True
+                    backend = served.predictor.backend
+                    metrics.note_served(model.name, version, backend.name, backend.device, backend.provider, False)
+                    logger.info("no longer serving %s version %d", model.name, version)
+            model.versions = {key: served for key, served in model.versions.items() if (model.name, key) in kept}
+            refused = {key for key in model.refused if key.isdigit() and (model.name, int(key)) not in kept}
+            model.refused = {key: reason for key, reason in model.refused.items() if key not in refused}
+            if not any(name == model.name for name, _ in kept):
+                del self.models[model.name]
+        return removed
 
     def _names(self) -> str:
         return ", ".join(sorted(self.models)) or "(none)"
 
 
-def _place(predictor: Predictor) -> tuple[str, str]:
-    return predictor.backend.device, predictor.backend.provider
+def _give_back_memory() -> None:
+    """Have the C library return what freed graphs leave behind, which it would keep for itself."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -24,6 +24,12 @@ class Settings(BaseModel):
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
     models_dir: Path = Field(default=Path("models"), description="folder of models, <name>/<version>/manifest.json")
+    model_name: str = Field(
+        default="", description="name of the model where the models folder holds one version's files directly"
+    )
+    reload_interval: float = Field(
+        default=2.0, ge=0, le=3600, description="seconds between looks at the models folder; 0: only when told to"
+    )
     workers: int = Field(default=0, ge=0, le=256, description="worker processes; 0: one per CPU core, or per GPU")
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps"

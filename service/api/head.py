@@ -12,8 +12,8 @@ from service.manifest import Manifest
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-_PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?:predict")
-_INFER = re.compile(r"/v2/models/([^/:]+)(?:/versions/([^/:]+))?/infer")
+_PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/(?:versions|labels)/([^/:]+))?:predict")
+_INFER = re.compile(r"/v2/models/([^/:]+)(?:/(?:versions|labels)/([^/:]+))?/infer")
 _SECONDS = re.compile(rb"(?=.*[1-9])\d{1,6}(\.\d{1,6})?")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
@@ -109,15 +109,25 @@ def check_media(target: Target, head: RequestHead, manifest: Manifest) -> None:
     Raises:
         UnsupportedMediaError: another content type, or a content encoding.
     """
-    del manifest
     if head.content_type not in (b"application/json", b""):
         kind = head.content_type.partition(b";")[0].strip().lower()
-        if kind != b"application/json" and not (target.api == "v2" and kind == b"application/octet-stream"):
+        if not _is_read(kind, target.api, manifest):
             shown = kind[:60].decode("latin-1")
-            raise UnsupportedMediaError(f"content type {shown} is not read here; send Content-Type: application/json")
+            pictures = ", image/* or multipart/form-data" if manifest.input.kind == "image" else ""
+            only = "" if kind[:6] != b"image/" or pictures else f"; {manifest.name} takes numbers and no pictures"
+            raise UnsupportedMediaError(
+                f"content type {shown} is not read here{only}; send Content-Type: application/json{pictures}"
+            )
     if head.content_encoding not in (b"", b"identity", b"gzip", b"deflate"):
         shown = head.content_encoding[:60].decode("latin-1")
         raise UnsupportedMediaError(f"content encoding {shown} is not read here; send gzip, deflate or none")
+
+
+def _is_read(kind: bytes, api: str, manifest: Manifest) -> bool:
+    if api == "v2":
+        return kind in (b"application/json", b"application/octet-stream")
+    picture = kind[:6] == b"image/" or kind == b"multipart/form-data"
+    return kind == b"application/json" or (picture and manifest.input.kind == "image")
 
 
 _count = itertools.count()

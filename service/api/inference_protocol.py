@@ -250,7 +250,7 @@ def _choose_input(plan: Plan, tensors: list[Tensor], manifest: Manifest) -> Arra
             raise InvalidRequestError(f"the model has no input {part.name[:60]!r}; its input is {name!r}")
     (part,) = plan.parts
     if part.datatype == "BYTES" and isinstance(manifest.input, ImageInput):
-        return _read_images(tensors[0], manifest)
+        return _read_images(tensors[0], manifest.input)
     if part.datatype != "FP32":
         raise InvalidRequestError(f"input {name!r} has datatype {part.datatype}, the model takes FP32")
     if part.shape[1:] != manifest.input.shape or not part.shape or part.shape[0] == 0:
@@ -259,12 +259,12 @@ def _choose_input(plan: Plan, tensors: list[Tensor], manifest: Manifest) -> Arra
     return _check_finite(tensors[0], f"input {name!r}")
 
 
-def _read_images(tensor: Tensor, manifest: Manifest) -> Array:
+def _read_images(tensor: Tensor, spec: ImageInput) -> Array:
     from service.images import read_image  # noqa: PLC0415 - Pillow is only imported where pictures come
 
     if tensor.ndim != 1 or not tensor.size:
         raise InvalidRequestError(f"pictures as BYTES have shape [N] with N from 1, not {list(tensor.shape)}")
-    return np.concatenate([read_image(content, manifest.input) for content in tensor])
+    return np.concatenate([read_image(content, spec) for content in tensor])
 
 
 def _check_finite(tensor: Tensor, where: str) -> Array:

@@ -51,6 +51,7 @@ def build_openapi(repository: Repository) -> Schema:
         schemas[f"{title}Response"] = _response_schema(served.manifest)
         for path, version in ((f"/v1/models/{name}", None), (f"/v1/models/{name}/versions/{{version}}", "version")):
             paths[f"{path}:predict"] = _predict(served.manifest, title, version, sorted(model.versions))
+            paths[f"{path}:preview"] = _preview(served.manifest, title, version, sorted(model.versions))
             paths[path] = _describe(name, title, version, sorted(model.versions))
     return {
         "openapi": "3.1.0",
@@ -92,12 +93,7 @@ def _predict(manifest: Manifest, title: str, version: str | None, versions: list
         "description": manifest.description,
         "requestBody": {
             "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": f"#/components/schemas/{title}Request"},
-                    "example": build_example(manifest),
-                }
-            },
+            "content": _bodies(manifest, title),
         },
         "responses": {
             "200": _json(
@@ -110,6 +106,36 @@ def _predict(manifest: Manifest, title: str, version: str | None, versions: list
     if version:
         operation["parameters"] = [_version_parameter(versions)]
     return {"post": operation}
+
+
+def _bodies(manifest: Manifest, title: str) -> Schema:
+    reference = {"$ref": f"#/components/schemas/{title}Request"}
+    bodies: Schema = {"application/json": {"schema": reference, "example": build_example(manifest)}}
+    if manifest.input.kind == "image":
+        file: Schema = {"type": "string", "format": "binary"}
+        files = {"type": "array", "minItems": 1, "items": file, "description": "one prediction for each, in order"}
+        for kind in ("png", "jpeg", "webp", "bmp"):
+            bodies[f"image/{kind}"] = {"schema": file}
+        parameters = {"type": "string", "description": "a request's parameters, as JSON"}
+        form = _object({"files": files, "parameters": parameters}, required=("files",))
+        bodies["multipart/form-data"] = {"schema": form | {"additionalProperties": file}}
+    return bodies
+
+
+def _preview(manifest: Manifest, title: str, version: str | None, versions: list[int]) -> Schema:
+    """Describe what answers with a predict body's instances as the graph is given them."""
+    path = _predict(manifest, title, version, versions)
+    operation = path["post"]
+    operation["operationId"] = f"preview_{title}" + ("_version" if version else "")
+    operation["summary"] = f"What {manifest.name} is given for a predict body" + (", one version" if version else "")
+    operation["description"] = "The body's instances as numbers, with pictures decoded and fitted to the input's shape."
+    nested: Schema = _NUMBER
+    for length in reversed(manifest.input.shape):
+        nested = _list_of(nested, length)
+    properties = {"model": {"type": "string", "const": manifest.name}, "version": {"type": "integer"}}
+    answer = _object({**properties, "instances": {"type": "array", "items": nested}})
+    operation["responses"]["200"] = _json("The instances, in order", answer)
+    return path
 
 
 def _describe(name: str, title: str, version: str | None, versions: list[int]) -> Schema:
@@ -129,9 +155,12 @@ def _version_parameter(versions: list[int]) -> Schema:
 
 
 def _request_schema(manifest: Manifest) -> Schema:
-    properties: Schema = {
-        "instances": {"type": "array", "minItems": 1, "items": _instance_schema(manifest)},
-    }
+    items = _instance_schema(manifest)
+    if manifest.input.kind == "image":
+        encoded: Schema = {"type": "string", "contentEncoding": "base64"}
+        encoded["description"] = "the bytes of a PNG, JPEG, WebP or BMP picture"
+        items["anyOf"].append(_object({"b64": encoded}))
+    properties: Schema = {"instances": {"type": "array", "minItems": 1, "items": items}}
     if manifest.task == "binary":
         about = f"smallest probability of {manifest.output.labels[1]!r} that predicts it"
         threshold = {"type": "number", "minimum": 0, "maximum": 1, "description": about}

@@ -6,11 +6,12 @@ import numpy as np
 import orjson
 
 from service import tasks
+from service.api import pictures
 from service.api.head import RequestHead
 from service.api.tensors import kind_of, parse_instances, parse_large, read_instances
 from service.backends import Array
 from service.errors import InvalidRequestError
-from service.manifest import Manifest
+from service.manifest import ImageInput, Manifest
 
 LARGE_BODY = 2**18  # bytes; reading such a body would hold the event loop for a millisecond or more
 _FIELDS = ("instances", "parameters")
@@ -34,8 +35,10 @@ class Call(NamedTuple):
 
 def is_heavy(body: bytes, head: RequestHead) -> bool:
     """Tell whether reading a body takes so long that it belongs in a thread."""
-    del head
-    return len(body) >= LARGE_BODY
+    if head.content_type and pictures.is_picture(head.content_type):
+        return True
+    # A picture in JSON has the key "b64", which may be spelled with escapes.
+    return len(body) >= LARGE_BODY or b'b64"' in body or b"\\u" in body
 
 
 def decode(body: bytes, manifest: Manifest, head: RequestHead) -> Call:
@@ -54,7 +57,8 @@ def decode_call(body: bytes, manifest: Manifest, content_type: bytes = b"") -> C
     Raises:
         InvalidRequestError: the body, a value or a parameter cannot be used; the sentence says which and why.
     """
-    del content_type
+    if content_type and isinstance(manifest.input, ImageInput) and pictures.is_picture(content_type):
+        return _decode_pictures(body, manifest, content_type)
     inputs = parse_instances(body, manifest) if len(body) < LARGE_BODY else parse_large(body, manifest)
     if inputs is not None:
         return Call(inputs)
@@ -65,7 +69,16 @@ def decode_call(body: bytes, manifest: Manifest, content_type: bytes = b"") -> C
     if "instances" not in fields:
         raise InvalidRequestError('the body has no "instances"; send {"instances": [...]}')
     threshold, top_k = _read_parameters(fields.get("parameters", {}), manifest)
-    return Call(read_instances(fields["instances"], manifest), threshold, top_k)
+    instances = fields["instances"]
+    if isinstance(manifest.input, ImageInput):
+        instances = pictures.replace_encoded(instances, manifest.input)
+    return Call(read_instances(instances, manifest), threshold, top_k)
+
+
+def _decode_pictures(body: bytes, manifest: Manifest, content_type: bytes) -> Call:
+    assert isinstance(manifest.input, ImageInput)
+    inputs, parameters = pictures.read_pictures(body, manifest.input, content_type)
+    return Call(inputs, *_read_parameters(load_object(parameters) if parameters is not None else {}, manifest))
 
 
 def load_object(body: bytes) -> dict[str, Any]:

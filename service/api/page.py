@@ -1,0 +1,103 @@
+"""The playground page at `/`, and what it shows beside a model's description: its card and its training plots."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from service.api.operations import OrjsonResponse
+from service.errors import NotFoundError
+from service.repository import Repository, Served
+
+FOLDER = Path(__file__).parents[1] / "playground"
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:;"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_PLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.png")
+
+
+def is_page(path: str) -> bool:
+    """Tell whether a path is the page or one of its files: they load without a key, and the page then asks for it."""
+    return path == "/" or path.startswith("/playground/")
+
+
+class PageFiles(StaticFiles):
+    """The page's files, with `HEADERS`."""
+
+    def file_response(self, *args: Any, **more: Any) -> Response:  # noqa: ANN401 - as the base class has them
+        """Answer with a file, or 304."""
+        response = super().file_response(*args, **more)
+        response.headers.update(HEADERS)
+        return response
+
+
+def build_page(repository: Repository, models_dir: Path) -> list[BaseRoute]:
+    """Return the routes of the page, and of every version's card and plots.
+
+    Args:
+        repository: what is served.
+        models_dir: where the versions' folders are.
+    """
+
+    async def answer_page(request: Request) -> Response:
+        del request
+        return FileResponse(FOLDER / "index.html", headers=HEADERS)
+
+    async def answer_card(request: Request) -> Response:
+        served = _find(repository, request)
+        return OrjsonResponse(describe_card(served, _folder(served, models_dir)))
+
+    async def answer_plot(request: Request) -> Response:
+        served = _find(repository, request)
+        file = request.path_params["file"]
+        folder = _folder(served, models_dir)
+        if file not in list_plots(folder):
+            raise NotFoundError(f"version {served.manifest.version} of {served.manifest.name} has no such plot")
+        return FileResponse(folder / file, headers=HEADERS, media_type="image/png")
+
+    return [
+        Route("/", answer_page, methods=["GET"]),
+        Mount("/playground", PageFiles(directory=FOLDER)),
+        Route("/v1/models/{name}/card", answer_card, methods=["GET"]),
+        Route("/v1/models/{name}/versions/{version}/card", answer_card, methods=["GET"]),
+        Route("/v1/models/{name}/versions/{version}/plots/{file}", answer_plot, methods=["GET"]),
+    ]
+
+
+def describe_card(served: Served, folder: Path) -> dict[str, Any]:
+    """Return what a version's manifest says of its making, its golden samples, and the names of its plots."""
+    manifest = served.manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "training": manifest.training.model_dump(mode="json") if manifest.training else None,
+        "golden": manifest.golden.model_dump(mode="json") if manifest.golden else None,
+        "plots": list_plots(folder),
+    }
+
+
+def list_plots(folder: Path) -> list[str]:
+    """Return the names of a version folder's PNG files: plain files in it, and no links out of it."""
+    return sorted(
+        path.name
+        for path in folder.glob("*.png")
+        if _PLOT.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+    )
+
+
+def _find(repository: Repository, request: Request) -> Served:
+    return repository.get(request.path_params["name"], request.path_params.get("version"))
+
+
+def _folder(served: Served, models_dir: Path) -> Path:
+    return models_dir / served.manifest.name / str(served.manifest.version)

@@ -1,0 +1,258 @@
+"""The Open Inference Protocol beside infer: health, metadata, configuration, statistics, and the model repository.
+
+Source: https://github.com/kserve/open-inference-protocol and Triton's extensions for the model repository, model
+configuration and statistics.
+"""
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from service import __version__, metrics
+from service.api.inference_protocol import input_name, output_specs
+from service.api.operations import OrjsonResponse
+from service.api.tensors import kind_of
+from service.errors import InvalidRequestError, NotFoundError, UnauthorizedError
+from service.keeper import Keeper
+from service.repository import Model, Repository, Served
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "statistics",
+)
+_PLATFORMS = {"onnx": "onnx_onnxv1", "torchscript": "pytorch_torchscript"}
+_VERSION = "/v2/models/{name}/versions/{version}"
+Answer = Callable[[Request], Response]
+
+
+def build_protocol_routes(keeper: Keeper, check_admin: Callable[[Request], None], batch: int) -> list[BaseRoute]:
+    """Return the routes under /v2 that are not infer.
+
+    Args:
+        keeper: of the repository.
+        check_admin: raises UnauthorizedError for who may not change what is served.
+        batch: the largest batch.
+    """
+    repository = keeper.repository
+
+    def ready(request: Request) -> Response:
+        served = _find(repository, request)
+        return OrjsonResponse({"name": served.manifest.name, "ready": True})
+
+    async def index(request: Request) -> Response:
+        return await _index(repository, request)
+
+    async def change(request: Request) -> Response:
+        check_admin(request)
+        return await _change(keeper, request)
+
+    per_version: list[tuple[str, Answer]] = [
+        ("", lambda request: OrjsonResponse(_describe(repository, request))),
+        ("/ready", ready),
+        ("/config", lambda request: OrjsonResponse(_configure(_find(repository, request), batch))),
+        ("/stats", lambda request: OrjsonResponse(_statistics([_find(repository, request)]))),
+    ]
+    return [
+        _get("/v2", lambda _: OrjsonResponse(_server())),
+        _get("/v2/", lambda _: OrjsonResponse(_server())),
+        _get("/v2/health/live", lambda _: OrjsonResponse({"live": True})),
+        _get("/v2/health/ready", lambda _: _ready(repository)),
+        _get("/v2/models", lambda _: OrjsonResponse({"models": sorted(repository.models)})),
+        _get("/v2/models/stats", lambda _: OrjsonResponse(_statistics(_every(repository)))),
+        *[_get(prefix + path, answer) for path, answer in per_version for prefix in ("/v2/models/{name}", _VERSION)],
+        Route("/v2/repository/index", index, methods=["POST"]),
+        Route("/v2/repository/models/{name}/{action:str}", change, methods=["POST"]),
+    ]
+
+
+def _get(path: str, answer: Answer) -> Route:
+    async def endpoint(request: Request) -> Response:
+        return answer(request)
+
+    return Route(path, endpoint, methods=["GET"])
+
+
+def _find(repository: Repository, request: Request) -> Served:
+    return repository.get(request.path_params["name"], request.path_params.get("version"))
+
+
+def _every(repository: Repository) -> list[Served]:
+    return [served for model in repository.models.values() for served in model.versions.values()]
+
+
+def _server() -> dict[str, Any]:
+    return {"name": "model-service", "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+def _ready(repository: Repository) -> Response:
+    problem = repository.problem
+    if problem:
+        return OrjsonResponse({"ready": False, "error": problem}, 503, {"Retry-After": "1"})
+    return OrjsonResponse({"ready": True})
+
+
+def _describe(repository: Repository, request: Request) -> dict[str, Any]:
+    served = _find(repository, request)
+    manifest, backend = served.manifest, served.predictor.backend
+    shape = [-1, *manifest.input.shape]
+    return {
+        "name": manifest.name,
+        "versions": [str(version) for version in sorted(repository.models[manifest.name].versions)],
+        "platform": _PLATFORMS[backend.name],
+        "inputs": [{"name": input_name(manifest), "datatype": "FP32", "shape": shape}],
+        "outputs": [
+            {"name": name, "datatype": datatype, "shape": shape}
+            for name, (datatype, shape) in output_specs(manifest).items()
+        ],
+        "properties": {
+            "title": manifest.title,
+            "task": manifest.task,
+            "sha256": manifest.artifacts[backend.name].sha256,
+            "device": backend.device,
+            "provider": backend.provider,
+        },
+    }
+
+
+def _configure(served: Served, batch: int) -> dict[str, Any]:
+    manifest, backend = served.manifest, served.predictor.backend
+    kinds = {"FP32": "TYPE_FP32", "INT64": "TYPE_INT64", "BYTES": "TYPE_STRING"}
+    return {
+        "name": manifest.name,
+        "platform": _PLATFORMS[backend.name],
+        "backend": {"onnx": "onnxruntime", "torchscript": "pytorch"}[backend.name],
+        "max_batch_size": batch,
+        "input": [{"name": input_name(manifest), "data_type": "TYPE_FP32", "dims": list(manifest.input.shape)}],
+        "output": [
+            {"name": name, "data_type": kinds[datatype], "dims": shape[1:] or [1]}
+            for name, (datatype, shape) in output_specs(manifest).items()
+        ],
+        "instance_group": [{"kind": "KIND_CPU" if backend.device == "cpu" else "KIND_GPU", "count": 1}],
+        "dynamic_batching": {},
+    }
+
+
+def _statistics(every: list[Served]) -> dict[str, Any]:
+    totals = metrics.read_totals()
+    return {"model_stats": [_statistics_of(served, totals) for served in every]}
+
+
+def _statistics_of(served: Served, totals: metrics.Totals) -> dict[str, Any]:
+    name, version = served.manifest.name, str(served.manifest.version)
+
+    def total(figure: str) -> float:
+        return totals.get((figure, name, version), 0.0)
+
+    def duration(figure: str, count: str) -> dict[str, int]:
+        return {"count": int(total(count)), "ns": int(total(figure) * 1e9)}
+
+    succeeded = int(total("succeeded"))
+    batches, seconds = "service_batch_rows_count", "service_inference_seconds_sum"
+    nothing = {"count": 0, "ns": 0}
+    return {
+        "name": name,
+        "version": version,
+        "last_inference": int(total("service_last_request_seconds") * 1000),
+        "inference_count": int(total("service_batch_rows_sum")),
+        "execution_count": int(total(batches)),
+        "inference_stats": {
+            "success": {"count": succeeded, "ns": int(total("service_request_seconds_sum") * 1e9)},
+            "fail": {"count": int(total("service_request_seconds_count")) - succeeded, "ns": 0},
+            "queue": duration("service_queue_seconds_sum", batches),
+            "compute_input": nothing,
+            "compute_infer": duration(seconds, batches),
+            "compute_output": nothing,
+            "cache_hit": nothing,
+            "cache_miss": nothing,
+        },
+        "batch_stats": [],
+    }
+
+
+async def _index(repository: Repository, request: Request) -> Response:
+    fields = await _read_object(request)
+    only_ready = fields.get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise InvalidRequestError(f"ready is {kind_of(only_ready)}, expected true or false")
+    rows = [row for _, model in sorted(repository.models.items()) for row in _index_model(model)]
+    return OrjsonResponse([row for row in rows if row["state"] == "READY" or not only_ready])
+
+
+def _index_model(model: Model) -> list[dict[str, str]]:
+    rows = [
+        {"name": model.name, "version": str(version), "state": "READY", "reason": model.refused.get(str(version), "")}
+        for version in sorted(model.versions)
+    ]
+    refused = {
+        key: reason for key, reason in model.refused.items() if not (key.isdigit() and int(key) in model.versions)
+    }
+    rows += [
+        {"name": model.name, "version": version, "state": "UNAVAILABLE", "reason": reason}
+        for version, reason in refused.items()
+    ]
+    return rows
+
+
+async def _change(keeper: Keeper, request: Request) -> Response:
+    """Load, unload or roll back a model on every worker, and answer when all have."""
+    name, action = request.path_params["name"], request.path_params["action"]
+    fields = await _read_object(request)
+    parameters = fields.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidRequestError(f"parameters is {kind_of(parameters)}, expected an object")
+    if any(key == "config" or key.startswith("file:") for key in parameters):
+        raise InvalidRequestError("models and configuration are not taken over the network; put them into the folder")
+    if action == "load":
+        await keeper.load(name)
+    elif action == "unload":
+        await keeper.unload(name)
+    elif action == "rollback":
+        await keeper.roll_back(name, parameters.get("version"))
+    else:
+        raise NotFoundError(f"there is no {action[:40]!r}; a model can be loaded, unloaded or rolled back")
+    model = keeper.repository.models.get(name)
+    latest = model.latest if model else None
+    return OrjsonResponse(
+        {
+            "name": name,
+            action: True,
+            "versions": [str(version) for version in sorted(model.versions)] if model else [],
+            "latest": str(latest.manifest.version) if latest else None,
+        }
+    )
+
+
+async def _read_object(request: Request) -> dict[str, Any]:
+    body = await request.body()
+    if not body.strip():
+        return {}
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequestError(f"the body is {kind_of(fields)}, expected an object")
+    return fields
+
+
+def check_admin(request: Request, admin_key: bytes, sent: bytes) -> None:
+    """Refuse who may not change what is served: who lacks the admin key, or, without one, is elsewhere.
+
+    Raises:
+        UnauthorizedError: the key is missing or wrong, or the request came from elsewhere.
+    """
+    if admin_key:
+        if not hmac.compare_digest(sent, admin_key):
+            raise UnauthorizedError("this needs the admin key; send it as X-API-Key, or as Authorization: Bearer")
+        return
+    forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
+    if forwarded or request.client is None or request.client.host not in ("127.0.0.1", "::1"):
+        raise UnauthorizedError("what is served can be changed from this machine only; set --admin-key to allow others")

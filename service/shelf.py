@@ -1,0 +1,111 @@
+"""The models folder on disk: which versions stand in it, and when one has changed. It opens no graph.
+
+Two layouts: `<name>/<version>/manifest.json`, and KServe's `/mnt/models`, which holds one version's files directly. A
+folder counts once it has a manifest, which is written last.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import InvalidRequestError, ModelRefusedError
+from service.manifest import MANIFEST_FILE, load_manifest, sentence
+
+SETTINGS_FILE = "settings.json"
+Fingerprint = tuple[tuple[str, int, int], ...]
+
+
+class Slot(NamedTuple):
+    """One version folder: the model and version it is served as, where it stands, and how its files look."""
+
+    name: str
+    version: int
+    folder: Path
+    fingerprint: Fingerprint
+
+
+class ModelSettings(BaseModel):
+    """`models/<name>/settings.json`: which versions are served, which one is the latest, and names for versions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    versions: tuple[int, ...] | None = Field(default=None, description="versions to serve; all when absent")
+    latest: int | None = Field(default=None, description="version of paths without one; the newest when absent")
+    labels: dict[str, int] = Field(default_factory=dict, description='such as {"stable": 1, "canary": 2}')
+
+
+def list_slots(root: Path, model_name: str = "") -> list[Slot]:
+    """Return every version folder that has a manifest, by name and then version.
+
+    Args:
+        root: the models folder.
+        model_name: where the folder holds one version directly, the name it is served as; else its manifest's.
+    """
+    if (root / MANIFEST_FILE).is_file():
+        return _list_single(root, model_name)
+    slots = []
+    for folder in (path.parent for path in root.glob(f"*/*/{MANIFEST_FILE}")):
+        name, version = folder.parent.name, folder.name
+        if not name.startswith(".") and version.isascii() and version.isdigit() and str(int(version)) == version:
+            slots.append(Slot(name, int(version), folder, _fingerprint(folder)))
+    return sorted(slots, key=lambda slot: (slot.name, slot.version))
+
+
+def _list_single(root: Path, model_name: str) -> list[Slot]:
+    try:
+        manifest = load_manifest(root)
+    except ModelRefusedError:
+        return [Slot(model_name or root.name, 1, root, _fingerprint(root))]
+    return [Slot(model_name or manifest.name, manifest.version, root, _fingerprint(root))]
+
+
+def _fingerprint(folder: Path) -> Fingerprint:
+    """Return name, size and time of change (ns) of each file: what changes when a file is copied in or replaced."""
+    found = []
+    try:
+        for entry in os.scandir(folder):
+            status = entry.stat()
+            found.append((entry.name, status.st_size, status.st_mtime_ns))
+    except OSError:  # it is being removed
+        return ()
+    return tuple(sorted(found))
+
+
+def load_settings(root: Path, name: str) -> ModelSettings:
+    """Return a model's settings; those of a file that is not there are the defaults.
+
+    Raises:
+        ModelRefusedError: the file is malformed.
+    """
+    path = root / name / SETTINGS_FILE
+    try:
+        return ModelSettings.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return ModelSettings()
+    except (OSError, NotADirectoryError) as error:
+        raise ModelRefusedError(f"{SETTINGS_FILE} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise ModelRefusedError(f"{SETTINGS_FILE}: {sentence(error)}") from error
+
+
+def save_settings(root: Path, name: str, changes: dict[str, Any]) -> ModelSettings:
+    """Change a model's settings in one step, so that no reader sees half of a file.
+
+    Raises:
+        InvalidRequestError: the folder cannot be written.
+    """
+    settings = load_settings(root, name).model_copy(update=changes)
+    target = root / name / SETTINGS_FILE
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".settings-", delete=False) as file:
+            file.write(settings.model_dump_json(indent=2, exclude_none=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, target)
+    except OSError as error:
+        raise InvalidRequestError(f"{target} cannot be written: {error.strerror}") from error
+    return settings
