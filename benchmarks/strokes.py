@@ -11,6 +11,7 @@ import argparse
 import io
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def _curve(*through: tuple[float, float]) -> Points:
 
 def _line(*through: tuple[float, float]) -> Points:
     """Return straight pieces between points, 12 points a piece."""
-    pieces = [np.linspace(a, b, 12) for a, b in zip(through, through[1:], strict=False)]
+    pieces = [np.linspace(a, b, 12) for a, b in pairwise(through)]
     return np.concatenate(pieces)
 
 

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     package = actions.add_parser("package", help="put a model of your own into the folder, with a manifest")
     package.add_argument("artifacts", nargs="+", metavar="model.onnx|model.pt", help="one file per backend")
     package.add_argument("--name", required=True, help="lower-case letters, digits, - and _")
-    package.add_argument("--task", required=True, choices=["regression", "binary", "multiclass"])
+    package.add_argument("--task", required=True, choices=["regression", "binary", "multiclass", "tensors"])
     package.add_argument("--model-version", type=int, metavar="N", help="default: the next free one")
     package.add_argument("--title", default="", help="one line for people")
     package.add_argument("--description", default="", help="a sentence or two for people")

@@ -7,6 +7,7 @@ the change can answer when all have. Without a folder (one process) a change is 
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ class Agreement:
         """Tell whether every living worker has confirmed a generation."""
         if self._folder is None:
             return True
-        return all(int(path.read_text() or 0) >= generation for path in self._workers())
+        return all(_read_number(path) >= generation for path in self._workers())
 
     def _workers(self) -> list[Path]:
         assert self._folder is not None
@@ -79,6 +80,13 @@ class Agreement:
         staging = self._folder / f".{name}-{os.getpid()}"
         staging.write_text(content)
         staging.replace(self._folder / name)
+
+
+def _read_number(path: Path) -> float:
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:  # its worker has died meanwhile, and another has cleared it away
+        return math.inf
 
 
 def _is_alive(pid: int) -> bool:

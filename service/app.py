@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import metrics
 from service.agreement import Agreement
 from service.api import codecs
-from service.api.body import read_body
+from service.api.body import read_body, wait_for_result
 from service.api.failures import as_service_error, encode_error, error_headers
 from service.api.head import Headers, RequestHead, Target, check_call, check_media, match_predict, read_head
 from service.api.operations import OrjsonResponse, build_routes
@@ -35,14 +35,17 @@ from service.errors import (
     MethodNotAllowedError,
     NotFoundError,
     ServiceError,
+    TooLargeError,
     UnauthorizedError,
+    UnavailableError,
 )
 from service.keeper import Keeper
 from service.log import AccessLog
-from service.manifest import Manifest
+from service.manifest import AnyManifest
 from service.repository import Repository, Served
 from service.settings import Settings
 
+MOST_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not answered yet
 _PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 
 
@@ -54,6 +57,8 @@ class Application:
         self.repository = repository
         self.access_log = AccessLog(settings.log_format, settings.access_log)
         self.in_flight = self._shown_in_flight = 0
+        self.held_bytes = 0
+        self._most_held = max(MOST_HELD_BYTES, 2 * settings.max_request_bytes)
         self._keys = [key.strip().encode() for key in settings.api_key.split(",") if key.strip()]
         if self._keys and settings.admin_key:
             self._keys.append(settings.admin_key.strip().encode())
@@ -96,31 +101,50 @@ class Application:
             sent = "this key is not valid" if head.key else "a key is needed"
             raise UnauthorizedError(f"{sent}; send it as X-API-Key, or as Authorization: Bearer")
 
+    def hold(self, held: int, size: int) -> int:
+        """Let a request hold `size` bytes instead of `held`, and return that.
+
+        Raises:
+            UnavailableError: the worker would hold too much.
+        """
+        if size > held and self.held_bytes + size - held > self._most_held:
+            raise UnavailableError("too many large requests are being read; try again in a moment")
+        self.held_bytes += size - held
+        return size
+
     async def _predict(self, target: Target, method: str, head: RequestHead, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        began, rows, served = time.perf_counter(), 0, None
+        began, rows, held, served = time.perf_counter(), 0, 0, None
+
+        def hold(size: int) -> None:
+            nonlocal held
+            held = self.hold(held, size)
+
         deadline = loop.time() + head.choose_timeout(self.settings.request_timeout)
         self.in_flight += 1
         try:
             served = self.admit(target, method, head)
-            body = await read_body(receive, head, self.settings.max_request_bytes, deadline)
+            body = await read_body(receive, head, self.settings.max_request_bytes, deadline, hold)
             call = await self._decode(target, body, served.manifest, head)
             rows = len(call.inputs)
+            hold(max(held, call.inputs.nbytes))
             waiter: asyncio.Future[Array] = loop.create_future()
             deadline = min(deadline, loop.time() + call.timeout) if call.timeout else deadline
             served.batcher.submit(call.inputs, deadline, waiter)
-            fields, answer = codecs.encode(target.api, await waiter, served.manifest, call, head)
+            results = await wait_for_result(waiter, receive)
+            fields, answer = codecs.encode(target.api, results, served.manifest, call, head)
         except Exception as error:  # whatever happens, the caller gets a sentence and not a stack
             found = as_service_error(error, head.request_id)
             self.note(target, head, found.status, rows, began, served)
-            await _send_error(send, found, head)
+            await _send_error(send, found, head.echoed)
             return
         finally:
             self.in_flight -= 1
+            self.hold(held, 0)
         self.note(target, head, 200, rows, began, served)
         await _send(send, 200, answer, [*_split(fields), *head.echoed])
 
-    async def _decode(self, target: Target, body: bytes, manifest: Manifest, head: RequestHead) -> Any:  # noqa: ANN401
+    async def _decode(self, target: Target, body: bytes, manifest: AnyManifest, head: RequestHead) -> Any:  # noqa: ANN401
         arguments = target.api, body, manifest, head, self.settings.max_request_bytes
         if not codecs.is_heavy(target.api, body, head):
             return codecs.decode(*arguments)
@@ -168,6 +192,11 @@ class Application:
             what = "/".join(filter(None, target[1:]))
         self.access_log.note(head.request_id, what, status, rows, seconds)
 
+    def note_other(self, request_id: bytes, what: str, status: int, seconds: float) -> None:
+        """Count and log an answered request that is no predict request; `what` is its method and path."""
+        metrics.note_other(status)
+        self.access_log.note(request_id, what, status, 0, seconds)
+
     def tick(self) -> None:
         """Write what was gathered for the log, and the gauges; the host calls this a few times a second."""
         self.access_log.flush()
@@ -177,11 +206,26 @@ class Application:
         for model in self.repository.models.values():
             for served in model.versions.values():
                 served.metrics.write(served.batcher.rows)
+        metrics.write_rest()
 
     async def _operate(self, path: str, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:
+        began, held, limit = time.perf_counter(), 0, self.settings.max_request_bytes
+
+        async def receive_within_limits() -> Message:
+            nonlocal held
+            message = await receive()
+            size = held + len(message.get("body", b""))
+            if size > limit:
+                raise TooLargeError(f"the body is over the limit of {limit} bytes")
+            held = self.hold(held, size)
+            return message
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *head.echoed]
+                if path != "/metrics" and not is_open(path):
+                    what = f"{scope['method']} {path}"
+                    self.note_other(head.request_id, what, message["status"], time.perf_counter() - began)
             await send(message)
 
         scope["state"] = scope.get("state", {}) | {"head": head}
@@ -189,9 +233,12 @@ class Application:
             if not is_open(path):
                 self.check_key(head)
         except UnauthorizedError as error:
-            await _send_error(send, error, head)
+            await _send_error(send_with_id, error)
             return
-        await self._others(scope, receive, send_with_id)
+        try:
+            await self._others(scope, receive_within_limits, send_with_id)
+        finally:
+            self.hold(held, 0)
 
     def _build_starlette(self) -> ASGIApp:
         @asynccontextmanager
@@ -241,6 +288,7 @@ def create_app(
         StartError: the models folder or the device asked for is not there.
     """
     agreement = Agreement(shared)
+    agreement.confirm(0)  # from now on, what is agreed on waits for this worker
     repository = Repository(settings, threads, preferred_device)
     repository.load(agreement.read().unloaded)
     return Application(settings, repository, agreement)
@@ -256,8 +304,8 @@ def _explain(request: Request, error: HTTPException) -> ServiceError:
     return InvalidRequestError(f"the request to {path} cannot be answered ({error.status_code})")
 
 
-async def _send_error(send: Send, error: ServiceError, head: RequestHead) -> None:
-    fields = [(b"content-type", b"application/json"), *head.echoed, *error_headers(error)]
+async def _send_error(send: Send, error: ServiceError, fields: Headers = ()) -> None:
+    fields = [(b"content-type", b"application/json"), *fields, *error_headers(error)]
     await _send(send, error.status, encode_error(error), fields)
 
 

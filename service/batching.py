@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from service.metrics import ModelMetrics
 
 INLINE_SECONDS = 0.002
 SWEEP_SECONDS = 0.02
+SLOW_SECONDS = 0.05  # an inline call that takes so long has a cost that its rows do not tell
+SHORTEST_BAN, LONGEST_BAN = 1.0, 600.0  # seconds for which its requests then all go to the thread; doubled each time
 
 
 class Waiter(Protocol):
@@ -54,7 +56,7 @@ class Cost:
 
 
 class _Entry(NamedTuple):
-    inputs: Array
+    inputs: Any  # float32 (rows, *shape), or what else has a length in rows
     deadline: float
     waiter: Waiter
     queued_at: float
@@ -69,16 +71,19 @@ class Batcher:
         max_batch_size: rows in one call.
         queue_size: rows that may wait or run; a request beyond it is refused with 503.
         metrics: told of every backend call, and of requests that were not run.
+        joins: whether requests can share a call; where not, inputs and results are whatever `predict` takes and gives.
     """
 
     def __init__(
         self,
-        predict: Callable[[Array], Array],
+        predict: Callable[[Any], Any],
         cost: Cost,
         max_batch_size: int,
         queue_size: int,
         metrics: ModelMetrics,
+        joins: bool = True,
     ) -> None:
+        self._joins = joins
         self._metrics = metrics
         self._predict = predict
         self._max_batch_size = max_batch_size
@@ -90,6 +95,7 @@ class Batcher:
         self._rows = 0
         self._flushing = False
         self._sweeping = False
+        self._ban = SHORTEST_BAN
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
 
     @cached_property
@@ -101,7 +107,7 @@ class Batcher:
         """Rows that wait or run now."""
         return self._rows
 
-    def submit(self, inputs: Array, deadline: float, waiter: Waiter) -> None:
+    def submit(self, inputs: Any, deadline: float, waiter: Waiter) -> None:  # noqa: ANN401
         """Queue checked inputs float32 (N, *shape); the waiter hears of a result or a failure, once, by `deadline`.
 
         Args:
@@ -128,11 +134,14 @@ class Batcher:
                 self._loop.call_soon(self._flush)
         else:
             self._threaded.append(entry)
-            if not self._running:
-                self._start_thread()
-            if not self._sweeping:
-                self._sweeping = True
-                self._loop.call_later(SWEEP_SECONDS, self._sweep)
+            self._keep_thread_going()
+
+    def _keep_thread_going(self) -> None:
+        if not self._running:
+            self._start_thread()
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _flush(self) -> None:
         batch = self._take(self._inline, self._inline_rows)
@@ -142,15 +151,26 @@ class Batcher:
             self._flushing = False
         if batch:
             began = time.perf_counter()
-            outcomes = _run(self._predict, batch, self._max_batch_size)
+            outcomes = _run(self._predict, batch, self._max_batch_size, self._joins)
+            if time.perf_counter() - began > SLOW_SECONDS:
+                self._leave_to_thread()
             self._observe(batch, began)
             self._deliver(batch, outcomes)
+
+    def _leave_to_thread(self) -> None:
+        """Run nothing on the event loop for a while, for everybody waits while something slow does."""
+        rows, self._inline_rows = self._inline_rows, 0
+        self._loop.call_later(self._ban, setattr, self, "_inline_rows", rows)
+        self._ban = min(2 * self._ban, LONGEST_BAN)
+        self._threaded += self._inline
+        self._inline.clear()
+        self._keep_thread_going()
 
     def _start_thread(self) -> None:
         self._running = self._take(self._threaded, self._max_batch_size)
         if self._running:
             began = time.perf_counter()
-            job = self._executor.submit(_run, self._predict, self._running, self._max_batch_size)
+            job = self._executor.submit(_run, self._predict, self._running, self._max_batch_size, self._joins)
             job.add_done_callback(lambda done: self._call_loop(self._finish_thread, done.result(), began))
 
     def _call_loop(self, callback: Callable[..., None], *arguments: object) -> None:
@@ -216,12 +236,13 @@ class Batcher:
 
 def measure_cost(predict: Callable[[Array], Array], shape: tuple[int, ...], rows: int) -> Cost:
     """Warm a model up and measure it on zeros: one row and `rows` rows, the best of three each."""
-    one, many = (_best_of_three(predict, np.zeros((count, *shape), np.float32)) for count in (1, max(2, rows)))
+    one, many = (best_of_three(predict, np.zeros((count, *shape), np.float32)) for count in (1, max(2, rows)))
     each = max((many - one) / (max(2, rows) - 1), 1e-7)
     return Cost(fixed=max(one - each, 0.0), each=each)
 
 
-def _best_of_three(predict: Callable[[Array], Array], inputs: Array) -> float:
+def best_of_three(predict: Callable[[Any], Any], inputs: Any) -> float:  # noqa: ANN401 - as `Batcher` takes them
+    """Return the seconds that the fastest of three calls took."""
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
@@ -230,14 +251,16 @@ def _best_of_three(predict: Callable[[Array], Array], inputs: Array) -> float:
     return best
 
 
-def _run(predict: Callable[[Array], Array], batch: list[_Entry], max_batch_size: int) -> "list[Array | ServiceError]":
+def _run(predict: Callable[[Any], Any], batch: list[_Entry], size: int, joins: bool) -> "list[Array | ServiceError]":
     """Return each entry's outcome; when a batch of several fails, each is run alone, so that a bad one fails alone."""
     try:
+        if not joins:
+            return [predict(entry.inputs) for entry in batch]
         inputs = batch[0].inputs if len(batch) == 1 else np.concatenate([entry.inputs for entry in batch])
-        results = _predict_in_parts(predict, inputs, max_batch_size)
+        results = _predict_in_parts(predict, inputs, size)
     except Exception as error:  # the waiters must hear of anything that goes wrong
         if len(batch) > 1:
-            return [_run(predict, [entry], max_batch_size)[0] for entry in batch]
+            return [_run(predict, [entry], size, joins)[0] for entry in batch]
         return [error if isinstance(error, ServiceError) else InferenceError(repr(error))]
     outcomes: list[Array | ServiceError] = []
     start = 0

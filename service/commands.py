@@ -46,6 +46,8 @@ def predict(settings: Settings, flags: dict[str, Any]) -> int:
         raise InvalidRequestError(f"{source} cannot be read: {error.strerror}") from error
     name, _, version = flags["model"].partition("/")
     predictor = load_predictor(find_version(settings.models_dir, name, version), settings.backend, settings.device)
+    if not isinstance(predictor, Predictor):
+        raise InvalidRequestError(f"{name} has no task, only tensors; it is served at /v2/models/{name}/infer")
     call = typed.decode_call(body, predictor.manifest)
     print(typed.encode_results(predictor.predict(call.inputs), predictor.manifest, call).decode())
     return 0
@@ -105,9 +107,13 @@ def _verify_version(folder: Path, device: str) -> list[tuple[str, ...]]:
         except ServiceError as error:
             rows.append((*label, name, "-", f"FAILED: {error}", "-", "-"))
             continue
-        opened.append(predictor)
-        golden = f"{len(manifest.golden.inputs)} ok" if manifest.golden else "none"
-        rows.append((*label, name, predictor.backend.device, "ok", golden, _verify_parity(manifest, opened)))
+        golden, parity = "none", "-"
+        if isinstance(predictor, Predictor):
+            opened.append(predictor)
+            samples = predictor.manifest.golden
+            golden = f"{len(samples.inputs)} ok" if samples else "none"
+            parity = _verify_parity(predictor.manifest, opened)
+        rows.append((*label, name, predictor.backend.device, "ok", golden, parity))
     return rows
 
 

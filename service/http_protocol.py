@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service import metrics
 from service.api import codecs
 from service.api.failures import as_service_error, encode_error, error_headers
 from service.api.head import RequestHead, Target, match_predict, new_request_id, read_head
@@ -27,11 +28,13 @@ from service.errors import (
     TooLargeError,
     UnavailableError,
 )
-from service.manifest import Manifest
+from service.manifest import AnyManifest
 from service.repository import Served
 
 MAX_HEAD_BYTES = 2**16
 MAX_HEADER_FIELDS = 100
+MAX_PIPELINED = 256
+LINGER_SECONDS = 2.0  # for a client that is still sending to read why it was refused; TCP drops the answer otherwise
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 _OK = _STATUS[200] + b"%bcontent-length: %d\r\n%b\r\n%b"
 _CLOSE = b"connection: close\r\n"
@@ -48,8 +51,8 @@ class Prediction:
     """One prediction in flight: uvicorn's idea of a request cycle, and the batcher's of a waiter."""
 
     __slots__ = (
-        "began", "call", "deadline", "disconnected", "head", "keep_alive", "message_event", "parts", "protocol",
-        "response_complete", "served", "size", "target",
+        "began", "call", "deadline", "disconnected", "head", "held", "keep_alive", "message_event", "parts",
+        "protocol", "response_complete", "served", "size", "target",
     )  # fmt: skip
 
     def __init__(self, protocol: "PredictProtocol", target: Target, head: RequestHead, keep_alive: bool) -> None:
@@ -64,6 +67,7 @@ class Prediction:
         self.message_event = _NO_EVENT
         self.parts: list[bytes] = []
         self.size = 0
+        self.held = 0
         self.served: Served | None = None
         self.call: Any = None
 
@@ -120,9 +124,13 @@ class PredictProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with predictions answered without ASGI; its `app` is an `Application`."""
 
     app: Application
-    _prediction: Prediction | None = None
+    _prediction: Prediction | None = None  # whose body is being read
+    _active: Prediction | RequestResponseCycle | None = None  # the oldest that is not answered
     _head_since: float | None = None
+    _body_since: float | None = None  # of a request left to uvicorn
     _idle_since: float | None = None
+    _ending_since: float | None = None
+    _deaf = False  # nothing more is read of it
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -134,18 +142,24 @@ class PredictProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection; a prediction in flight on it is dropped before it is run."""
-        cycle: object = self.cycle
-        if isinstance(cycle, Prediction) and not cycle.done():
-            self.app.in_flight -= 1
-        self._prediction = self._head_since = None
+        active, self._active, self._prediction = self._active, None, None
+        self._head_since = self._body_since = None
+        if active is not None and not active.response_complete:
+            active.disconnected = True
+            active.message_event.set()
+            if isinstance(active, Prediction):
+                self._release(active)
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Read on, as long as the head stays within its limit."""
+        if self._ending_since is not None:
+            return
         super().data_received(data)
         if self._head_since is not None:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(HeadTooLargeError(f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"))
 
     def on_message_begin(self) -> None:
@@ -157,37 +171,56 @@ class PredictProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin a prediction, or leave the request to uvicorn."""
         self._head_since = self._idle_since = None
+        if self._deaf:
+            return
         if len(self.headers) > MAX_HEADER_FIELDS:
             self._refuse(HeadTooLargeError(f"the request has over {MAX_HEADER_FIELDS} header fields"))
             return
+        busy = self._is_busy()
+        if busy and len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.abort()
+            return
         target = match_predict(self.url.partition(b"?")[0].decode("latin-1"))
-        busy = self.cycle is not None and not self.cycle.response_complete
-        if target is None or busy or self.expect_100_continue or self.parser.should_upgrade():
+        method = self.parser.get_method()
+        is_plain = not (busy or self.expect_100_continue or self.parser.should_upgrade())
+        if target is None or not is_plain or method == b"HEAD":  # the refusal of a HEAD has no body
             self._leave_to_uvicorn()
             return
         head = read_head(self.headers)
         keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-        self._prediction = prediction = Prediction(self, target, head, keep_alive)
+        self._prediction = self._active = prediction = Prediction(self, target, head, keep_alive)
         self.cycle = prediction  # type: ignore[assignment]  # it is all that uvicorn asks of a cycle
         self.app.in_flight += 1
         try:
-            prediction.served = self.app.admit(target, self.parser.get_method().decode("latin-1"), head)
+            prediction.served = self.app.admit(target, method.decode("latin-1"), head)
             self._check_size(prediction, head.content_length or 0)
         except Exception as error:
             prediction.set_exception(error)
 
     def _leave_to_uvicorn(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
+        self._body_since = self.loop.time()
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
         self.headers += headers  # in place: the scope holds this list
         super().on_headers_complete()
+        if not self._is_busy():
+            self._active = self.cycle
+
+    def _is_busy(self) -> bool:
+        return self._active is not None and not self._active.response_complete
+
+    def on_response_complete(self) -> None:
+        """Go on with the next pipelined request, if one has come."""
+        if self.pipeline:
+            self._active = self.pipeline[-1][0]
+        super().on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         """Gather a prediction's body, up to the limit; that of a request already refused is dropped."""
         prediction = self._prediction
         if prediction is None:
-            if self.cycle is not None:
+            if self.cycle is not None and not self._deaf:
                 super().on_body(body)
             return
         if prediction.response_complete:
@@ -196,14 +229,18 @@ class PredictProtocol(HttpToolsProtocol):
         prediction.size += len(body)
         try:
             self._check_size(prediction, prediction.size)
-        except TooLargeError as error:
+            prediction.held = self.app.hold(prediction.held, prediction.size)
+        except (TooLargeError, UnavailableError) as error:
+            prediction.keep_alive = False  # what is left of the body is not worth reading
+            prediction.parts = []
             prediction.set_exception(error)
 
     def on_message_complete(self) -> None:
         """Decode a prediction and put it into its model's queue."""
         prediction, self._prediction = self._prediction, None
         if prediction is None:
-            if self.cycle is not None:
+            self._body_since = None
+            if self.cycle is not None and not self._deaf:
                 super().on_message_complete()
         elif not prediction.response_complete:
             parts = prediction.parts
@@ -236,7 +273,7 @@ class PredictProtocol(HttpToolsProtocol):
         except Exception as error:
             prediction.set_exception(error)
 
-    def _arguments(self, prediction: Prediction, body: bytes) -> tuple[str, bytes, Manifest, RequestHead, int]:
+    def _arguments(self, prediction: Prediction, body: bytes) -> tuple[str, bytes, AnyManifest, RequestHead, int]:
         assert prediction.served is not None
         limit = self.app.settings.max_request_bytes
         return prediction.target.api, body, prediction.served.manifest, prediction.head, limit
@@ -244,6 +281,12 @@ class PredictProtocol(HttpToolsProtocol):
     def _queue(self, prediction: Prediction) -> None:
         assert prediction.served is not None
         call = prediction.call
+        if prediction.done():
+            if prediction.disconnected:
+                prediction.served.metrics.dropped("gone")
+            return
+        if call.inputs.nbytes > prediction.held:
+            prediction.held = self.app.hold(prediction.held, call.inputs.nbytes)
         if call.timeout is not None:
             prediction.deadline = min(prediction.deadline, self.loop.time() + call.timeout)
         prediction.served.batcher.submit(call.inputs, prediction.deadline, prediction)
@@ -256,41 +299,89 @@ class PredictProtocol(HttpToolsProtocol):
 
     def finish(self, prediction: Prediction, answer: bytes) -> None:
         """Write an answer, and get ready for the connection's next request."""
-        self.app.in_flight -= 1
+        if prediction.disconnected:
+            return
+        self._release(prediction)
         if self.transport.is_closing():
             return
         self.transport.write(answer)
         if not prediction.keep_alive:
-            self.transport.close()
+            self._end(lingers=self._prediction is prediction)
         elif self.pipeline:
             self.on_response_complete()
         else:  # as on_response_complete, with a clock that `check_time` reads instead of a timer for every answer
             self.flow.resume_reading()
             self._idle_since = self.loop.time()
 
+    def _release(self, prediction: Prediction) -> None:
+        self.app.in_flight -= 1
+        prediction.held = self.app.hold(prediction.held, 0)
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP as everything else is answered; called by uvicorn."""
-        if not self.transport.is_closing():
-            del msg
-            self._refuse(InvalidRequestError("this is not an HTTP/1.1 request"))
+        del msg
+        self._refuse(InvalidRequestError("this is not an HTTP/1.1 request"))
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer a connection whose request cannot be read, and close it."""
+        if self._deaf or self.transport.is_closing():
+            return
+        self._deaf = True
         self._head_since = None
-        self.transport.write(encode_failure(error, b"x-request-id: %b\r\n" % new_request_id() + _CLOSE))
-        self.transport.close()
+        prediction, active = self._prediction, self._active
+        if prediction is not None and not prediction.done():  # it is its own body that cannot be read
+            prediction.keep_alive = False
+            prediction.set_exception(error)
+            return
+        in_body = prediction is not None or self._body_since is not None
+        if active is not None and self._is_busy() and not (in_body and active is self.cycle):
+            active.keep_alive = False  # an answer now would be taken for that of a request before
+            self.pipeline.clear()
+            self.flow.pause_reading()
+            return
+        if in_body and not self._is_busy():  # it was answered before its body was complete
+            self._end(lingers=False)
+            return
+        request_id = new_request_id()
+        self.app.note_other(request_id, "-", error.status, 0.0)
+        self.transport.write(encode_failure(error, b"x-request-id: %b\r\n" % request_id + _CLOSE))
+        self._end(lingers=not isinstance(error, UnavailableError))
+
+    def _end(self, lingers: bool) -> None:
+        """Close the connection, at once or when a client that is still sending has had time to read its answer."""
+        self._ending_since = self.loop.time()
+        self._deaf = True
+        if lingers:
+            self.flow.resume_reading()
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def check_time(self, now: float) -> None:
         """Give up on a head, a body or a next request that takes too long; `now` is the event loop's time."""
         settings = self.app.settings
+        if self._ending_since is not None or self.transport.is_closing():
+            self._ending_since = self._ending_since or now
+            left = settings.request_timeout if self.transport.is_closing() else LINGER_SECONDS
+            if now - self._ending_since > left:  # closing takes as long as a client takes to read its answer
+                self.transport.abort()
+            return
         if self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
             self.transport.close()
-        if self._head_since is not None and now - self._head_since > settings.header_timeout:
-            self.transport.close()
+        if self._head_since is not None and not self._is_busy() and now - self._head_since > settings.header_timeout:
+            self._give_up("slow")
+        if self._body_since is not None and self._active is not self.cycle:
+            self._body_since = now  # nothing is read of it yet, for the client waits for an earlier answer
+        if self._body_since is not None and now - self._body_since > settings.request_timeout + LINGER_SECONDS:
+            self._give_up("slow")
         prediction = self._prediction
         if prediction is not None and not prediction.done() and prediction.deadline < now:
             prediction.keep_alive = False
             prediction.set_exception(DeadlineExceededError("the body did not arrive by the request's deadline"))
+
+    def _give_up(self, reason: str) -> None:
+        metrics.note_dropped(reason)
+        self.transport.close()
 
     def pause_writing(self) -> None:
         """Stop reading from a client that does not read its answers."""

@@ -230,7 +230,7 @@ def _resize_colours(picture: Image.Image, image: ImageSpec) -> NDArray[np.float6
 
 
 def _arrange(field: NDArray[np.float64], spec: ImageInput) -> NDArray[np.float64]:
-    """Return (height, width, channels) in the order of the input's shape: channels first where the shape has them so."""
+    """Return (height, width, channels) in the order of the input's shape, which may have channels first."""
     image = spec.image
     if spec.shape == (image.channels, image.height, image.width):
         field = np.moveaxis(field, 2, 0)

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 
 from service.agreement import Agreement
-from service.errors import DeadlineExceededError, InvalidRequestError, NotFoundError
+from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
 from service.repository import Repository
 from service.settings import Settings
-from service.shelf import list_slots, save_settings
+from service.shelf import Slot, list_slots, save_settings
 
 logger = logging.getLogger("service")
 
@@ -28,9 +28,8 @@ class Keeper:
         self.repository = repository
         self._settings = settings
         self._agreement = agreement
-        self._generation = agreement.read().generation
+        self._generation = 0  # whatever was agreed on while the models were being loaded is looked at first
         self._looked_at = time.monotonic()
-        agreement.confirm(self._generation)
 
     async def keep(self) -> None:
         """Look after the repository until cancelled."""
@@ -47,9 +46,16 @@ class Keeper:
         now = time.monotonic()
         if state.generation == self._generation and not (interval and now - self._looked_at >= interval):
             return
-        await asyncio.get_running_loop().run_in_executor(None, self.repository.refresh, state.unloaded)
+        patient = state.generation == self._generation  # nobody has asked, it is only time to look
+        loop = asyncio.get_running_loop()
+        changed = await loop.run_in_executor(None, self.repository.refresh, state.unloaded, patient)
         self._looked_at = now
-        if state.generation != self._generation:
+        if changed and state.generation == self._generation:  # the first to see it: the others need not wait
+            generation = self._agreement.change(lambda unloaded: unloaded)
+            if generation == state.generation + 1:  # else another was agreed on meanwhile, and is looked at next
+                self._generation = generation
+                self._agreement.confirm(generation)
+        elif state.generation != self._generation:
             self._generation = state.generation
             self._agreement.confirm(state.generation)
 
@@ -91,11 +97,22 @@ class Keeper:
             target = max(earlier)
         else:
             target = self.repository.get(name, str(version)).manifest.version
-        save_settings(self._settings.models_dir, name, {"latest": target})
+        try:
+            save_settings(self._settings.models_dir, name, {"latest": target})
+        except ModelRefusedError as error:  # they are malformed, and what they say is not thrown away
+            raise InvalidRequestError(f"'{name}' cannot be rolled back: {error}") from error
         await self._agree(lambda unloaded: unloaded)
 
+    def list_unloaded(self) -> list[Slot]:
+        """Return the versions that stand in the folder and are not served because their model has been unloaded."""
+        unloaded = self._agreement.read().unloaded
+        return [slot for slot in self._list_slots() if slot.name in unloaded] if unloaded else []
+
+    def _list_slots(self) -> list[Slot]:
+        return list_slots(self._settings.models_dir, self._settings.model_name)
+
     def _check_exists(self, name: str) -> None:
-        if not any(slot.name == name for slot in list_slots(self._settings.models_dir, self._settings.model_name)):
+        if not any(slot.name == name for slot in self._list_slots()):
             raise NotFoundError(f"Request for unknown model: '{name[:80]}' has no version in the models folder")
 
     async def _agree(self, update: Callable[[frozenset[str]], frozenset[str]]) -> None:

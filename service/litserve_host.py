@@ -39,6 +39,7 @@ class ModelHost(ls.LitAPI):
     """LitServe's face of the service: what one worker sets up on its device."""
 
     app: Application
+    retrying = False  # the supervisor sets it in a worker whose predecessor died while it was set up
 
     def __init__(self, settings: Settings, listener: socket.socket, threads: int, shared: Path | None) -> None:
         super().__init__(loop=HttpLoop(), api_path="/predict")
@@ -52,7 +53,7 @@ class ModelHost(ls.LitAPI):
         try:
             self.app = create_app(self.settings, self.threads, device, self.shared)
         except StartError as error:
-            logger.error("%s", error)
+            logger.log(logging.DEBUG if self.retrying else logging.ERROR, "%s", error)
             sys.exit(1)
 
     def predict(self, x: object, **_: object) -> object:

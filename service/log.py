@@ -12,6 +12,8 @@ import select
 import sys
 import time
 
+_LONGEST = 200
+
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
@@ -37,6 +39,7 @@ def configure(log_format: str) -> None:
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("service").setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of requests that are not HTTP, one by one
 
 
 def timestamp(seconds: float) -> str:
@@ -69,6 +72,8 @@ class AccessLog:
         """
         if not self._enabled:
             return
+        if not what.isprintable() or len(what) > _LONGEST:  # a caller wrote it; no caller may write lines of this log
+            what = ascii(what[:_LONGEST])
         name = request_id.decode("latin-1")
         milliseconds = seconds * 1000
         if self._json:

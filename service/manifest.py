@@ -208,6 +208,54 @@ class Manifest(_Part):
         return 1
 
 
+class TensorSpec(_Part):
+    """One named tensor of a signature: a datatype of the Open Inference Protocol, and a shape where -1 is open."""
+
+    name: str = Field(min_length=1, max_length=200)
+    datatype: Literal[
+        "BOOL",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "FP16",
+        "FP32",
+        "FP64",
+        "BYTES",
+    ]
+    shape: tuple[Annotated[int, Field(ge=-1)], ...]
+
+
+class SignatureManifest(_Part):
+    """What the service needs to know about a model that has no task, only tensors in and tensors out."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1, le=2**31 - 1)
+    title: str = ""
+    description: str = ""
+    task: Literal["tensors"]
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    artifacts: dict[BackendName, Artifact] = Field(min_length=1)
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_artifacts(self) -> Self:
+        if list(self.artifacts) != ["onnx"]:
+            raise ValueError(
+                "a model without a task has one artifact, onnx: a TorchScript file does not name its tensors"
+            )
+        return self
+
+
+AnyManifest = Manifest | SignatureManifest
+
+
 def digest(content: bytes) -> str:
     """Return the SHA-256 digest of `content` as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
@@ -221,7 +269,7 @@ def sentence(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
-def load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Path) -> AnyManifest:
     """Read and check the manifest of a version folder `<name>/<version>`.
 
     Raises:
@@ -242,7 +290,8 @@ def load_manifest(folder: Path) -> Manifest:
             f"{MANIFEST_FILE} has schema_version {declared}; this service reads up to {SCHEMA_VERSION}"
         )
     try:
-        return Manifest.model_validate_json(json.dumps(fields))
+        has_task = not (isinstance(fields, dict) and fields.get("task") == "tensors")
+        return (Manifest if has_task else SignatureManifest).model_validate_json(json.dumps(fields))
     except ValidationError as error:
         raise ModelRefusedError(f"{MANIFEST_FILE}: {sentence(error)}") from error
 

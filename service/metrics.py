@@ -32,6 +32,7 @@ _batch_rows = Histogram("service_batch_rows", "Instances in one backend call", _
 _dropped = Counter(
     "service_dropped", "Requests not run: queue full, deadline expired, client gone", (*_MODEL, "reason")
 )
+_others = Counter("service_other_requests", "Requests answered that are no predict requests, by status code", ("code",))
 _in_flight = Gauge("service_requests_in_flight", "Predict requests being answered", multiprocess_mode="livesum")
 _queue_rows = Gauge("service_queue_rows", "Instances that wait or run", _MODEL, multiprocess_mode="livesum")
 _served = Gauge(
@@ -65,10 +66,12 @@ class ModelMetrics:
     def answered(self, code: int, seconds: float) -> None:
         """Note an answer: its status and the seconds from the request's head to it."""
         self._answered.append((code, seconds))
+        _unwritten.add(self)
 
     def batch(self, rows: int, waited: float, ran: float) -> None:
         """Note one backend call: its rows, the seconds its oldest request waited, the seconds it took."""
         self._batches.append((rows, waited, ran))
+        _unwritten.add(self)
 
     def dropped(self, reason: str) -> None:
         """Note a request that was not run: "full", "expired" or "gone"."""
@@ -79,6 +82,10 @@ class ModelMetrics:
         if queue_rows != self._shown_rows:
             self._shown_rows = queue_rows
             self._queue_rows.set(queue_rows)
+        self.write_gathered()
+
+    def write_gathered(self) -> None:
+        """Add what was gathered to the figures that `render` shows."""
         if not (self._answered or self._batches):
             return
         answered, self._answered = self._answered, []
@@ -90,6 +97,16 @@ class ModelMetrics:
         _observe_all(self._batch_rows, [rows for rows, _, _ in batches])
         _observe_all(self._queue_seconds, [waited for _, waited, _ in batches])
         _observe_all(self._inference_seconds, [ran for _, _, ran in batches])
+
+
+_unwritten: set[ModelMetrics] = set()
+
+
+def write_rest() -> None:
+    """Write the figures of versions that are not served any more and answered what they had accepted."""
+    for figures in _unwritten:
+        figures.write_gathered()
+    _unwritten.clear()
 
 
 def _observe_all(histogram: Histogram, values: Sequence[float]) -> None:
@@ -105,6 +122,16 @@ def _observe_all(histogram: Histogram, values: Sequence[float]) -> None:
 def note_failure(code: int) -> None:
     """Count a predict request that found no model; it has no model's name, for callers could invent any number."""
     _requests.labels("", "", str(code)).inc()
+
+
+def note_dropped(reason: str) -> None:
+    """Count a connection that was given up before its request could be read."""
+    _dropped.labels("", "", reason).inc()
+
+
+def note_other(code: int) -> None:
+    """Count an answer to a request that is no predict request."""
+    _others.labels(str(code)).inc()
 
 
 def note_served(name: str, version: int, backend: str, device: str, provider: str, serves: bool) -> None:

@@ -11,7 +11,17 @@ from pydantic import ValidationError
 
 from service.backends import Array, Backend, is_installed, open_backend
 from service.errors import InvalidRequestError, ServiceError
-from service.manifest import MANIFEST_FILE, Artifact, BackendName, Golden, Manifest, digest, sentence
+from service.manifest import (
+    MANIFEST_FILE,
+    AnyManifest,
+    Artifact,
+    BackendName,
+    Golden,
+    Manifest,
+    SignatureManifest,
+    digest,
+    sentence,
+)
 from service.predictor import load_predictor, worst_excess
 
 _BACKENDS: dict[str, BackendName] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}
@@ -33,8 +43,11 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     """
     contents = _read_artifacts([Path(path) for path in options["artifacts"]])
     version = options["model_version"] or next_version(root / options["name"])
-    manifest = _describe(contents, options, version)
-    manifest = _with_golden(manifest, contents)
+    manifest: AnyManifest
+    if options["task"] == "tensors":
+        manifest = _describe_signature(contents, options, version)
+    else:
+        manifest = _with_golden(_describe(contents, options, version), contents)
     target = root / manifest.name / str(manifest.version)
     if target.exists():
         raise InvalidRequestError(f"{target} exists; choose another --model-version")
@@ -45,7 +58,7 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     return target
 
 
-def _write(target: Path, manifest: Manifest, contents: dict[BackendName, bytes]) -> None:
+def _write(target: Path, manifest: AnyManifest, contents: dict[BackendName, bytes]) -> None:
     """Write a version beside its place, load it as the service would, and move it there in one step."""
     root = target.parent.parent
     root.mkdir(parents=True, exist_ok=True)
@@ -81,6 +94,32 @@ def _read_artifacts(paths: list[Path]) -> dict[BackendName, bytes]:
         except OSError as error:
             raise InvalidRequestError(f"{path} cannot be read: {error.strerror}") from error
     return contents
+
+
+def _describe_signature(contents: dict[BackendName, bytes], options: dict[str, Any], version: int) -> SignatureManifest:
+    """Return the manifest of a model without a task: the tensors are what the graph says of itself."""
+    from service.backends.onnx_runtime import open_session  # noqa: PLC0415 - each backend is optional
+    from service.signature import read_signature  # noqa: PLC0415
+
+    if list(contents) != ["onnx"]:
+        raise InvalidRequestError(
+            "a model without a task is one ONNX file; a TorchScript file does not name its tensors"
+        )
+    inputs, outputs = read_signature(open_session(contents["onnx"], "cpu", 1))
+    artifact = Artifact(file="model.onnx", sha256=digest(contents["onnx"]), bytes=len(contents["onnx"]))
+    try:
+        return SignatureManifest(
+            name=options["name"],
+            version=version,
+            title=options["title"],
+            description=options["description"],
+            task="tensors",
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            artifacts={"onnx": artifact},
+        )
+    except ValidationError as error:
+        raise InvalidRequestError(f"the manifest would not be valid: {sentence(error)}") from error
 
 
 def _describe(contents: dict[BackendName, bytes], options: dict[str, Any], version: int) -> Manifest:

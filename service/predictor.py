@@ -7,8 +7,10 @@ import numpy as np
 
 from service import tasks
 from service.backends import Array, Backend, choose_backends, choose_device, open_backend
+from service.batching import Cost, measure_cost
 from service.errors import InferenceError, ModelRefusedError, StartError
-from service.manifest import BackendName, Manifest, load_artifact, load_manifest
+from service.manifest import AnyManifest, BackendName, Manifest, load_artifact, load_manifest
+from service.signature import SignaturePredictor, open_signature
 
 ABSOLUTE_TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-4
@@ -32,6 +34,10 @@ class Predictor:
             raise InferenceError("the graph gave a number that is not finite")
         return results
 
+    def measure_cost(self, rows: int) -> Cost:
+        """Return the cost of a backend call, by calls of one row and of `rows` rows of zeros."""
+        return measure_cost(self.run, self.manifest.input.shape, rows)  # zeros may give no finite number
+
     def run(self, inputs: Array) -> Array:
         """Return the graph's own outputs float32 (N, K), checked for shape but not for finite values."""
         outputs = self.backend.run(inputs)
@@ -41,6 +47,9 @@ class Predictor:
         return outputs
 
 
+AnyPredictor = Predictor | SignaturePredictor
+
+
 def load_predictor(
     folder: Path,
     backend: str = "auto",
@@ -48,7 +57,7 @@ def load_predictor(
     threads: int = 1,
     preferred: str = "cuda:0",
     serve_as: str | None = None,
-) -> Predictor:
+) -> AnyPredictor:
     """Read, verify and open one version folder; what it returns has passed digest and golden checks.
 
     Args:
@@ -76,6 +85,8 @@ def load_predictor(
     name, where = _choose_place(names, device, preferred)
     # Every artifact is checked, also those that do not run here: a version is intact or it is not.
     contents = {each: load_artifact(folder, artifact) for each, artifact in manifest.artifacts.items()}
+    if not isinstance(manifest, Manifest):
+        return open_signature(contents["onnx"], manifest, where, threads)
     opened = open_backend(name, contents[name], manifest, where, threads)
     predictor = Predictor(manifest, opened)
     check_golden(predictor)
@@ -126,7 +137,7 @@ def _choose_place(names: list[BackendName], device: str, preferred: str) -> tupl
     raise StartError("; ".join(problems))
 
 
-def _no_backend(manifest: Manifest, wanted: str) -> str:
+def _no_backend(manifest: AnyManifest, wanted: str) -> str:
     has = " and ".join(manifest.artifacts)
     if wanted != "auto" and wanted not in manifest.artifacts:
         return f"it has {has}, not the {wanted} artifact that --backend asks for"

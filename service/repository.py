@@ -13,11 +13,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from service import metrics
-from service.batching import Batcher, measure_cost
+from service.batching import Batcher
 from service.errors import InferenceError, ModelRefusedError, NotFoundError, StartError, UnavailableError
-from service.manifest import Manifest
+from service.manifest import AnyManifest
 from service.metrics import ModelMetrics
-from service.predictor import Predictor, load_predictor
+from service.predictor import AnyPredictor, load_predictor
 from service.settings import Settings
 from service.shelf import Fingerprint, ModelSettings, Slot, list_slots, load_settings
 
@@ -28,13 +28,13 @@ logger = logging.getLogger("service")
 class Served:
     """One version that serves: the predictor, and the queue in front of it."""
 
-    predictor: Predictor
+    predictor: AnyPredictor
     batcher: Batcher
     metrics: ModelMetrics
     fingerprint: Fingerprint = ()
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> AnyManifest:
         """The version's manifest."""
         return self.predictor.manifest
 
@@ -76,6 +76,8 @@ class Repository:
         self._threads = threads
         self._preferred_device = preferred_device
         self._tried: dict[tuple[str, int], Fingerprint] = {}
+        self._doubts: dict[tuple[str, int], str] = {}
+        self._arriving: dict[str, Model] = {}
         self._lock = threading.Lock()
 
     @property
@@ -107,8 +109,11 @@ class Repository:
             return served
         if version is None:
             raise UnavailableError(f"model '{name}' is not ready: {model.reason}")
-        if version in model.refused:
-            raise UnavailableError(f"version {version} of model '{name}' is not ready: {model.refused[version]}")
+        number = str(model.settings.labels.get(version, version))
+        if number in model.refused:
+            raise UnavailableError(f"version {number} of model '{name}' is not ready: {model.refused[number]}")
+        if number != version:
+            raise NotFoundError(f"Request for unknown model: '{name}' has no version {number}, which {version!r} names")
         known = ", ".join(map(str, [*sorted(model.versions), *model.settings.labels])) or "none"
         raise NotFoundError(f"Request for unknown model: '{name}' has no version '{version[:40]}'; it has {known}")
 
@@ -123,24 +128,45 @@ class Repository:
         self.refresh(unloaded)
         self.loaded = True
 
-    def refresh(self, unloaded: Collection[str] = ()) -> None:
+    def refresh(self, unloaded: Collection[str] = (), patient: bool = False) -> bool:
         """Make what is served equal to what stands in the folder, but for the models in `unloaded`.
 
         A version whose files have not changed since it was loaded or refused is left alone.
+
+        Args:
+            unloaded: models to treat as if they were not there.
+            patient: what fails its checks may still be being copied; it is only refused if its files are the same at
+                the next look.
+
+        Returns:
+            Whether a version has been taken in, refused or taken out.
         """
         with self._lock:
             root = self._settings.models_dir
+            if not root.is_dir():
+                logger.error("the models folder %s is not there; what was served before goes on", root)
+                return False
             slots = [slot for slot in list_slots(root, self._settings.model_name) if slot.name not in unloaded]
             for name in {slot.name for slot in slots}:
-                self._refresh_settings(self.models.setdefault(name, Model(name)))
+                self._refresh_settings(self._find(name))
             wanted = [slot for slot in slots if self._is_wanted(slot)]
             changed = [slot for slot in wanted if self._tried.get((slot.name, slot.version)) != slot.fingerprint]
-            for slot in changed:
-                self._tried[slot.name, slot.version] = slot.fingerprint
-                self._load_version(slot)
+            served = [self._load_version(slot) for slot in changed]
+            doubted = [slot for slot in wanted if (slot.name, slot.version) in self._doubts]
+            refused = [self._refuse(slot) for slot in doubted if not (patient and slot in changed)]
             removed = self._remove_others(wanted)
         if changed or removed:
             _give_back_memory()
+        return bool(any(served) or refused or removed)
+
+    def _find(self, name: str) -> Model:
+        """Return a model, also one that no request sees yet because no version of it has been served or refused."""
+        return self.models.get(name) or self._arriving.setdefault(name, Model(name))
+
+    def _show(self, model: Model) -> None:
+        """Let requests see a model; others may be going through `models`, so it is replaced and never changed."""
+        self._arriving.pop(model.name, None)
+        self.models = {**self.models, model.name: model}
 
     def _refresh_settings(self, model: Model) -> None:
         try:
@@ -153,20 +179,31 @@ class Repository:
         model.refused = {version: reason for version, reason in model.refused.items() if version != "settings"}
 
     def _is_wanted(self, slot: Slot) -> bool:
-        versions = self.models[slot.name].settings.versions
+        versions = self._find(slot.name).settings.versions
         return versions is None or slot.version in versions
 
-    def _load_version(self, slot: Slot) -> None:
-        model, version = self.models[slot.name], str(slot.version)
+    def _refuse(self, slot: Slot) -> None:
+        """Say everywhere why a version is not served."""
+        model, version = self._find(slot.name), str(slot.version)
+        reason = self._doubts.pop((slot.name, slot.version))
+        model.refused = {**model.refused, version: reason}
+        self._show(model)
+        metrics.note_refused(slot.name, version, True)
+        goes_on = "; what was served before goes on" if model.versions else ""
+        logger.error("model %s version %s is not served: %s%s", slot.name, version, reason, goes_on)
+
+    def _load_version(self, slot: Slot) -> bool:
+        """Check and open a version, and serve it; one that fails is doubted, and goes on as it was."""
+        model, version = self._find(slot.name), str(slot.version)
+        self._tried[slot.name, slot.version] = slot.fingerprint
         try:
             served = self._open(slot)
         except (ModelRefusedError, InferenceError) as error:
-            model.refused = {**model.refused, version: str(error)}
-            metrics.note_refused(slot.name, version, True)
-            goes_on = "; what was served before goes on" if slot.version in model.versions else ""
-            logger.error("model %s version %s is not served: %s%s", slot.name, version, error, goes_on)
-            return
+            self._doubts[slot.name, slot.version] = str(error)
+            return False
+        self._doubts.pop((slot.name, slot.version), None)
         model.versions = {**model.versions, slot.version: served}
+        self._show(model)
         if version in model.refused:
             model.refused = {key: reason for key, reason in model.refused.items() if key != version}
             metrics.note_refused(slot.name, version, False)
@@ -174,6 +211,7 @@ class Repository:
         metrics.note_served(slot.name, slot.version, backend.name, backend.device, backend.provider, True)
         if self.loaded:
             logger.info("serving %s version %s on %s (%s)", slot.name, version, backend.device, backend.provider)
+        return True
 
     def _open(self, slot: Slot) -> Served:
         settings = self._settings
@@ -187,15 +225,18 @@ class Repository:
             serve_as=slot.name if is_single else None,
         )
         rows = settings.max_batch_size
-        cost = measure_cost(predictor.run, predictor.manifest.input.shape, rows)  # zeros may give no finite number
+        cost = predictor.measure_cost(rows)
         figures = ModelMetrics(slot.name, slot.version)
-        batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, figures)
+        joins = predictor.manifest.task != "tensors"
+        batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, figures, joins)
         return Served(predictor, batcher, figures, slot.fingerprint)
 
     def _remove_others(self, wanted: Collection[Slot]) -> bool:
         """Stop serving what is not wanted any more; requests that were accepted hold what they need until answered."""
         kept = {(slot.name, slot.version) for slot in wanted}
         self._tried = {key: seen for key, seen in self._tried.items() if key in kept}
+        self._doubts = {key: reason for key, reason in self._doubts.items() if key in kept}
+        self._arriving = {name: model for name, model in self._arriving.items() if any(name == key for key, _ in kept)}
         removed = False
         for model in list(self.models.values()):
             for version, served in model.versions.items():
@@ -206,9 +247,12 @@ class Repository:
                     logger.info("no longer serving %s version %d", model.name, version)
             model.versions = {key: served for key, served in model.versions.items() if (model.name, key) in kept}
             refused = {key for key in model.refused if key.isdigit() and (model.name, int(key)) not in kept}
+            for key in refused:
+                metrics.note_refused(model.name, key, False)
+                removed = True
             model.refused = {key: reason for key, reason in model.refused.items() if key not in refused}
             if not any(name == model.name for name, _ in kept):
-                del self.models[model.name]
+                self.models = {name: other for name, other in self.models.items() if other is not model}
         return removed
 
     def _names(self) -> str:

@@ -7,15 +7,16 @@ folder counts once it has a manifest, which is written last.
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from service.errors import InvalidRequestError, ModelRefusedError
 from service.manifest import MANIFEST_FILE, load_manifest, sentence
 
 SETTINGS_FILE = "settings.json"
 Fingerprint = tuple[tuple[str, int, int], ...]
+Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)]  # never a number
 
 
 class Slot(NamedTuple):
@@ -34,7 +35,7 @@ class ModelSettings(BaseModel):
 
     versions: tuple[int, ...] | None = Field(default=None, description="versions to serve; all when absent")
     latest: int | None = Field(default=None, description="version of paths without one; the newest when absent")
-    labels: dict[str, int] = Field(default_factory=dict, description='such as {"stable": 1, "canary": 2}')
+    labels: dict[Label, int] = Field(default_factory=dict, description='such as {"stable": 1, "canary": 2}')
 
 
 def list_slots(root: Path, model_name: str = "") -> list[Slot]:

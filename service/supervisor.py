@@ -30,7 +30,9 @@ logger = logging.getLogger("service")
 
 FIRST_PAUSE = 0.1  # seconds before a worker that died while starting is tried again; doubled each time
 LONGEST_PAUSE = 5.0
+SETTLED_SECONDS = 1.0  # a worker that dies sooner after it was ready counts as one that could not be started
 MAX_FAILURES = 5  # in a row, with no other worker ready: then the service ends, for whoever watches it to see
+PARENT_SECONDS = 0.25  # between looks at whether the parent still lives
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _fork = mp.get_context("fork")
 
@@ -45,6 +47,8 @@ class _Worker:
     status: Connection | None = None
     ready: bool = False
     failures: int = 0
+    was_ready: bool = True
+    ready_at: float = 0.0
     start_at: float = 0.0
 
 
@@ -110,6 +114,7 @@ class Supervisor(ls.LitServer):
 
     def _start(self, worker: _Worker) -> None:
         worker.status, sender = mp.Pipe(duplex=False)
+        self._api.retrying = not worker.was_ready
         worker.process = _fork.Process(
             target=_run_worker,
             args=(self._api, worker.device, worker.index, _Status(sender), self._callback_runner),
@@ -133,7 +138,7 @@ class Supervisor(ls.LitServer):
         for worker in self._workers:
             if worker.status is not None and not worker.ready and worker.status.poll():
                 worker.ready = _receive(worker.status) == WorkerSetupStatus.READY
-                worker.failures = 0 if worker.ready else worker.failures
+                worker.ready_at = time.monotonic()
             if worker.process is not None and not worker.process.is_alive():
                 self._note_death(worker, worker.process)
         if not self._announced and all(worker.ready for worker in self._workers):
@@ -146,17 +151,19 @@ class Supervisor(ls.LitServer):
         mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
         if worker.ready:
             logger.error("%s ended with code %s; starting another", process.name, process.exitcode)
-        else:
-            worker.failures += 1
-        if worker.failures and not self._announced:
+        elif not self._announced:
             raise StartError("a worker could not be started; its reason stands above")
+        lived = worker.ready and time.monotonic() - worker.ready_at > SETTLED_SECONDS
+        worker.failures = 0 if lived else worker.failures + 1
         if worker.failures >= MAX_FAILURES and not any(other.ready for other in self._workers if other is not worker):
             raise StartError(f"no worker could be started in {MAX_FAILURES} attempts; the reason stands above")
         pause = min(FIRST_PAUSE * 2 ** (worker.failures - 1), LONGEST_PAUSE) if worker.failures else 0.0
-        if worker.failures == 1:
+        if worker.was_ready and not worker.ready:
             logger.error("%s died while starting; it is tried again after growing pauses", process.name)
         if worker.status is not None:
             worker.status.close()
+        process.close()
+        worker.was_ready = worker.ready
         worker.process, worker.status, worker.ready = None, None, False
         worker.start_at = time.monotonic() + pause
 
@@ -210,7 +217,9 @@ def _exit_at_once(number: int, frame: FrameType | None) -> None:
 def _end_with_parent() -> None:
     parent = mp.parent_process()
     if parent is not None:
-        wait([parent.sentinel])
+        # Workers forked later hold the sentinel open as well, so the parent's id tells first.
+        while os.getppid() == parent.pid and not wait([parent.sentinel], PARENT_SECONDS):
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
         os._exit(1)

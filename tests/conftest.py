@@ -5,9 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import fakes
 from tests.servers import ROOT, Server
+
+settings.register_profile("tests", deadline=None)  # a busy machine is no finding
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)

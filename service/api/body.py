@@ -1,15 +1,26 @@
-"""A request's body as ASGI gives it, within a size and a time."""
+"""A request as ASGI gives it: its body within a size and a time, and whether its client still waits."""
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.types import Message, Receive
 
 from service.api.head import RequestHead
+from service.backends import Array
 from service.errors import DeadlineExceededError, InvalidRequestError, TooLargeError
 
 
-async def read_body(receive: Receive, head: RequestHead, limit: int, deadline: float) -> bytes:
+async def read_body(
+    receive: Receive, head: RequestHead, limit: int, deadline: float, hold: Callable[[int], None] = lambda size: None
+) -> bytes:
     """Return the whole body, giving up as soon as it is over the limit or late.
+
+    Args:
+        receive: gives the request's messages.
+        head: of the request.
+        limit: most bytes.
+        deadline: on the event loop's clock.
+        hold: told of the bytes gathered so far; may raise UnavailableError.
 
     Raises:
         TooLargeError: it has, or says it has, more than `limit` bytes.
@@ -27,7 +38,28 @@ async def read_body(receive: Receive, head: RequestHead, limit: int, deadline: f
         more = message.get("more_body", False)
         if size > limit:
             raise TooLargeError(f"the body is over the limit of {limit} bytes")
+        hold(size)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def wait_for_result(waiter: "asyncio.Future[Array]", receive: Receive) -> Array:
+    """Return a prediction's result; give it up, so that it is not run, when its client goes first.
+
+    Raises:
+        InvalidRequestError: the client is gone.
+    """
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not waiter.done():
+            waiter.set_exception(InvalidRequestError("the client closed the connection before it was answered"))
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await waiter
+    finally:
+        watching.cancel()
 
 
 async def _receive_by(receive: Receive, deadline: float) -> Message:

@@ -1,5 +1,6 @@
 """The two request bodies behind one face, with content encodings around them."""
 
+import re
 import zlib
 from typing import Any, Protocol
 
@@ -7,11 +8,13 @@ from service.api import inference_protocol, typed
 from service.api.head import RequestHead
 from service.backends import Array
 from service.errors import InvalidRequestError, TooLargeError
-from service.manifest import Manifest
+from service.manifest import AnyManifest
 
 _COMPRESS_FROM = 2**14  # bytes; a smaller answer travels faster than it is compressed
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _RAW_DEFLATE = -zlib.MAX_WBITS
+_WINDOWS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_NEVER = re.compile(rb"q=0(\.0*)?")
 
 
 class Codec(Protocol):
@@ -21,11 +24,11 @@ class Codec(Protocol):
         """Tell whether reading a body belongs in a thread."""
         ...
 
-    def decode(self, body: bytes, manifest: Manifest, head: RequestHead) -> Any:  # noqa: ANN401 - each has its own call
+    def decode(self, body: bytes, manifest: AnyManifest, head: RequestHead) -> Any:  # noqa: ANN401 - each has its own call
         """Return a call with `inputs`, and `timeout` in seconds or None."""
         ...
 
-    def encode(self, results: Array, manifest: Manifest, call: Any) -> tuple[bytes, bytes]:  # noqa: ANN401
+    def encode(self, results: Array, manifest: AnyManifest, call: Any) -> tuple[bytes, bytes]:  # noqa: ANN401
         """Return header lines and body."""
         ...
 
@@ -38,7 +41,7 @@ def is_heavy(api: str, body: bytes, head: RequestHead) -> bool:
     return bool(head.content_encoding) or CODECS[api].is_heavy(body, head)
 
 
-def decode(api: str, body: bytes, manifest: Manifest, head: RequestHead, limit: int) -> Any:  # noqa: ANN401
+def decode(api: str, body: bytes, manifest: AnyManifest, head: RequestHead, limit: int) -> Any:  # noqa: ANN401
     """Return an API's call from a request's body.
 
     Raises:
@@ -71,12 +74,21 @@ def inflate(body: bytes, limit: int) -> bytes:
     return content
 
 
-def encode(api: str, results: Array, manifest: Manifest, call: Any, head: RequestHead) -> tuple[bytes, bytes]:  # noqa: ANN401
+def encode(api: str, results: Array, manifest: AnyManifest, call: Any, head: RequestHead) -> tuple[bytes, bytes]:  # noqa: ANN401
     """Return header lines and body of an answer, compressed where it is long and the client asked for it."""
     fields, body = CODECS[api].encode(results, manifest, call)
-    if len(body) < _COMPRESS_FROM or b"gzip" not in head.accept_encoding:
+    if len(body) < _COMPRESS_FROM:
         return fields, body
-    compressor = zlib.compressobj(level=1, wbits=16 + zlib.MAX_WBITS)
-    return fields + b"content-encoding: gzip\r\nvary: accept-encoding\r\n", compressor.compress(
-        body
-    ) + compressor.flush()
+    fields += b"vary: accept-encoding\r\n"
+    encoding = _choose_encoding(head.accept_encoding)
+    if not encoding:
+        return fields, body
+    compressor = zlib.compressobj(level=1, wbits=_WINDOWS[encoding])
+    fields += b"content-encoding: %b\r\n" % encoding
+    return fields, compressor.compress(body) + compressor.flush()
+
+
+def _choose_encoding(accepted: bytes) -> bytes:
+    """Return the first content encoding of ours that an Accept-Encoding field takes, or the empty string."""
+    offers = dict(offer.replace(b" ", b"").lower().partition(b";")[::2] for offer in accepted.split(b","))
+    return next((name for name in _WINDOWS if name in offers and not _NEVER.fullmatch(offers[name])), b"")

@@ -66,7 +66,7 @@ def read_shape(value: object, where: str) -> tuple[int, ...]:
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             shown = size if isinstance(size, int | float) and not isinstance(size, bool) else kind_of(size)
             raise InvalidRequestError(f"{where}.shape[{index}] is {shown}, expected a whole number from 0")
-    if math.prod(value) > _MAX_ELEMENTS:  # Python's integers do not overflow
+    if math.prod(size or 1 for size in value) > _MAX_ELEMENTS:  # Python's integers do not overflow; numpy's sizes do
         raise InvalidRequestError(f"{where}.shape {value} has more than {_MAX_ELEMENTS} elements")
     return tuple(value)
 

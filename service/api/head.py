@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from service.errors import InvalidRequestError, MethodNotAllowedError, UnsupportedMediaError
-from service.manifest import Manifest
+from service.manifest import AnyManifest, Manifest
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -103,7 +103,7 @@ def check_call(method: str, head: RequestHead) -> None:
         raise InvalidRequestError("X-Request-Timeout is not a positive number of seconds, such as 0.5")
 
 
-def check_media(target: Target, head: RequestHead, manifest: Manifest) -> None:
+def check_media(target: Target, head: RequestHead, manifest: AnyManifest) -> None:
     """Refuse a body that the API, or the model, does not read.
 
     Raises:
@@ -113,7 +113,7 @@ def check_media(target: Target, head: RequestHead, manifest: Manifest) -> None:
         kind = head.content_type.partition(b";")[0].strip().lower()
         if not _is_read(kind, target.api, manifest):
             shown = kind[:60].decode("latin-1")
-            pictures = ", image/* or multipart/form-data" if manifest.input.kind == "image" else ""
+            pictures = ", image/* or multipart/form-data" if _takes_pictures(manifest) else ""
             only = "" if kind[:6] != b"image/" or pictures else f"; {manifest.name} takes numbers and no pictures"
             raise UnsupportedMediaError(
                 f"content type {shown} is not read here{only}; send Content-Type: application/json{pictures}"
@@ -123,11 +123,15 @@ def check_media(target: Target, head: RequestHead, manifest: Manifest) -> None:
         raise UnsupportedMediaError(f"content encoding {shown} is not read here; send gzip, deflate or none")
 
 
-def _is_read(kind: bytes, api: str, manifest: Manifest) -> bool:
+def _takes_pictures(manifest: AnyManifest) -> bool:
+    return isinstance(manifest, Manifest) and manifest.input.kind == "image"
+
+
+def _is_read(kind: bytes, api: str, manifest: AnyManifest) -> bool:
     if api == "v2":
         return kind in (b"application/json", b"application/octet-stream")
     picture = kind[:6] == b"image/" or kind == b"multipart/form-data"
-    return kind == b"application/json" or (picture and manifest.input.kind == "image")
+    return kind == b"application/json" or (picture and _takes_pictures(manifest))
 
 
 _count = itertools.count()

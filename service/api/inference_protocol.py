@@ -5,6 +5,7 @@ classification. A model with a task gives its graph's own output and, as named o
 and `label`.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,19 +19,20 @@ from service.api.tensors import kind_of
 from service.api.typed import LARGE_BODY
 from service.backends import Array
 from service.errors import InvalidRequestError
-from service.manifest import ImageInput, Manifest
+from service.manifest import AnyManifest, ImageInput, Manifest, SignatureManifest
+from service.signature import Tensors
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 _JSON = b"content-type: application/json\r\n"
 _BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
 _MAX_PLANS = 512
 _MAX_PLAN_BYTES = 2048
-_REQUEST_FIELDS = {"id", "parameters", "inputs", "outputs"}
+_REQUEST_FIELDS = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}  # KServe's client: all six
 _INPUT_FIELDS = {"name", "shape", "datatype", "parameters", "data"}
 _OUTPUT_FIELDS = {"name", "parameters"}
 
 
-_plans: "dict[tuple[int, bytes], tuple[Manifest, Plan]]" = {}
+_plans: "dict[tuple[int, bytes], tuple[AnyManifest, Plan]]" = {}
 
 
 class Wanted(NamedTuple):
@@ -61,9 +63,9 @@ class Plan(NamedTuple):
 
 
 class InferCall(NamedTuple):
-    """One decoded infer request: inputs float32 (N, *shape), and what to answer."""
+    """One decoded infer request: inputs float32 (N, *shape), or the tensors of a signature, and what to answer."""
 
-    inputs: Array
+    inputs: Array | Tensors
     plan: Plan
 
     @property
@@ -77,7 +79,7 @@ def is_heavy(body: bytes, head: RequestHead) -> bool:
     return len(body) >= LARGE_BODY and not head.json_length
 
 
-def decode(body: bytes, manifest: Manifest, head: RequestHead) -> InferCall:
+def decode(body: bytes, manifest: AnyManifest, head: RequestHead) -> InferCall:
     """Read an infer body.
 
     Raises:
@@ -89,7 +91,9 @@ def decode(body: bytes, manifest: Manifest, head: RequestHead) -> InferCall:
     header, rest = (body, b"") if length is None else (body[:length], body[length:])
     plan = _plan_again(header, manifest) if rest and len(header) <= _MAX_PLAN_BYTES else plan_of(header, manifest)
     tensors = read_tensors(plan, rest)
-    return InferCall(_choose_input(plan, tensors, manifest), plan)
+    if isinstance(manifest, Manifest):
+        return InferCall(_choose_input(plan, tensors, manifest), plan)
+    return InferCall(_choose_inputs(plan, tensors, manifest), plan)
 
 
 def _read_json_length(value: bytes, total: int) -> int | None:
@@ -101,13 +105,32 @@ def _read_json_length(value: bytes, total: int) -> int | None:
     return int(value)
 
 
-def _read_raw(body: bytes, manifest: Manifest) -> Array:
+def _read_raw(body: bytes, manifest: AnyManifest) -> Array | Tensors:
     """Read a raw binary request: no JSON, the body is the one input's bytes, as a batch of one."""
-    tensor = datatypes.read_binary(body, "FP32", (1, *manifest.input.shape), "the body")
-    return _check_finite(tensor, "the body")
+    specs = input_specs(manifest)
+    if len(specs) != 1:
+        raise InvalidRequestError(f"a raw binary request has one input, the model has {len(specs)}")
+    ((name, (datatype, shape)),) = specs.items()
+    open_places = [place for place, size in enumerate(shape) if size < 0]
+    if datatype == "BYTES":
+        content = np.empty(1, dtype=object)
+        content[0] = body
+        return _as_inputs(name, content, manifest)
+    if isinstance(manifest, Manifest):
+        filled = [1, *shape[1:]]
+    elif len(open_places) > 1:
+        raise InvalidRequestError(f"a raw binary request needs an input with one open dimension, {name!r} has {shape}")
+    else:
+        rest = datatypes.DATATYPES[datatype].itemsize * math.prod(size for size in shape if size >= 0)
+        filled = [len(body) // max(rest, 1) if size < 0 else size for size in shape]
+    return _as_inputs(name, datatypes.read_binary(body, datatype, tuple(filled), "the body"), manifest)
 
 
-def plan_of(header: bytes, manifest: Manifest) -> Plan:
+def _as_inputs(name: str, tensor: Tensor, manifest: AnyManifest) -> Array | Tensors:
+    return _check_finite(tensor, "the body") if isinstance(manifest, Manifest) else Tensors({name: tensor})
+
+
+def plan_of(header: bytes, manifest: AnyManifest) -> Plan:
     """Check a request's JSON.
 
     Raises:
@@ -136,7 +159,7 @@ def plan_of(header: bytes, manifest: Manifest) -> Plan:
     return Plan(name, parts, _read_outputs(fields.get("outputs"), manifest, binary), _read_timeout(parameters))
 
 
-def _plan_again(header: bytes, manifest: Manifest) -> Plan:
+def _plan_again(header: bytes, manifest: AnyManifest) -> Plan:
     """Do `plan_of`, once for headers that come again and again: those of a client that sends binary data and no ids."""
     known = _plans.get((id(manifest), header))
     if known is not None:  # it holds its manifest, so no other can have the same id
@@ -180,7 +203,7 @@ def _read_part(part: object, where: str) -> Part:
     return Part(name, datatype, shape, size, part.get("data"))
 
 
-def _read_outputs(outputs: object, manifest: Manifest, binary: bool) -> tuple[Wanted, ...]:
+def _read_outputs(outputs: object, manifest: AnyManifest, binary: bool) -> tuple[Wanted, ...]:
     if outputs is None or outputs == []:
         return _all_outputs(manifest, binary)
     if not isinstance(outputs, list):
@@ -193,7 +216,7 @@ def _read_outputs(outputs: object, manifest: Manifest, binary: bool) -> tuple[Wa
             raise InvalidRequestError(f"{where} is {kind_of(output)}, expected an object with a name")
         _check_fields(output, _OUTPUT_FIELDS, where)
         name = output.get("name")
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise InvalidRequestError(f"{where} asks for {name!r:.60}; the model gives {', '.join(known)}")
         if any(name == other.name for other in wanted):
             raise InvalidRequestError(f"{where} asks for {name!r} a second time")
@@ -210,7 +233,7 @@ def _read_wanted(name: str, parameters: dict[str, Any], binary: bool, shape: lis
         raise InvalidRequestError(f"{where}.parameters.classification is not a whole number from 0")
     if classes and len(shape) != 2:  # noqa: PLR2004 - (N, classes)
         raise InvalidRequestError(f"{where} asks for classes of {name!r}, which has none")
-    return Wanted(name, as_binary, min(classes, shape[-1]) if classes else 0)
+    return Wanted(name, as_binary, min(classes, shape[-1]) if shape[-1:] > [0] else classes)
 
 
 def _check_fields(fields: dict[str, Any], known: set[str], where: str) -> None:
@@ -242,6 +265,26 @@ def read_tensors(plan: Plan, rest: bytes) -> list[Tensor]:
     return tensors
 
 
+def _choose_inputs(plan: Plan, tensors: list[Tensor], manifest: SignatureManifest) -> Tensors:
+    """Return the tensors of a signature by name, each of the datatype and shape that it says."""
+    specs = input_specs(manifest)
+    for part in plan.parts:
+        if part.name not in specs:
+            raise InvalidRequestError(f"the model has no input {part.name[:60]!r}; its inputs are {', '.join(specs)}")
+        datatype, shape = specs[part.name]
+        if part.datatype != datatype:
+            raise InvalidRequestError(f"input {part.name!r} has datatype {part.datatype}, the model takes {datatype}")
+        fits = len(part.shape) == len(shape) and all(
+            want in (-1, have) for have, want in zip(part.shape, shape, strict=True)
+        )
+        if not fits:
+            raise InvalidRequestError(f"input {part.name!r} has shape {list(part.shape)}, the model takes {shape}")
+    missing = specs.keys() - {part.name for part in plan.parts}
+    if missing:
+        raise InvalidRequestError(f"the request lacks the input {min(missing)!r}")
+    return Tensors((part.name, tensor) for part, tensor in zip(plan.parts, tensors, strict=True))
+
+
 def _choose_input(plan: Plan, tensors: list[Tensor], manifest: Manifest) -> Array:
     """Return the model's one input, float32 (N, *shape)."""
     name = input_name(manifest)
@@ -260,11 +303,11 @@ def _choose_input(plan: Plan, tensors: list[Tensor], manifest: Manifest) -> Arra
 
 
 def _read_images(tensor: Tensor, spec: ImageInput) -> Array:
-    from service.images import read_image  # noqa: PLC0415 - Pillow is only imported where pictures come
+    from service.images import read_images  # noqa: PLC0415 - Pillow is only imported where pictures come
 
     if tensor.ndim != 1 or not tensor.size:
         raise InvalidRequestError(f"pictures as BYTES have shape [N] with N from 1, not {list(tensor.shape)}")
-    return np.concatenate([read_image(content, spec) for content in tensor])
+    return read_images(list(tensor), spec, [f"picture {index}" for index in range(len(tensor))])
 
 
 def _check_finite(tensor: Tensor, where: str) -> Array:
@@ -275,12 +318,21 @@ def _check_finite(tensor: Tensor, where: str) -> Array:
 
 
 def input_name(manifest: Manifest) -> str:
-    """Return the name of the model's input."""
+    """Return the name of the input of a model with a task."""
     return manifest.input.tensor or "inputs"
 
 
-def output_specs(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
-    """Return datatype and shape (-1: the batch) of each output: the graph's own first, then those of the task."""
+def input_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
+    """Return datatype and shape (-1: open, or the batch) of each input."""
+    if isinstance(manifest, Manifest):
+        return {input_name(manifest): ("FP32", [-1, *manifest.input.shape])}
+    return {spec.name: (spec.datatype, list(spec.shape)) for spec in manifest.inputs}
+
+
+def output_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
+    """Return datatype and shape (-1: open, or the batch) of each output: the graph's own, then those of the task."""
+    if not isinstance(manifest, Manifest):
+        return {spec.name: (spec.datatype, list(spec.shape)) for spec in manifest.outputs}
     own = manifest.output.tensor or "outputs"
     specs: dict[str, tuple[str, list[int]]] = {own: ("FP32", [-1, manifest.output_width])}
     if manifest.task == "regression":
@@ -292,11 +344,11 @@ def output_specs(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
     return specs
 
 
-def _all_outputs(manifest: Manifest, binary: bool) -> tuple[Wanted, ...]:
+def _all_outputs(manifest: AnyManifest, binary: bool) -> tuple[Wanted, ...]:
     return tuple(Wanted(name, binary, 0) for name in output_specs(manifest))
 
 
-def encode(results: Array, manifest: Manifest, call: InferCall) -> tuple[bytes, bytes]:
+def encode(results: Array | Tensors, manifest: AnyManifest, call: InferCall) -> tuple[bytes, bytes]:
     """Return header lines and body of the answer.
 
     Args:
@@ -332,11 +384,18 @@ def write_answer(answer: dict[str, Any], outputs: tuple[Wanted, ...], tensors: l
     return _BINARY % len(header), b"".join((header, *binary))
 
 
-def _build_output(wanted: Wanted, results: Array, manifest: Manifest) -> Tensor:
-    tensor = _choose_output(wanted.name, results, manifest)
+def _build_output(wanted: Wanted, results: Array | Tensors, manifest: AnyManifest) -> Tensor:
+    known: tuple[str, ...] = ()
+    if isinstance(results, Tensors):
+        tensor = results[wanted.name]
+    else:
+        assert isinstance(manifest, Manifest)
+        tensor, known = _choose_output(wanted.name, results, manifest), manifest.output.labels
     if not wanted.classes:
         return tensor
-    labels = manifest.output.labels if tensor.shape[1] == len(manifest.output.labels) else ()
+    if tensor.ndim != 2:  # noqa: PLR2004 - (N, classes)
+        raise InvalidRequestError(f"output {wanted.name!r} has shape {list(tensor.shape)}, which has no classes")
+    labels = known if tensor.shape[1] == len(known) else ()
     order = np.argsort(-tensor, axis=1, kind="stable")[:, : wanted.classes]
     classes = np.empty(order.shape, dtype=object)
     for row, columns in enumerate(order.tolist()):

@@ -46,12 +46,15 @@ def build_openapi(repository: Repository) -> Schema:
         served = model.latest
         if served is None:
             continue
-        title = titles[name]
-        schemas[f"{title}Request"] = _request_schema(served.manifest)
-        schemas[f"{title}Response"] = _response_schema(served.manifest)
+        manifest, title = served.manifest, titles[name]
+        paths[f"/v1/models/{name}"] = _describe(name, title, None, sorted(model.versions))
+        if not isinstance(manifest, Manifest):
+            continue  # it has no predictions; the Open Inference Protocol describes its tensors
+        schemas[f"{title}Request"] = _request_schema(manifest)
+        schemas[f"{title}Response"] = _response_schema(manifest)
         for path, version in ((f"/v1/models/{name}", None), (f"/v1/models/{name}/versions/{{version}}", "version")):
-            paths[f"{path}:predict"] = _predict(served.manifest, title, version, sorted(model.versions))
-            paths[f"{path}:preview"] = _preview(served.manifest, title, version, sorted(model.versions))
+            paths[f"{path}:predict"] = _predict(manifest, title, version, sorted(model.versions))
+            paths[f"{path}:preview"] = _preview(manifest, title, version, sorted(model.versions))
             paths[path] = _describe(name, title, version, sorted(model.versions))
     return {
         "openapi": "3.1.0",

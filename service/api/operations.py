@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 from service import metrics
 from service.api.openapi import build_openapi
 from service.errors import StartError
+from service.manifest import AnyManifest, Manifest
 from service.repository import Model, Repository, Served
 from service.tasks import choose_threshold
 
@@ -78,10 +79,7 @@ def describe_model(model: Model, served: Served | None = None) -> dict[str, Any]
         "title": manifest.title,
         "description": manifest.description,
         "task": manifest.task,
-        "input": manifest.input.model_dump(mode="json", exclude_none=True),
-        "output": manifest.output.model_dump(mode="json", exclude_none=True),
-        "labels": list(manifest.output.labels),
-        "threshold": choose_threshold(manifest) if manifest.task == "binary" else None,
+        **_describe_data(manifest),
         "metrics": manifest.metrics,
         "artifacts": {name: artifact.model_dump() for name, artifact in manifest.artifacts.items()},
         "backend": backend.name,
@@ -89,6 +87,21 @@ def describe_model(model: Model, served: Served | None = None) -> dict[str, Any]
         "provider": backend.provider,
     }
     return answer
+
+
+def _describe_data(manifest: AnyManifest) -> dict[str, Any]:
+    """Return what goes in and comes out."""
+    if not isinstance(manifest, Manifest):
+        return {
+            "inputs": [spec.model_dump(mode="json") for spec in manifest.inputs],
+            "outputs": [spec.model_dump(mode="json") for spec in manifest.outputs],
+        }
+    return {
+        "input": manifest.input.model_dump(mode="json", exclude_none=True),
+        "output": manifest.output.model_dump(mode="json", exclude_none=True),
+        "labels": list(manifest.output.labels),
+        "threshold": choose_threshold(manifest) if manifest.task == "binary" else None,
+    }
 
 
 def _answer_ready(repository: Repository) -> Response:

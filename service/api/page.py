@@ -77,11 +77,12 @@ def build_page(repository: Repository, models_dir: Path) -> list[BaseRoute]:
 def describe_card(served: Served, folder: Path) -> dict[str, Any]:
     """Return what a version's manifest says of its making, its golden samples, and the names of its plots."""
     manifest = served.manifest
+    training, golden = getattr(manifest, "training", None), getattr(manifest, "golden", None)
     return {
         "name": manifest.name,
         "version": manifest.version,
-        "training": manifest.training.model_dump(mode="json") if manifest.training else None,
-        "golden": manifest.golden.model_dump(mode="json") if manifest.golden else None,
+        "training": training.model_dump(mode="json") if training else None,
+        "golden": golden.model_dump(mode="json") if golden else None,
         "plots": list_plots(folder),
     }
 

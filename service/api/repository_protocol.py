@@ -14,11 +14,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from service import __version__, metrics
-from service.api.inference_protocol import input_name, output_specs
+from service.api.inference_protocol import input_specs, output_specs
 from service.api.operations import OrjsonResponse
 from service.api.tensors import kind_of
 from service.errors import InvalidRequestError, NotFoundError, UnauthorizedError
 from service.keeper import Keeper
+from service.manifest import Manifest
 from service.repository import Model, Repository, Served
 
 EXTENSIONS = (
@@ -48,7 +49,7 @@ def build_protocol_routes(keeper: Keeper, check_admin: Callable[[Request], None]
         return OrjsonResponse({"name": served.manifest.name, "ready": True})
 
     async def index(request: Request) -> Response:
-        return await _index(repository, request)
+        return await _index(keeper, request)
 
     async def change(request: Request) -> Response:
         check_admin(request)
@@ -102,39 +103,50 @@ def _ready(repository: Repository) -> Response:
 def _describe(repository: Repository, request: Request) -> dict[str, Any]:
     served = _find(repository, request)
     manifest, backend = served.manifest, served.predictor.backend
-    shape = [-1, *manifest.input.shape]
+    model = repository.models.get(manifest.name)
+    refused = {f"refused_{version}": reason for version, reason in model.refused.items()} if model else {}
     return {
         "name": manifest.name,
-        "versions": [str(version) for version in sorted(repository.models[manifest.name].versions)],
+        "versions": [str(version) for version in sorted(model.versions)] if model else [],
         "platform": _PLATFORMS[backend.name],
-        "inputs": [{"name": input_name(manifest), "datatype": "FP32", "shape": shape}],
-        "outputs": [
-            {"name": name, "datatype": datatype, "shape": shape}
-            for name, (datatype, shape) in output_specs(manifest).items()
-        ],
+        "inputs": _describe_tensors(input_specs(manifest)),
+        "outputs": _describe_tensors(output_specs(manifest)),
         "properties": {
             "title": manifest.title,
             "task": manifest.task,
             "sha256": manifest.artifacts[backend.name].sha256,
             "device": backend.device,
             "provider": backend.provider,
+            **refused,
         },
     }
 
 
+def _describe_tensors(specs: dict[str, tuple[str, list[int]]]) -> list[dict[str, Any]]:
+    return [{"name": name, "datatype": datatype, "shape": shape} for name, (datatype, shape) in specs.items()]
+
+
 def _configure(served: Served, batch: int) -> dict[str, Any]:
     manifest, backend = served.manifest, served.predictor.backend
-    kinds = {"FP32": "TYPE_FP32", "INT64": "TYPE_INT64", "BYTES": "TYPE_STRING"}
+    has_batch = isinstance(manifest, Manifest)
+
+    def tensors(specs: dict[str, tuple[str, list[int]]]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "data_type": "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}",
+                "dims": (shape[1:] or [1]) if has_batch else shape,
+            }
+            for name, (datatype, shape) in specs.items()
+        ]
+
     return {
         "name": manifest.name,
         "platform": _PLATFORMS[backend.name],
         "backend": {"onnx": "onnxruntime", "torchscript": "pytorch"}[backend.name],
-        "max_batch_size": batch,
-        "input": [{"name": input_name(manifest), "data_type": "TYPE_FP32", "dims": list(manifest.input.shape)}],
-        "output": [
-            {"name": name, "data_type": kinds[datatype], "dims": shape[1:] or [1]}
-            for name, (datatype, shape) in output_specs(manifest).items()
-        ],
+        "max_batch_size": batch if has_batch else 0,
+        "input": tensors(input_specs(manifest)),
+        "output": tensors(output_specs(manifest)),
         "instance_group": [{"kind": "KIND_CPU" if backend.device == "cpu" else "KIND_GPU", "count": 1}],
         "dynamic_batching": {},
     }
@@ -177,12 +189,16 @@ def _statistics_of(served: Served, totals: metrics.Totals) -> dict[str, Any]:
     }
 
 
-async def _index(repository: Repository, request: Request) -> Response:
+async def _index(keeper: Keeper, request: Request) -> Response:
     fields = await _read_object(request)
     only_ready = fields.get("ready", False)
     if not isinstance(only_ready, bool):
         raise InvalidRequestError(f"ready is {kind_of(only_ready)}, expected true or false")
-    rows = [row for _, model in sorted(repository.models.items()) for row in _index_model(model)]
+    rows = [row for _, model in sorted(keeper.repository.models.items()) for row in _index_model(model)]
+    rows += [
+        {"name": slot.name, "version": str(slot.version), "state": "UNAVAILABLE", "reason": "unloaded"}
+        for slot in keeper.list_unloaded()
+    ]
     return OrjsonResponse([row for row in rows if row["state"] == "READY" or not only_ready])
 
 
@@ -253,6 +269,8 @@ def check_admin(request: Request, admin_key: bytes, sent: bytes) -> None:
         if not hmac.compare_digest(sent, admin_key):
             raise UnauthorizedError("this needs the admin key; send it as X-API-Key, or as Authorization: Bearer")
         return
-    forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
+    # Another machine's requests can come through a proxy here, or through a page in a browser here.
+    foreign = ("forwarded", "x-forwarded-for", "x-real-ip", "origin", "sec-fetch-site")
+    forwarded = any(name in request.headers for name in foreign)
     if forwarded or request.client is None or request.client.host not in ("127.0.0.1", "::1"):
         raise UnauthorizedError("what is served can be changed from this machine only; set --admin-key to allow others")

@@ -11,7 +11,7 @@ from service.api.head import RequestHead
 from service.api.tensors import kind_of, parse_instances, parse_large, read_instances
 from service.backends import Array
 from service.errors import InvalidRequestError
-from service.manifest import ImageInput, Manifest
+from service.manifest import AnyManifest, ImageInput, Manifest
 
 LARGE_BODY = 2**18  # bytes; reading such a body would hold the event loop for a millisecond or more
 _FIELDS = ("instances", "parameters")
@@ -41,14 +41,27 @@ def is_heavy(body: bytes, head: RequestHead) -> bool:
     return len(body) >= LARGE_BODY or b'b64"' in body or b"\\u" in body
 
 
-def decode(body: bytes, manifest: Manifest, head: RequestHead) -> Call:
+def decode(body: bytes, manifest: AnyManifest, head: RequestHead) -> Call:
     """Read a predict request's body; see `decode_call`."""
-    return decode_call(body, manifest, head.content_type)
+    return decode_call(body, check_task(manifest), head.content_type)
 
 
-def encode(results: Array, manifest: Manifest, call: Call) -> tuple[bytes, bytes]:
+def encode(results: Array, manifest: AnyManifest, call: Call) -> tuple[bytes, bytes]:
     """Return header lines and body of the answer; see `encode_results`."""
-    return _JSON, encode_results(results, manifest, call)
+    return _JSON, encode_results(results, check_task(manifest), call)
+
+
+def check_task(manifest: AnyManifest) -> Manifest:
+    """Return the manifest of a model that has a task.
+
+    Raises:
+        InvalidRequestError: it has none, and so no instances and no predictions.
+    """
+    if isinstance(manifest, Manifest):
+        return manifest
+    raise InvalidRequestError(
+        f"{manifest.name} has no task, only tensors; send them to /v2/models/{manifest.name}/infer"
+    )
 
 
 def decode_call(body: bytes, manifest: Manifest, content_type: bytes = b"") -> Call:

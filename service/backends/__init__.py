@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import StartError
-from service.manifest import BackendName, Manifest
+from service.manifest import AnyManifest, BackendName, Manifest
 
 Array = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ class Backend(Protocol):
         ...
 
 
-def choose_backends(manifest: Manifest, wanted: str) -> list[BackendName]:
+def choose_backends(manifest: AnyManifest, wanted: str) -> list[BackendName]:
     """Return the backends to try for a model, best first; empty when none of its artifacts can be run here.
 
     `wanted` is "auto", "onnx" or "torchscript". "auto" prefers ONNX unless only PyTorch can reach the device; a model

@@ -47,6 +47,18 @@ def list_devices() -> list[str]:
 
 def open_onnx(content: bytes, manifest: Manifest, device: str, threads: int) -> OnnxBackend:
     """Open a single-file ONNX graph; see `open_backend`."""
+    session = open_session(content, device, threads)
+    input_name, output_name = _choose_tensors(session, manifest)
+    return OnnxBackend(session, input_name, output_name, device)
+
+
+def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSession:
+    """Open a session on a device.
+
+    Raises:
+        ModelRefusedError: the graph does not load.
+        StartError: it does not run on that device.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -62,8 +74,7 @@ def open_onnx(content: bytes, manifest: Manifest, device: str, threads: int) -> 
         raise ModelRefusedError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
     if device != "cpu" and session.get_providers()[0] == "CPUExecutionProvider":
         raise StartError(f"onnxruntime fell back to the CPU where {device} was asked for")
-    input_name, output_name = _choose_tensors(session, manifest)
-    return OnnxBackend(session, input_name, output_name, device)
+    return session
 
 
 def _choose_tensors(session: ort.InferenceSession, manifest: Manifest) -> tuple[str, str]:

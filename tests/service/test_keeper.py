@@ -1,0 +1,214 @@
+"""Tests of service.keeper: the folder, the agreement and the repository brought together, without a server."""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import keeper as keeper_module
+from service.agreement import Agreement
+from service.errors import DeadlineExceededError, InvalidRequestError, NotFoundError, ServiceError
+from service.keeper import Keeper
+from service.repository import Repository
+from service.settings import Settings
+from service.shelf import SETTINGS_FILE
+from tests import fakes
+
+Talk = Callable[[Keeper], Coroutine[Any, Any, None]]
+
+
+def build(root: Path, shared: Path | None = None, interval: float = 0) -> Keeper:
+    """Return a keeper of the models in a folder."""
+    settings = Settings(models_dir=root, device="cpu", backend="onnx", reload_interval=interval)
+    agreement = Agreement(shared)
+    agreement.confirm(0)
+    repository = Repository(settings)
+    repository.load(agreement.read().unloaded)
+    return Keeper(repository, settings, agreement)
+
+
+def keep(*keepers: Keeper, talk: Talk) -> None:
+    """Let keepers keep while talking to the first."""
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(each.keep()) for each in keepers]
+        try:
+            async with asyncio.timeout(20):
+                await talk(keepers[0])
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(run())
+
+
+def versions(keeper: Keeper, name: str = "doubler") -> list[int]:
+    """Return the versions of a model that a keeper's repository serves."""
+    model = keeper.repository.models.get(name)
+    return sorted(model.versions) if model else []
+
+
+def test_load_and_unload(empty_dir: Path) -> None:
+    """What is unloaded is not served until it is loaded again; what appears in the folder is served by a load."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    keeper = build(empty_dir)
+
+    async def talk(keeper: Keeper) -> None:
+        await keeper.unload("doubler")
+        assert versions(keeper) == []
+        assert [(slot.name, slot.version) for slot in keeper.list_unloaded()] == [("doubler", 1)]
+        fakes.write_version(empty_dir, fakes.doubler(version=2))
+        await keeper.load("doubler")
+        assert versions(keeper) == [1, 2]
+        assert keeper.list_unloaded() == []
+        with pytest.raises(NotFoundError, match="Request for unknown model"):
+            await keeper.load("nosuch")
+        with pytest.raises(NotFoundError, match="Request for unknown model"):
+            await keeper.unload("nosuch")
+
+    keep(keeper, talk=talk)
+
+
+def test_load_of_a_broken_model_says_why(empty_dir: Path) -> None:
+    """A load that serves nothing is the caller's to know, with the reason."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    keeper = build(empty_dir)
+
+    async def talk(keeper: Keeper) -> None:
+        fakes.write_version(empty_dir, fakes.liar())
+        with pytest.raises(InvalidRequestError, match="failed to load 'liar': its onnx graph"):
+            await keeper.load("liar")
+        assert versions(keeper) == [1]
+
+    keep(keeper, talk=talk)
+
+
+def test_roll_back(empty_dir: Path) -> None:
+    """Rolling back pins the version before the latest, or the one asked for, and goes on from there."""
+    for version in (1, 2, 3):
+        fakes.write_version(empty_dir, fakes.doubler(version=version))
+    keeper = build(empty_dir)
+
+    async def talk(keeper: Keeper) -> None:
+        for asked, latest in ((None, 2), (None, 1), ("3", 3), (2, 2)):
+            await keeper.roll_back("doubler", asked)
+            assert keeper.repository.get("doubler").manifest.version == latest
+        await keeper.roll_back("doubler", 1)
+        refused: list[tuple[object, type[ServiceError]]] = [(None, InvalidRequestError), (9, NotFoundError)]
+        for asked, error in [*refused, ({}, NotFoundError), (True, NotFoundError)]:
+            with pytest.raises(error):
+                await keeper.roll_back("doubler", asked)
+        assert versions(keeper) == [1, 2, 3]
+        (empty_dir / "doubler" / SETTINGS_FILE).write_text("{")
+        with pytest.raises(InvalidRequestError, match="cannot be rolled back: settings"):
+            await keeper.roll_back("doubler", 2)
+
+    keep(keeper, talk=talk)
+
+
+def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
+    """A change returns when all workers follow it, and says so if one does not."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    one, other = build(empty_dir, shared), build(empty_dir, shared)
+
+    async def talk(keeper: Keeper) -> None:
+        await keeper.unload("doubler")
+        assert versions(keeper) == []
+
+    keep(one, other, talk=talk)
+    (shared / "worker-1").write_text("0")  # a living process that never follows
+
+    async def wait(keeper: Keeper) -> None:
+        with pytest.raises(DeadlineExceededError, match="not every worker has followed"):
+            await keeper.load("doubler")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeper_module, "CHANGE_SECONDS", 0.3)
+        keep(one, talk=wait)
+
+
+def test_change_agreed_on_while_looking_is_not_skipped(empty_dir: Path, tmp_path: Path) -> None:
+    """A worker that finds a new version while another is told to unload a model does both."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    fakes.write_version(empty_dir, fakes.coin())
+    keeper = build(empty_dir, tmp_path, interval=0.01)
+    refresh = keeper.repository.refresh
+
+    def refresh_and_meet(*arguments: Any) -> bool:
+        keeper.repository.refresh = refresh  # type: ignore[method-assign]
+        fakes.write_version(empty_dir, fakes.doubler(version=2))
+        Agreement(tmp_path).change(lambda unloaded: unloaded | {"coin"})
+        return refresh(*arguments)
+
+    keeper.repository.refresh = refresh_and_meet  # type: ignore[method-assign]
+
+    async def talk(keeper: Keeper) -> None:
+        while not (Agreement(tmp_path).read().generation and Agreement(tmp_path).is_reached(2)):
+            await asyncio.sleep(0.01)
+        assert versions(keeper) == [1, 2]
+        assert versions(keeper, "coin") == []
+
+    keep(keeper, talk=talk)
+
+
+def test_change_agreed_on_while_starting_is_not_missed(empty_dir: Path, tmp_path: Path) -> None:
+    """A worker that has loaded a model which was unloaded meanwhile unloads it before the change counts as reached."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    agreement = Agreement(tmp_path)
+    agreement.confirm(0)
+    settings = Settings(models_dir=empty_dir, device="cpu", reload_interval=0)
+    repository = Repository(settings)
+    repository.load(agreement.read().unloaded)
+    generation = agreement.change(lambda unloaded: unloaded | {"doubler"})
+    keeper = Keeper(repository, settings, agreement)
+    assert not agreement.is_reached(generation)
+
+    async def talk(keeper: Keeper) -> None:
+        while not agreement.is_reached(generation):
+            await asyncio.sleep(0.01)
+        assert versions(keeper) == []
+
+    keep(keeper, talk=talk)
+
+
+def test_half_a_copy_is_nothing_yet(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While files of a new model are still coming it is not there at all; if they stop half-way, it is refused."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    keeper = build(empty_dir)
+    repository = keeper.repository
+    whole = fakes.write_version(empty_dir.parent / "elsewhere", fakes.coin())
+    folder = empty_dir / "coin" / "1"
+    folder.mkdir(parents=True)
+    shutil.copy(whole / "manifest.json", folder)
+    content = (whole / "model.onnx").read_bytes()
+    for size in (0, 10, len(content) - 1):
+        (folder / "model.onnx").write_bytes(content[:size])
+        assert not repository.refresh(patient=True)
+        assert sorted(repository.models) == ["doubler"]
+        assert repository.problem == ""
+    assert not caplog.records
+    assert repository.refresh(patient=True)
+    assert repository.problem.startswith("coin: model.onnx has ")
+    (folder / "model.onnx").write_bytes(content)
+    shutil.copy(whole / "model.pt", folder)
+    assert repository.refresh(patient=True)
+    assert repository.problem == ""
+    assert versions(keeper, "coin") == [1]
+
+
+def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path) -> None:
+    """A models folder that is gone for a while, as a network mount may be, leaves what is served as it is."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    keeper = build(empty_dir)
+    away = empty_dir.rename(empty_dir.with_name("away"))
+    assert not keeper.repository.refresh()
+    assert versions(keeper) == [1]
+    away.rename(empty_dir)
+    shutil.rmtree(empty_dir / "doubler")
+    assert keeper.repository.refresh()
+    assert versions(keeper) == []

@@ -1,0 +1,78 @@
+"""Tests of service.shelf: what stands in a models folder."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from service.errors import InvalidRequestError, ModelRefusedError
+from service.shelf import SETTINGS_FILE, ModelSettings, list_slots, load_settings, save_settings
+from tests import fakes
+
+
+def test_versions_are_listed_by_name_and_number(empty_dir: Path) -> None:
+    """Folders <name>/<number> with a manifest are versions; anything else is nothing."""
+    for version in (10, 9):
+        fakes.write_version(empty_dir, fakes.doubler(version=version))
+    fakes.write_version(empty_dir, fakes.coin())
+    source = empty_dir / "coin" / "1"
+    for other in (".hidden/1", "coin/01", "coin/latest", "coin/-1", "coin/²", "coin/1.0"):
+        shutil.copytree(source, empty_dir / other)
+    (empty_dir / "coin" / "2").mkdir()
+    (empty_dir / "README.md").write_text("x")
+    assert [(slot.name, slot.version) for slot in list_slots(empty_dir)] == [("coin", 1), ("doubler", 9), ("doubler", 10)]
+
+
+def test_fingerprint_changes_with_a_file(empty_dir: Path) -> None:
+    """A fingerprint is the same while the files are, and another when one is written, replaced or added."""
+    folder = fakes.write_version(empty_dir, fakes.coin())
+    seen = {list_slots(empty_dir)[0].fingerprint, list_slots(empty_dir)[0].fingerprint}
+    assert len(seen) == 1
+    os.utime(folder / "model.onnx", ns=(1, 1))
+    seen.add(list_slots(empty_dir)[0].fingerprint)
+    (folder / "note.txt").write_text("x")
+    seen.add(list_slots(empty_dir)[0].fingerprint)
+    assert len(seen) == 3
+
+
+def test_folder_of_one_version(empty_dir: Path) -> None:
+    """A folder that holds a version's files is that version, under the name given or its manifest's."""
+    folder = fakes.write_version(empty_dir, fakes.doubler(version=3))
+    assert [(slot.name, slot.version, slot.folder) for slot in list_slots(folder)] == [("doubler", 3, folder)]
+    assert list_slots(folder, "served")[0].name == "served"
+    (folder / "manifest.json").write_text("{")
+    assert [(slot.name, slot.version) for slot in list_slots(folder, "served")] == [("served", 1)]
+
+
+def test_settings_are_kept(empty_dir: Path) -> None:
+    """Settings that were saved are loaded, one change leaves the others; without a file they are the defaults."""
+    (empty_dir / "doubler").mkdir()
+    assert load_settings(empty_dir, "doubler") == ModelSettings()
+    save_settings(empty_dir, "doubler", {"labels": {"stable": 1}})
+    save_settings(empty_dir, "doubler", {"latest": 2})
+    assert load_settings(empty_dir, "doubler") == ModelSettings(latest=2, labels={"stable": 1})
+    assert json.loads((empty_dir / "doubler" / SETTINGS_FILE).read_text()) == {"latest": 2, "labels": {"stable": 1}}
+    assert os.listdir(empty_dir / "doubler") == [SETTINGS_FILE]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"lates": 1}', '{"latest": "x"}', '{"labels": {"2": 1}}', '{"labels": {"a/b": 1}}', '{"versions": 1}'],
+)
+def test_malformed_settings_are_refused(text: str, empty_dir: Path) -> None:
+    """Settings with an unknown field, another kind of value, or a label that looks like a number, are not used."""
+    (empty_dir / "doubler").mkdir()
+    (empty_dir / "doubler" / SETTINGS_FILE).write_text(text)
+    with pytest.raises(ModelRefusedError, match=r"^settings\.json"):
+        load_settings(empty_dir, "doubler")
+    with pytest.raises(ModelRefusedError):
+        save_settings(empty_dir, "doubler", {"latest": 1})
+    assert (empty_dir / "doubler" / SETTINGS_FILE).read_text() == text
+
+
+def test_folder_that_cannot_be_written_is_said(empty_dir: Path) -> None:
+    """Where settings cannot be saved, the sentence names the file."""
+    with pytest.raises(InvalidRequestError, match=r"settings\.json cannot be written: "):
+        save_settings(empty_dir, "nosuch", {"latest": 1})
