@@ -12,19 +12,20 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from service.backends import Array
 from service.errors import DeadlineExceededError, InferenceError, ServiceError, TooLargeError, UnavailableError
-from service.metrics import ModelMetrics
 
 INLINE_SECONDS = 0.002
 SWEEP_SECONDS = 0.02
 SLOW_SECONDS = 0.05  # an inline call that takes so long has a cost that its rows do not tell
 SHORTEST_BAN, LONGEST_BAN = 1.0, 600.0  # seconds for which its requests then all go to the thread; doubled each time
+
+
+_NO_LOOP: Any = None  # until the first request
 
 
 class Waiter(Protocol):
@@ -40,6 +41,18 @@ class Waiter(Protocol):
 
     def set_exception(self, exception: BaseException, /) -> None:
         """Deliver a failure."""
+        ...
+
+
+class Figures(Protocol):
+    """Who is told what happens; `service.metrics.ModelMetrics` is."""
+
+    def batch(self, rows: int, waited: float, ran: float) -> None:
+        """Note one backend call: its rows, the seconds its oldest request waited, the seconds it took."""
+        ...
+
+    def dropped(self, reason: str) -> None:
+        """Note a request that was not run: "full", "expired" or "gone"."""
         ...
 
 
@@ -80,7 +93,7 @@ class Batcher:
         cost: Cost,
         max_batch_size: int,
         queue_size: int,
-        metrics: ModelMetrics,
+        metrics: Figures,
         joins: bool = True,
     ) -> None:
         self._joins = joins
@@ -95,12 +108,9 @@ class Batcher:
         self._rows = 0
         self._flushing = False
         self._sweeping = False
+        self._loop: asyncio.AbstractEventLoop = _NO_LOOP
         self._ban = SHORTEST_BAN
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
-
-    @cached_property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()  # the one that the first request arrives on
 
     @property
     def rows(self) -> int:
@@ -119,6 +129,7 @@ class Batcher:
             TooLargeError: the request alone has more rows than the queue.
             UnavailableError: the queue is full.
         """
+        self._follow_loop()
         count = len(inputs)
         if self._rows + count > self._queue_size:
             if count > self._queue_size:
@@ -135,6 +146,16 @@ class Batcher:
         else:
             self._threaded.append(entry)
             self._keep_thread_going()
+
+    def _follow_loop(self) -> None:
+        """Belong to the running event loop; what waited on one that has ended has nobody left to answer."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop = loop
+            self._inline.clear()
+            self._threaded.clear()
+            self._running, self._rows = [], 0
+            self._flushing = self._sweeping = False
 
     def _keep_thread_going(self) -> None:
         if not self._running:
@@ -196,7 +217,7 @@ class Batcher:
             entry = queue.popleft()
             if entry.waiter.done():
                 self._rows -= count
-                self._metrics.dropped("gone")
+                self._note_gone(entry, now)
             elif entry.deadline < now:
                 self._rows -= count
                 self._expire(entry)
@@ -221,9 +242,19 @@ class Batcher:
         for entry in (*self._running, *self._threaded):
             if entry.deadline < now and not entry.waiter.done():
                 self._expire(entry)
+        if any(entry.waiter.done() for entry in self._threaded):  # make room at once
+            for entry in self._threaded:
+                if entry.waiter.done():
+                    self._rows -= len(entry.inputs)
+                    self._note_gone(entry, now)
+            self._threaded = deque(entry for entry in self._threaded if not entry.waiter.done())
         self._sweeping = bool(self._running or self._threaded)
         if self._sweeping:
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _note_gone(self, entry: _Entry, now: float) -> None:
+        if entry.deadline >= now:  # else it has expired, and was counted as that
+            self._metrics.dropped("gone")
 
     def _expire(self, entry: _Entry) -> None:
         self._metrics.dropped("expired")

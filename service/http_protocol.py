@@ -35,6 +35,7 @@ MAX_HEAD_BYTES = 2**16
 MAX_HEADER_FIELDS = 100
 MAX_PIPELINED = 256
 LINGER_SECONDS = 2.0  # for a client that is still sending to read why it was refused; TCP drops the answer otherwise
+_HEAD_TOO_LONG = f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 _OK = _STATUS[200] + b"%bcontent-length: %d\r\n%b\r\n%b"
 _CLOSE = b"connection: close\r\n"
@@ -131,7 +132,7 @@ class PredictProtocol(HttpToolsProtocol):
     _idle_since: float | None = None
     _ending_since: float | None = None
     _deaf = False  # nothing more is read of it
-    _head_bytes = 0
+    _head_bytes = _unread = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin a connection, or refuse it where there are too many."""
@@ -156,11 +157,12 @@ class PredictProtocol(HttpToolsProtocol):
         """Read on, as long as the head stays within its limit."""
         if self._ending_since is not None:
             return
+        self._unread = len(data)
         super().data_received(data)
         if self._head_since is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(HeadTooLargeError(f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"))
+                self._refuse(HeadTooLargeError(_HEAD_TOO_LONG))
 
     def on_message_begin(self) -> None:
         """Start the clock of a request's head. The ASGI scope, which uvicorn makes here, is left until it is needed."""
@@ -175,6 +177,9 @@ class PredictProtocol(HttpToolsProtocol):
             return
         if len(self.headers) > MAX_HEADER_FIELDS:
             self._refuse(HeadTooLargeError(f"the request has over {MAX_HEADER_FIELDS} header fields"))
+            return
+        if self._head_bytes + self._unread > MAX_HEAD_BYTES and self._measure_head() > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLargeError(_HEAD_TOO_LONG))
             return
         busy = self._is_busy()
         if busy and len(self.pipeline) >= MAX_PIPELINED:
@@ -196,6 +201,9 @@ class PredictProtocol(HttpToolsProtocol):
             self._check_size(prediction, head.content_length or 0)
         except Exception as error:
             prediction.set_exception(error)
+
+    def _measure_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
 
     def _leave_to_uvicorn(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue

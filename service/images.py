@@ -8,6 +8,7 @@ light paper and light ink on dark paper are told apart by the border's brightnes
 """
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ _EDGE = 0.2  # of full ink; what is fainter does not stretch the ink's box
 _FULL = 90  # percentile of the ink's pixels that is made full ink, as it is in MNIST's own pictures
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; `_check_sizes` refuses
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # a strange picture is no matter for the log
 
 Plane = NDArray[np.float64]  # (height, width): brightness, or how much ink there is, in [0, 1]
 
@@ -85,7 +87,7 @@ def _load(picture: Image.Image, name: str) -> Image.Image:
         picture.draft(None, (_WORK_SIDE, _WORK_SIDE))  # of a large JPEG photo, decodes as little as an eighth a side
         plain = _simplify(picture)
     except Exception as error:  # as in `_open`
-        raise InvalidRequestError(f"{name} is a {picture.format} picture that is cut short or broken") from error
+        raise InvalidRequestError(f"{name} is a {picture.format} file that is cut short or broken") from error
     factor = max(plain.size) // _WORK_SIDE
     if factor > 1:
         plain = plain.reduce((min(factor, plain.width), min(factor, plain.height)))

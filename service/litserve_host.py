@@ -9,6 +9,7 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import multiprocessing as mp
 import socket
 import sys
 import time
@@ -28,6 +29,7 @@ from service.settings import Settings, count_cores
 from service.supervisor import Supervisor
 
 logger = logging.getLogger("service")
+_fork = mp.get_context("fork")
 
 BACKLOG = 2048
 SWITCH_SECONDS = 0.0005  # a thread that reads a large body gives way to the event loop after this, not after 5 ms
@@ -158,12 +160,27 @@ def serve(settings: Settings, shared: Path) -> None:
         supervisor.supervise(announce, listener.close, settings.drain_delay, settings.shutdown_grace)
 
 
+def list_in_child(name: str) -> list[str]:
+    """Return what `list_accelerators` does, asked in a process of its own: one that has touched a GPU must not fork."""
+    receiver, sender = _fork.Pipe(duplex=False)
+    child = _fork.Process(target=lambda: sender.send(list_accelerators(name)))  # type: ignore[arg-type]
+    child.start()
+    sender.close()
+    try:
+        found: list[str] = receiver.recv()
+    except EOFError:  # it died, and so would a worker
+        found = []
+    child.join()
+    receiver.close()
+    return found
+
+
 def choose_placement(settings: Settings) -> tuple[str, Any]:
     """Return LitServe's accelerator and devices for the device asked for: every usable GPU, or the CPU."""
     if settings.device == "cpu":
         return "cpu", 1
     wanted = [settings.backend] if settings.backend != "auto" else ["onnx", "torchscript"]
-    found = sorted({device for name in wanted for device in list_accelerators(name)})  # type: ignore[arg-type]
+    found = sorted({device for name in wanted for device in list_in_child(name)})
     if settings.device not in ("auto", "cuda") and settings.device not in found:
         raise StartError(f"device {settings.device} is not usable here; usable: {', '.join(['cpu', *found])}")
     if settings.device == "cuda" and not any(device.startswith("cuda") for device in found):

@@ -22,17 +22,17 @@ Build = Callable[..., Client]
 
 @pytest.fixture
 def build(models_dir: Path) -> Iterator[Build]:
-    """Build applications on the good models, each with a client, and end their threads and loops afterwards."""
-    built: list[tuple[Application, Client]] = []
+    """Build applications on the good models, each with a client, and end their loops afterwards."""
+    built: list[Client] = []
 
     def build_one(**settings: Any) -> Client:
-        app = create_app(Settings.model_validate({"models_dir": models_dir, "device": "cpu"} | settings))
-        built.append((app, Client(app)))
-        return built[-1][1]
+        built.append(
+            Client(create_app(Settings.model_validate({"models_dir": models_dir, "device": "cpu"} | settings)))
+        )
+        return built[-1]
 
     yield build_one
-    for app, client in built:
-        app.repository.close()
+    for client in built:
         client.close()
 
 

@@ -84,7 +84,6 @@ def test_batch_equals_its_singles_in_any_order(cost: Cost) -> None:
             for index, future in futures.items():
                 np.testing.assert_array_equal(await future, requests[index] * 2)
         assert batcher.rows == 0
-        batcher.close()
 
     run(check)
 
@@ -97,7 +96,6 @@ def test_requests_of_one_turn_share_a_call() -> None:
         batcher = build(double, CHEAP, max_batch_size=4, queue_size=100)
         await gather([submit(batcher, rows(value)) for value in range(10)])
         assert double.sizes == [4, 4, 2]
-        batcher.close()
 
     run(check)
 
@@ -115,7 +113,6 @@ def test_what_gathers_while_a_call_runs_is_the_next_call() -> None:
         double.gate.set()
         await gather([first, *others])
         assert double.sizes == [1, 5]
-        batcher.close()
 
     run(check)
 
@@ -134,7 +131,6 @@ def test_failing_request_fails_alone(cost: Cost, failure: Exception) -> None:
             [[6]],
         ]
         assert batcher.rows == 0
-        batcher.close()
 
     run(check)
 
@@ -155,7 +151,6 @@ def test_full_queue_refuses_and_recovers(cost: Cost) -> None:
         double.gate.set()
         await gather(futures)
         assert (await submit(batcher, rows(9))).tolist() == [[18]]
-        batcher.close()
 
     run(check)
 
@@ -172,7 +167,6 @@ def test_large_request_is_run_in_parts_and_one_beyond_the_queue_refused() -> Non
         with pytest.raises(TooLargeError, match="the request has 21 instances; at most 20 are taken at once"):
             submit(batcher, rows(*range(21)))
         assert batcher.rows == 0
-        batcher.close()
 
     run(check)
 
@@ -190,7 +184,6 @@ def test_small_request_does_not_wait_for_a_large_one() -> None:
         small = submit(batcher, rows(1))
         assert (await small).tolist() == [[2]]
         assert (await large).shape == (50, 1)
-        batcher.close()
 
     run(check)
 
@@ -213,7 +206,6 @@ def test_deadline_is_answered_while_the_batch_still_runs() -> None:
         assert (await patient).tolist() == [[6]]
         assert double.sizes == [1, 1]  # the first, and the patient one
         assert batcher.rows == 0
-        batcher.close()
 
     run(check)
 
@@ -228,7 +220,6 @@ def test_past_deadline_is_never_run(cost: Cost) -> None:
         (outcome,) = await gather([submit(batcher, rows(1), seconds=-1)])
         assert isinstance(outcome, DeadlineExceededError)
         assert (double.sizes, batcher.rows) == ([], 0)
-        batcher.close()
 
     run(check)
 
@@ -251,7 +242,6 @@ def test_gone_waiter_is_dropped(cost: Cost) -> None:
         double.gate.set()
         await gather([first, last])
         assert (double.sizes, batcher.rows) == ([1, 1], 0)
-        batcher.close()
 
     run(check)
 
@@ -270,7 +260,6 @@ def test_waiter_gone_during_the_call_hurts_nobody() -> None:
         double.gate.set()
         assert (await stays).tolist() == [[4]]
         assert batcher.rows == 0
-        batcher.close()
 
     run(check)
 
@@ -302,6 +291,5 @@ def test_every_failure_is_a_service_error() -> None:
         batcher = build(Doubler(ValueError("odd")), CHEAP, max_batch_size=4, queue_size=100)
         (outcome,) = await gather([submit(batcher, rows(-13))])
         assert isinstance(outcome, ServiceError)
-        batcher.close()
 
     run(check)

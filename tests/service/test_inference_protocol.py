@@ -1,5 +1,6 @@
 """Tests of service.api.inference_protocol: infer bodies to arrays and back, without a server."""
 
+import io
 import random
 from typing import Any
 
@@ -8,6 +9,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from service.api import inference_protocol as oip
 from service.api.head import RequestHead
@@ -266,7 +268,9 @@ def test_any_body_is_read_or_refused(body: bytes, length: int | None) -> None:
         return
 
 
-@given(st.sampled_from(["request", "input", "output", "parameters", "input parameters", "output parameters"]), st.data())
+@given(
+    st.sampled_from(["request", "input", "output", "parameters", "input parameters", "output parameters"]), st.data()
+)
 def test_any_json_is_read_or_refused(place: str, data: st.DataObject) -> None:
     """Whatever JSON stands in any place of a request, nothing but a refusal is ever raised."""
     names = {
@@ -310,10 +314,6 @@ def test_outputs_are_those_described(build: Any) -> None:
 
 def test_pictures_come_as_bytes() -> None:
     """An image model takes encoded pictures as a BYTES tensor [N], each fitted as over /v1."""
-    import io
-
-    from PIL import Image
-
     picture = Image.new("L", (56, 56), 255)
     picture.paste(0, (20, 8, 32, 48))
     file = io.BytesIO()

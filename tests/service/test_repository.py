@@ -30,7 +30,6 @@ def loaded(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Reposi
         repository = Repository(Settings(models_dir=empty_dir, device="cpu"))
         repository.load()
     yield repository
-    repository.close()
 
 
 def test_serves_every_good_version_and_says_why_not(loaded: Repository, caplog: pytest.LogCaptureFixture) -> None:
@@ -94,4 +93,3 @@ def test_model_that_is_not_finite_at_zero_is_served(empty_dir: Path) -> None:
     repository.load()
     np.testing.assert_array_equal(repository.get("logarithm").predictor.predict(np.ones((1, 1), np.float32)), [[0]])
     assert not repository.problem
-    repository.close()

@@ -95,7 +95,8 @@ def test_statistics_and_configuration(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "parameters", ['{"config": "{}"}', '{"file:1/model.onnx": "AAAA"}', '{"file:": 1, "x": 2}', "[]", "null", '"config"']
+    "parameters",
+    ['{"config": "{}"}', '{"file:1/model.onnx": "AAAA"}', '{"file:": 1, "x": 2}', "[]", "null", '"config"'],
 )
 @pytest.mark.parametrize("action", ["load", "unload", "rollback"])
 def test_nothing_is_written_through_load(action: str, parameters: str, client: Client, empty_dir: Path) -> None:
@@ -116,7 +117,12 @@ def test_only_models_of_the_folder_can_be_changed(action: str, name: str, client
 
 @pytest.mark.parametrize(
     "header",
-    [("X-Forwarded-For", "10.0.0.1"), ("Forwarded", "for=x"), ("X-Real-IP", "::1"), ("Origin", "http://localhost:8000")],
+    [
+        ("X-Forwarded-For", "10.0.0.1"),
+        ("Forwarded", "for=x"),
+        ("X-Real-IP", "::1"),
+        ("Origin", "http://localhost:8000"),
+    ],
 )
 def test_without_a_key_only_this_machine_may_change(header: tuple[str, str], client: Client) -> None:
     """What came through a proxy, or from a page in a browser, is not this machine's own."""

@@ -22,7 +22,11 @@ def test_versions_are_listed_by_name_and_number(empty_dir: Path) -> None:
         shutil.copytree(source, empty_dir / other)
     (empty_dir / "coin" / "2").mkdir()
     (empty_dir / "README.md").write_text("x")
-    assert [(slot.name, slot.version) for slot in list_slots(empty_dir)] == [("coin", 1), ("doubler", 9), ("doubler", 10)]
+    assert [(slot.name, slot.version) for slot in list_slots(empty_dir)] == [
+        ("coin", 1),
+        ("doubler", 9),
+        ("doubler", 10),
+    ]
 
 
 def test_fingerprint_changes_with_a_file(empty_dir: Path) -> None:
@@ -59,7 +63,16 @@ def test_settings_are_kept(empty_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"lates": 1}', '{"latest": "x"}', '{"labels": {"2": 1}}', '{"labels": {"a/b": 1}}', '{"versions": 1}'],
+    [
+        "",
+        "[]",
+        "{",
+        '{"lates": 1}',
+        '{"latest": "x"}',
+        '{"labels": {"2": 1}}',
+        '{"labels": {"a/b": 1}}',
+        '{"versions": 1}',
+    ],
 )
 def test_malformed_settings_are_refused(text: str, empty_dir: Path) -> None:
     """Settings with an unknown field, another kind of value, or a label that looks like a number, are not used."""

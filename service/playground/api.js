@@ -1,0 +1,96 @@
+// The service's API. Every address is relative to the page, so that all works behind a path prefix.
+
+const STORED = "playground-key";
+let key = sessionStorage.getItem(STORED) ?? "";
+let asking = null;
+
+/** A failure with a sentence fit for the page. */
+export class Problem extends Error {}
+
+/** Return the address of a path of the API, complete. */
+export function address(path) {
+  return new URL(path, new URL(".", document.baseURI)).href;
+}
+
+/** Tell whether the service wants a key. */
+export function hasKey() {
+  return key !== "";
+}
+
+/** GET JSON. */
+export async function get(path) {
+  const { text } = await send(path, {});
+  return JSON.parse(text);
+}
+
+/** GET a picture, as an address that an <img> can show. */
+export async function getPicture(path) {
+  const answer = await reach(path, {});
+  return URL.createObjectURL(await answer.blob());
+}
+
+/** POST a body; return the answer decoded, its text, and the milliseconds it took. */
+export async function post(path, body, type = "application/json") {
+  const { text, ms } = await send(path, { method: "POST", body, headers: { "Content-Type": type } });
+  return { answer: JSON.parse(text), text, ms };
+}
+
+async function send(path, options) {
+  const began = performance.now();
+  const answer = await reach(path, options);
+  const text = await answer.text();
+  return { text, ms: performance.now() - began };
+}
+
+async function reach(path, options) {
+  const used = key;
+  const headers = { ...options.headers, ...(used ? { "X-API-Key": used } : {}) };
+  let answer;
+  try {
+    answer = await fetch(address(path), { ...options, headers });
+  } catch {
+    throw new Problem("The service does not answer. Is it still running?");
+  }
+  if (answer.ok) return answer;
+  const sentence = await readError(answer);
+  if (answer.status !== 401) throw new Problem(sentence);
+  if (key === used) await askKey(sentence);
+  return reach(path, options);
+}
+
+async function readError(answer) {
+  try {
+    const { error } = await answer.json();
+    if (typeof error === "string" && error) return `${error[0].toUpperCase()}${error.slice(1)}.`;
+  } catch {
+    // not JSON: something in front of the service answered
+  }
+  return `The service answered ${answer.status} without saying why.`;
+}
+
+/** Ask for the key; all requests that need one wait for the same answer. */
+export function askKey(reason) {
+  asking ??= new Promise((resolve) => {
+    const dialog = document.getElementById("key-dialog");
+    const form = document.getElementById("key-form");
+    const input = document.getElementById("key-input");
+    document.getElementById("key-reason").textContent = reason;
+    document.getElementById("key-button").hidden = false;
+    input.value = "";
+    const close = () => {
+      if (dialog.open) dialog.close();
+      asking = null;
+      resolve();
+    };
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      key = input.value.trim();
+      sessionStorage.setItem(STORED, key);
+      close();
+    };
+    dialog.oncancel = (event) => event.preventDefault(); // nothing works without a key
+    dialog.showModal();
+    input.focus();
+  });
+  return asking;
+}

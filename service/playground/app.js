@@ -1,0 +1,115 @@
+// The page: which model is shown, and everything about it. It knows no model by name.
+
+import { askKey, get } from "./api.js";
+import { buildCard } from "./card.js";
+import { h } from "./dom.js";
+import { buildImagePlay } from "./image.js";
+import { buildTabularPlay } from "./tabular.js";
+import { buildWire } from "./wire.js";
+
+const nav = document.getElementById("models");
+const main = document.getElementById("main");
+const TASKS = { regression: "predicts a number", binary: "tells two classes apart", multiclass: "tells classes apart" };
+let models = [];
+
+async function start() {
+  document.getElementById("key-button").addEventListener("click", () => askKey("Send another key from now on."));
+  window.addEventListener("hashchange", () => showModel());
+  try {
+    ({ models } = await get("v1/models"));
+  } catch (problem) {
+    showProblem(problem);
+    return;
+  }
+  if (!models.length) {
+    main.replaceChildren(h("p", { class: "empty" }, "There is no model in the service's folder yet."));
+    return;
+  }
+  await showModel();
+}
+
+/** Return what the address names: `#name` or `#name/version`; else a model to begin with. */
+function readHash() {
+  const [name, version] = decodeURIComponent(location.hash.slice(1)).split("/");
+  const named = models.find((model) => model.name === name);
+  const first = models.find((model) => model.ready && model.input.kind === "image") ?? models.find((model) => model.ready);
+  const model = named ?? first ?? models[0];
+  return { model, version: named && model.versions.includes(Number(version)) ? Number(version) : null };
+}
+
+function showNav(chosen) {
+  const links = models.map((model) =>
+    h("li", null,
+      h("a", { href: `#${model.name}`, "aria-current": model === chosen ? "page" : false },
+        h("span", { class: "nav-title" }, model.title || model.name),
+        h("span", { class: "nav-name" }, model.ready ? model.name : `${model.name}: not ready`)),
+    ),
+  );
+  nav.replaceChildren(h("ul", null, links));
+  const here = nav.querySelector("[aria-current]");
+  nav.scrollLeft = Math.max(0, here.offsetLeft - 16);
+}
+
+async function showModel() {
+  if (location.hash === "#main") return;
+  const { model, version } = readHash();
+  showNav(model);
+  document.title = `${model.title || model.name} · Playground`;
+  if (!model.ready) {
+    showRefused(model);
+    return;
+  }
+  try {
+    const path = version ? `v1/models/${model.name}/versions/${version}` : `v1/models/${model.name}`;
+    const [described, card] = await Promise.all([get(path), get(`${path}/card`)]);
+    if (readHash().model === model) showPlay({ ...described, path, named: version !== null }, card);
+  } catch (problem) {
+    showProblem(problem);
+  }
+}
+
+function showPlay(model, card) {
+  const wire = buildWire(model);
+  const build = model.input.kind === "image" ? buildImagePlay : buildTabularPlay;
+  main.replaceChildren(
+    h("div", { class: "work" }, buildHeading(model), build(model, card, wire), wire.element),
+    buildCard(model, card),
+  );
+}
+
+function buildHeading(model) {
+  const choose = (event) => {
+    location.hash = event.target.value ? `#${model.name}/${event.target.value}` : `#${model.name}`;
+  };
+  const options = model.versions.toReversed().map((number, index) =>
+    h("option", { value: index ? number : "", selected: number === model.version }, `version ${number}`),
+  );
+  const versions = model.versions.length > 1
+    ? h("label", { class: "version" }, h("span", { class: "unseen" }, "Version"), h("select", { onchange: choose }, options))
+    : h("span", null, `version ${model.version}`);
+  return h("header", { class: "heading" },
+    h("h1", null, model.title || model.name),
+    h("p", { class: "facts" }, h("span", null, TASKS[model.task]), versions, h("span", null, `on ${model.device}`)),
+    model.description ? h("p", { class: "about" }, model.description) : null,
+  );
+}
+
+function showRefused(model) {
+  const reasons = Object.entries(model.refused).map(([version, why]) => h("li", null, `Version ${version}: ${why}.`));
+  main.replaceChildren(
+    h("div", { class: "work" },
+      h("h1", null, model.title || model.name),
+      h("p", { class: "problem", role: "alert" }, "No version of this model serves."),
+      h("ul", null, reasons)),
+  );
+}
+
+function showProblem(problem) {
+  main.replaceChildren(
+    h("div", { class: "work" },
+      h("p", { class: "problem", role: "alert" }, problem.message),
+      h("button", { type: "button", class: "primary", onclick: () => location.reload() }, "Try again")),
+  );
+}
+
+start();

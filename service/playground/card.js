@@ -1,0 +1,86 @@
+// The model card: what the model is, how good it is, how it was made, and where it runs.
+
+import { getPicture } from "./api.js";
+import { h, show } from "./dom.js";
+
+/** Return the card of a model's version. */
+export function buildCard(model, card) {
+  return h("aside", { class: "card", "aria-label": "Model card" },
+    h("section", { class: "panel" }, h("h2", null, "Model card"), buildFacts(model)),
+    buildMetrics(model),
+    buildTraining(card.training),
+    buildPlots(model, card.plots),
+    buildDigests(model),
+  );
+}
+
+function list(pairs) {
+  return h("dl", null, pairs.filter(([, value]) => value).map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))));
+}
+
+function buildFacts(model) {
+  const { input, output } = model;
+  const picture = input.kind === "image" && `picture, ${input.image.width} × ${input.image.height}${input.image.channels === 3 ? ", colour" : ""}`;
+  const labels = model.labels.length > 12 ? `${model.labels.length} labels` : model.labels.join(", ");
+  return list([
+    ["Name", model.name],
+    ["Version", model.versions.length > 1 ? `${model.version} of ${model.versions.join(", ")}` : String(model.version)],
+    ["Task", model.task],
+    ["Input", picture || input.features.map(({ name, unit }) => (unit ? `${name} (${unit})` : name)).join(", ")],
+    ["Output", model.task === "regression" ? `${output.name}${output.unit ? ` in ${output.unit}` : ""}` : labels],
+    ["Threshold", model.threshold === null ? "" : String(model.threshold)],
+    ["Runs on", `${model.device}, ${model.backend}`],
+    ["Provider", model.provider],
+  ]);
+}
+
+function buildMetrics(model) {
+  const metrics = Object.entries(model.metrics);
+  if (!metrics.length) return null;
+  const row = ([name, value]) => h("tr", null, h("th", { scope: "row" }, name.replaceAll("_", " ")), h("td", null, show(value)));
+  return h("section", { class: "panel" }, h("h2", null, "Metrics"),
+    h("table", null, h("caption", { class: "unseen" }, "Figures on the test data"), h("tbody", null, metrics.map(row))));
+}
+
+function buildTraining(training) {
+  if (!training) return null;
+  const libraries = Object.entries(training.libraries).map(([name, version]) => `${name} ${version}`).join(", ");
+  const parity = Object.entries(training.parity_difference).map(([name, value]) => `${name} ${value ? value.toExponential(1) : "0"}`).join(", ");
+  return h("section", { class: "panel" }, h("h2", null, "Training"),
+    list([
+      ["Recipe", training.recipe],
+      ["Epochs", String(training.epochs)],
+      ["Seed", String(training.seed)],
+      ["Took", training.seconds ? `${show(training.seconds)} s` : ""],
+      ["Finished", training.finished_at ? training.finished_at.slice(0, 10) : ""],
+      ["Export error", parity],
+    ]),
+    h("details", null, h("summary", null, "Libraries and data"),
+      h("p", { class: "small" }, libraries),
+      list(Object.entries(training.data).map(([name, digest]) => [`${name} data`, h("code", null, digest)]))));
+}
+
+function buildPlots(model, plots) {
+  if (!plots.length) return null;
+  const figures = plots.map((file) => {
+    const name = file.replace(/\.png$/, "").replaceAll(/[-_]/g, " ");
+    const picture = h("img", { alt: `Training plot: ${name}` });
+    const link = h("a", { target: "_blank", "aria-label": `Training plot: ${name}, in full` }, picture);
+    getPicture(`v1/models/${model.name}/versions/${model.version}/plots/${encodeURIComponent(file)}`).then(
+      (address) => {
+        picture.src = link.href = address;
+      },
+      () => figure.remove(),
+    );
+    const figure = h("figure", null, link, h("figcaption", null, name));
+    return figure;
+  });
+  return h("section", { class: "panel" }, h("h2", null, "Training plots"), h("div", { class: "plots" }, figures));
+}
+
+function buildDigests(model) {
+  const rows = Object.entries(model.artifacts).map(([name, artifact]) =>
+    [name, [`${artifact.file}, ${(artifact.bytes / 1000).toFixed(1)} kB`, h("code", null, artifact.sha256)]]);
+  return h("section", { class: "panel" }, h("h2", null, "Files"),
+    h("details", null, h("summary", null, "Digests, SHA-256"), list(rows)));
+}

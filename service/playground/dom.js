@@ -1,0 +1,83 @@
+// Elements from plain calls, and the few small things that every view needs.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(element, properties, children) {
+  for (const [name, value] of Object.entries(properties ?? {})) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** Build an HTML element: `h("button", {class: "primary", onclick}, "Go")`. */
+export function h(tag, properties, ...children) {
+  return fill(document.createElement(tag), properties, children);
+}
+
+/** Build an SVG element. */
+export function svg(tag, properties, ...children) {
+  return fill(document.createElementNS(SVG, tag), properties, children);
+}
+
+/** Return a number as a person reads it: four digits that matter, and no more. */
+export function show(value) {
+  if (!Number.isFinite(value)) return String(value);
+  if (value !== 0 && (Math.abs(value) >= 1e6 || Math.abs(value) < 1e-4)) return value.toExponential(2);
+  return String(Number(value.toPrecision(4)));
+}
+
+/** Return a probability as a percentage; never 100 % or 0 % for what is not. */
+export function percent(value) {
+  if (value > 0 && value < 0.001) return "< 0.1 %";
+  if (value < 1 && value > 0.999) return "> 99.9 %";
+  return `${(100 * value).toFixed(1)} %`;
+}
+
+/** Return a function that runs `work`, one run at a time, and once more when it was called meanwhile. */
+export function oneAtATime(work) {
+  let running = false;
+  let again = false;
+  return async () => {
+    if (running) {
+      again = true;
+      return;
+    }
+    running = true;
+    do {
+      again = false;
+      await work();
+    } while (again);
+    running = false;
+  };
+}
+
+let timer = 0;
+
+/** Tell a screen reader, once things have been still for half a second. */
+export function announce(text) {
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    document.getElementById("announcer").textContent = text;
+  }, 500);
+}
+
+/** Return a theme colour, such as `colour("ink")`, as the scheme in use has it. */
+export function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+/** Return a theme colour `#rrggbb` as three numbers. */
+export function channels(name) {
+  const hex = colour(name).slice(1);
+  return [0, 2, 4].map((start) => parseInt(hex.slice(start, start + 2), 16));
+}
+
+/** Call `draw` when the scheme turns light or dark, as long as `element` is on the page. */
+export function onScheme(element, draw) {
+  const query = matchMedia("(prefers-color-scheme: dark)");
+  const listen = () => (element.isConnected ? draw() : query.removeEventListener("change", listen));
+  query.addEventListener("change", listen);
+}

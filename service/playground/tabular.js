@@ -1,0 +1,119 @@
+// Trying a tabular model: a slider and a number for every feature, a threshold, and a chart of live predictions.
+
+import { post } from "./api.js";
+import { buildChart } from "./charts.js";
+import { h, oneAtATime, show } from "./dom.js";
+import { buildResult } from "./result.js";
+
+/** Return the panels to try `model` with. */
+export function buildTabularPlay(model, card, wire) {
+  const result = buildResult(model);
+  const features = model.input.features.map((feature, index) => ({ ...feature, ...chooseRange(feature, index, card.golden) }));
+  const state = {
+    values: features.map(({ low, high }) => Number(show((low + high) / 2))),
+    threshold: model.threshold,
+    active: 0, // the feature moved last, which a curve is drawn along
+  };
+
+  const update = oneAtATime(async () => {
+    const instance = Object.fromEntries(features.map((feature, index) => [feature.name, state.values[index]]));
+    const body = { instances: [instance] };
+    if (model.task === "binary" && state.threshold !== model.threshold) body.parameters = { threshold: state.threshold };
+    try {
+      const { answer, text, ms } = await post(`${model.path}:predict`, JSON.stringify(body));
+      result.show(answer.predictions[0], ms);
+      wire.exchange({ body }, text);
+      await chart.show(state, answer.predictions[0]);
+    } catch (problem) {
+      result.problem(problem.message);
+    }
+  });
+  const rows = features.map((feature, index) =>
+    buildFeature(feature, index, state.values[index], (value) => {
+      state.values[index] = value;
+      state.active = index;
+      update();
+    }),
+  );
+  const setValues = (values) => {
+    state.values = values.map(Number);
+    rows.forEach((row, index) => row.set(state.values[index]));
+    update();
+  };
+  const chart = buildChart(model, features, setValues);
+  const input = h("section", { class: "panel features", "aria-label": "Input" },
+    rows.map((row) => row.element),
+    model.task === "binary" ? buildThreshold(model, state, update) : null,
+    card.golden ? buildSamples(card.golden.inputs, features, setValues) : null,
+  );
+  update();
+  return h("div", { class: "play tabular" }, h("div", { class: "column" }, input, result.element), chart.element);
+}
+
+/** Return the range of a slider: what the training data covered, or what the golden samples cover, or 0 to 1. */
+function chooseRange(feature, index, golden) {
+  const seen = (golden?.inputs ?? []).map((row) => row[index]);
+  const [least, most] = seen.length ? [Math.min(...seen), Math.max(...seen)] : [0, 1];
+  const low = feature.minimum ?? Math.min(least, feature.maximum ?? least);
+  const high = feature.maximum ?? Math.max(most, low + 1);
+  return { low, high: high > low ? high : low + 1 };
+}
+
+function buildFeature(feature, index, value, onchange) {
+  const { name, unit, description, low, high } = feature;
+  const id = `feature-${index}`;
+  const step = 10 ** Math.floor(Math.log10((high - low) / 100));
+  const slider = h("input", {
+    type: "range", id: `${id}-slider`, min: low, max: high, step, "aria-label": `${name}, slider`,
+    oninput: () => {
+      number.value = slider.value;
+      onchange(Number(slider.value));
+    },
+  });
+  const number = h("input", {
+    type: "number", id, step: "any", inputmode: "decimal", "aria-describedby": `${id}-range`,
+    oninput: () => {
+      if (number.value === "" || !Number.isFinite(number.valueAsNumber)) return;
+      slider.value = number.value;
+      onchange(number.valueAsNumber);
+    },
+  });
+  const set = (given) => {
+    number.value = Number(given.toPrecision(6));
+    slider.value = given;
+  };
+  set(value);
+  const about = description && description !== name ? `${description}; ` : "";
+  return {
+    set,
+    element: h("div", { class: "feature" },
+      h("label", { for: id }, name), h("span", { class: "entry" }, number, unit ? h("span", { class: "unit" }, unit) : null),
+      slider, h("p", { class: "hint", id: `${id}-range` }, `${about}${show(low)} to ${show(high)}${unit ? ` ${unit}` : ""}`)),
+  };
+}
+
+function buildThreshold(model, state, update) {
+  const shown = h("output", { for: "threshold" });
+  const slider = h("input", {
+    type: "range", id: "threshold", min: 0, max: 1, step: 0.01, value: model.threshold,
+    oninput: () => {
+      state.threshold = Number(slider.value);
+      shown.textContent = slider.value;
+      update();
+    },
+  });
+  shown.textContent = String(model.threshold);
+  return h("div", { class: "feature threshold" },
+    h("label", { for: "threshold" }, "Threshold"), shown, slider,
+    h("p", { class: "hint" }, `“${model.labels[1]}” is said from this probability on; the model's own is ${model.threshold}`));
+}
+
+function buildSamples(inputs, features, setValues) {
+  const buttons = inputs.slice(0, 6).map((row) =>
+    h("button", {
+      type: "button", class: "chip", "aria-label": `Sample: ${features.map(({ name }, index) => `${name} ${show(row[index])}`).join(", ")}`,
+      onclick: () => setValues(row),
+    }, row.slice(0, 4).map((value) => show(Number(value.toPrecision(3)))).join(", ") + (row.length > 4 ? ", …" : "")),
+  );
+  return h("div", { class: "samples", role: "group", "aria-label": "Samples" }, buttons);
+}

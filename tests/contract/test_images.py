@@ -1,0 +1,171 @@
+"""Pictures over real HTTP: bytes, forms and base64, for models that take pictures and for those that do not."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.strokes import draw_all
+from tests.servers import Server
+
+PATH = "/v1/models/canvas:predict"
+
+
+def encode(picture: Image.Image, kind: str = "PNG") -> bytes:
+    """Return a picture's file."""
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def digits() -> list[bytes]:
+    """One drawing of each digit, as PNG."""
+    return [encode(drawing) for _, drawing in draw_all(seed=3, each=1)]
+
+
+def pack(content: bytes) -> dict[str, str]:
+    """Return an instance with a picture in it."""
+    return {"b64": base64.b64encode(content).decode()}
+
+
+def see(server: Server, content: bytes) -> Any:
+    """Return the numbers that a model is given for a picture."""
+    answer = server.post("/v1/models/canvas:preview", data=content, headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["instances"][0]
+
+
+def test_bytes_form_and_base64_are_one_picture(server: Server, digits: list[bytes]) -> None:
+    """The same file sent in each of the ways, or as the numbers it becomes, gets the same predictions."""
+    answers = [
+        server.post(PATH, data=digits[7], headers={"Content-Type": "image/png"}),
+        server.post(PATH, data=digits[7], headers={"Content-Type": "IMAGE/png; q=1"}),
+        server.post(PATH, files={"picture": ("7.png", digits[7], "image/png")}),
+        server.predict("canvas", [pack(digits[7])]),
+        server.predict("canvas", [see(server, digits[7])]),
+        server.post(
+            PATH, data=f'{{"instances": [{{"\\u0062\\u00364": "{pack(digits[7])["b64"]}"}}]}}'.encode(),
+            headers={"Content-Type": "application/json"},
+        ),
+    ]  # fmt: skip
+    assert [answer.status_code for answer in answers] == [200] * 6, [answer.text for answer in answers]
+    wanted = answers[0].json()["predictions"][0]["probabilities"]
+    for answer in answers:
+        assert np.allclose(answer.json()["predictions"][0]["probabilities"], wanted, atol=1e-5)
+
+
+def test_several_at_once_keep_their_order(server: Server, digits: list[bytes]) -> None:
+    """A form of ten files, and a list that mixes pictures with numbers, are answered in order."""
+    alone = [server.predict("canvas", [pack(file)]).json()["predictions"][0]["label"] for file in digits]
+    files = [("files", (f"{index}.png", file, "image/png")) for index, file in enumerate(digits)]
+    form = server.post(PATH, files=files)
+    assert [each["label"] for each in form.json()["predictions"]] == alone
+    mixed = server.predict("canvas", [pack(digits[1]), see(server, digits[2]), pack(digits[3])])
+    assert [each["label"] for each in mixed.json()["predictions"]] == alone[1:4]
+
+
+def test_a_form_may_carry_parameters(server: Server, digits: list[bytes]) -> None:
+    """A part named parameters is read as in JSON, and refused as there."""
+    form = {"picture": ("7.png", digits[7], "image/png")}
+    best = server.post(PATH, files=form, data={"parameters": '{"top_k": 3}'}).json()["predictions"][0]["top_k"]
+    assert len(best) == 3
+    refused = server.post(PATH, files=form, data={"parameters": '{"threshold": 0.5}'})
+    assert (refused.status_code, "threshold" in refused.json()["error"]) == (400, True)
+
+
+def test_preview_is_what_the_model_is_given(server: Server) -> None:
+    """Pictures come back as numbers of the input's shape; numbers come back as they are; errors are those of predict."""
+    blank = encode(Image.new("RGB", (40, 50), (255, 255, 255)))
+    assert see(server, blank) == [0] * 784
+    rows = server.post("/v1/models/coin/versions/1:preview", json={"instances": [{"b": 2, "a": 1}]})
+    assert rows.json() == {"model": "coin", "version": 1, "instances": [[1, 2]]}
+    for path, status in (("/v1/models/nosuch:preview", 404), ("/v1/models/coin:preview", 400)):
+        answer = server.post(path, json={"instances": []})
+        assert (answer.status_code, list(answer.json())) == (status, ["error"])
+    answer = server.get("/v1/models/coin:preview")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_unreadable_pictures_are_400(content: bytes, server: Server) -> None:
+    """Whatever is wrong with a picture, its sender gets one sentence, in every way of sending."""
+    for answer in (
+        server.post(PATH, data=content, headers={"Content-Type": "image/png"}),
+        server.post(PATH, files={"picture": ("x.png", content or b" ", "image/png")}),
+        server.predict("canvas", [pack(content)]),
+    ):
+        assert answer.status_code == 400, answer.text
+        assert list(answer.json()) == ["error"]
+
+
+def test_bombs_and_cut_files_are_400(server: Server, digits: list[bytes]) -> None:
+    """A picture of 400 million pixels in a small file, or half a file, is refused, and the next one is answered."""
+    for hostile in (encode(Image.new("1", (20_000, 20_000))), digits[0][: len(digits[0]) // 2]):
+        answer = server.post(PATH, data=hostile, headers={"Content-Type": "image/png"})
+        assert answer.status_code == 400
+        assert server.predict("canvas", [pack(digits[0])]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("instance", "words"),
+    [
+        ({"b64": 5}, "instances[0].b64 is a number"),
+        ({"b64": "@@@@"}, "not base64"),
+        ({"b64": "data:image/png;base64,AAAA"}, "not base64"),
+        ({"b64": "AAAA", "kind": "png"}, "unknown field 'kind'"),
+        ({}, "instances[0].b64 is not there"),
+    ],
+)
+def test_malformed_base64_instances_are_400(instance: dict[str, Any], words: str, server: Server) -> None:
+    """The sentence says which instance and what is wrong."""
+    answer = server.predict("canvas", [instance])
+    assert (answer.status_code, words in answer.json()["error"]) == (400, True), answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", "multipart/form-data; boundary=b"),
+        (b"--b\r\n", "multipart/form-data; boundary=b"),
+        (b"--b\r\nno blank line\r\n--b--\r\n", "multipart/form-data; boundary=b"),
+        (b"--b--\r\n", "multipart/form-data; boundary=b"),
+        (b"--b--\r\n", "multipart/form-data"),
+        (b"--b\r\n\r\n" * 2000 + b"--b--", "multipart/form-data; boundary=b"),
+    ],
+)
+def test_malformed_forms_are_400(body: bytes, kind: str, server: Server) -> None:
+    """A form without boundary, end, files or sense is refused with a sentence."""
+    answer = server.post(PATH, data=body, headers={"Content-Type": kind})
+    assert (answer.status_code, list(answer.json())) == (400, ["error"]), answer.text
+
+
+@pytest.mark.parametrize("kind", ["image/png", "multipart/form-data; boundary=b"])
+def test_other_models_take_no_pictures(kind: str, server: Server, digits: list[bytes]) -> None:
+    """A tabular model refuses pictures with 415, and a picture among its instances with 400."""
+    answer = server.post("/v1/models/coin:predict", data=digits[0], headers={"Content-Type": kind})
+    assert (answer.status_code, "application/json" in answer.json()["error"]) == (415, True)
+    assert server.predict("coin", [pack(digits[0])]).status_code == 400
+
+
+def test_openapi_describes_every_way(server: Server) -> None:
+    """An image model's operation has JSON, pictures and forms; a tabular model's has JSON alone."""
+    paths = server.get("/openapi.json").json()["paths"]
+    content = paths[PATH]["post"]["requestBody"]["content"]
+    wanted = ["application/json", "image/png", "image/jpeg", "image/webp", "image/bmp", "multipart/form-data"]
+    assert list(content) == wanted
+    assert list(paths["/v1/models/coin:predict"]["post"]["requestBody"]["content"]) == wanted[:1]
+    assert "/v1/models/canvas:preview" in paths
+
+
+def test_digits_that_a_person_draws_are_read(published: Path) -> None:
+    """Of 50 drawings, the published digit model reads at least 47 right, over HTTP."""
+    drawings = draw_all(seed=5, each=5)
+    with Server(published, "--workers", "1", "--device", "cpu") as server:
+        answer = server.predict("mnist", [pack(encode(drawing)) for _, drawing in drawings])
+    labels = [each["label"] for each in answer.json()["predictions"]]
+    assert sum(label == str(digit) for label, (digit, _) in zip(labels, drawings, strict=True)) >= 47
