@@ -6,7 +6,7 @@ SERVE  := $(VENV)/.serve
 DEV    := $(VENV)/.dev
 ARGS   ?=
 
-.PHONY: help serve test train bench lint format clean
+.PHONY: help serve test train bench chaos soak fuzz lint format clean
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -21,6 +21,15 @@ train: $(DEV) ## train, prove and publish every model as its next version
 
 bench: $(DEV) ## measure against other servers (ARGS=--quick for two minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: $(DEV) ## two minutes of load, kills, spikes and bad requests (ARGS="--seconds 600" for more)
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+soak: $(DEV) ## minutes of load with kills and reloads; nothing may be lost or grow
+	$(BIN)/python -m tests.soak $(ARGS)
+
+fuzz: $(DEV) ## random requests from the API's own description, for long
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: $(DEV) ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from service.images import read_image
 from service.manifest import ImageInput
-from service.predictor import Predictor, load_predictor
+from service.predictor import AnyPredictor, Predictor, load_predictor
 
 SIDE = 280  # pixels of the pad
 EACH = 20  # drawings of a digit
@@ -29,7 +29,7 @@ Points = NDArray[np.float64]  # (points, 2): x to the right and y down, in [0, 1
 
 
 def _curve(*through: tuple[float, float]) -> Points:
-    """Return a smooth line through points: a centripetal-free Catmull-Rom spline, 12 points a piece."""
+    """Return a smooth line through points: a uniform Catmull-Rom spline, 12 points a piece."""
     knots = np.array([through[0], *through, through[-1]])
     t = np.linspace(0, 1, 12, endpoint=False)[:, None]
     pieces = [
@@ -142,8 +142,9 @@ def draw_all(seed: int, each: int = EACH) -> list[tuple[int, Image.Image]]:
     return [(digit, draw_digit(digit, random)) for digit in range(10) for _ in range(each)]
 
 
-def count_right(predictor: Predictor, drawings: Sequence[tuple[int, Image.Image]]) -> tuple[int, list[str]]:
+def count_right(predictor: AnyPredictor, drawings: Sequence[tuple[int, Image.Image]]) -> tuple[int, list[str]]:
     """Return how many drawings a digit model reads right, and `drawn→read` for each that it does not."""
+    assert isinstance(predictor, Predictor)
     spec = predictor.manifest.input
     assert isinstance(spec, ImageInput)
     right, wrong = 0, []

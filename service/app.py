@@ -42,6 +42,7 @@ from service.errors import (
 from service.keeper import Keeper
 from service.log import AccessLog
 from service.manifest import AnyManifest
+from service.metrics import ModelMetrics
 from service.repository import Repository, Served
 from service.settings import Settings
 
@@ -57,6 +58,7 @@ class Application:
         self.repository = repository
         self.access_log = AccessLog(settings.log_format, settings.access_log)
         self.in_flight = self._shown_in_flight = 0
+        self._figures: set[ModelMetrics] = set()
         self.held_bytes = 0
         self._most_held = max(MOST_HELD_BYTES, 2 * settings.max_request_bytes)
         self._keys = [key.strip().encode() for key in settings.api_key.split(",") if key.strip()]
@@ -203,9 +205,13 @@ class Application:
         if self.in_flight != self._shown_in_flight:
             self._shown_in_flight = self.in_flight
             metrics.set_in_flight(self.in_flight)
-        for model in self.repository.models.values():
-            for served in model.versions.values():
-                served.metrics.write(served.batcher.rows)
+        every = [served for model in self.repository.models.values() for served in model.versions.values()]
+        for served in every:
+            served.metrics.write(served.batcher.rows)
+        figures = {served.metrics for served in every}
+        for gone in self._figures - figures:  # the last of a version that is not served any more
+            gone.write(0)
+        self._figures = figures
         metrics.write_rest()
 
     async def _operate(self, path: str, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:

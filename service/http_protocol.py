@@ -104,6 +104,7 @@ class Prediction:
         self.response_complete = True
         rows = len(self.call.inputs) if self.call is not None else 0
         self.protocol.app.note(self.target, self.head, status, rows, self.began, self.served)
+        self.served = self.call = None  # an idle connection must not keep a version that has been replaced
         self.protocol.finish(self, answer)
 
 

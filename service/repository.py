@@ -6,6 +6,7 @@ knows predictors and batchers; it does not know HTTP.
 """
 
 import ctypes
+import gc
 import logging
 import sys
 import threading
@@ -153,7 +154,9 @@ class Repository:
             changed = [slot for slot in wanted if self._tried.get((slot.name, slot.version)) != slot.fingerprint]
             served = [self._load_version(slot) for slot in changed]
             doubted = [slot for slot in wanted if (slot.name, slot.version) in self._doubts]
-            refused = [self._refuse(slot) for slot in doubted if not (patient and slot in changed)]
+            refused = [slot for slot in doubted if not (patient and slot in changed)]
+            for slot in refused:
+                self._refuse(slot)
             removed = self._remove_others(wanted)
         if changed or removed:
             _give_back_memory()
@@ -260,7 +263,8 @@ class Repository:
 
 
 def _give_back_memory() -> None:
-    """Have the C library return what freed graphs leave behind, which it would keep for itself."""
+    """Free what is only held in cycles, and have the C library return what graphs leave behind."""
+    gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -105,6 +105,8 @@ class Supervisor(ls.LitServer):
             self._end_gently(wake, end_listening, delay, grace)
         finally:
             self._kill_all()
+            for number in _SIGNALS:  # one more has nothing left to say
+                signal.signal(number, signal.SIG_IGN)
 
     def _start_due(self) -> None:
         now = time.monotonic()

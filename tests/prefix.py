@@ -16,7 +16,7 @@ class Prefix:
         host = urlsplit(target).netloc
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 - the base class's name
+            def do_GET(self) -> None:
                 """Pass a request on."""
                 if not self.path.startswith(f"{prefix}/"):
                     self.send_error(404)

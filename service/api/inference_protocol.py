@@ -75,8 +75,8 @@ class InferCall(NamedTuple):
 
 
 def is_heavy(body: bytes, head: RequestHead) -> bool:
-    """Tell whether reading a body takes so long that it belongs in a thread; binary tensors do not."""
-    return len(body) >= LARGE_BODY and not head.json_length
+    """Tell whether reading a body takes so long that it belongs in a thread: large JSON, or pictures."""
+    return b'"BYTES"' in body[:_MAX_PLAN_BYTES] or (len(body) >= LARGE_BODY and not head.json_length)
 
 
 def decode(body: bytes, manifest: AnyManifest, head: RequestHead) -> InferCall:

@@ -37,8 +37,13 @@ def is_heavy(body: bytes, head: RequestHead) -> bool:
     """Tell whether reading a body takes so long that it belongs in a thread."""
     if head.content_type and pictures.is_picture(head.content_type):
         return True
-    # A picture in JSON has the key "b64", which may be spelled with escapes.
-    return len(body) >= LARGE_BODY or b'b64"' in body or b"\\u" in body
+    return len(body) >= LARGE_BODY or _may_hold_picture(body)
+
+
+def _may_hold_picture(body: bytes) -> bool:
+    """Tell whether JSON has the key "b64", perhaps spelled with escapes; soon told of a body with the one plain key."""
+    end = body.find(b'"', body.find(b'"') + 1)
+    return body.find(b'"', end + 1) >= 0 and (b'b64"' in body or b"\\u" in body)
 
 
 def decode(body: bytes, manifest: AnyManifest, head: RequestHead) -> Call:

@@ -1,6 +1,6 @@
 // The page: which model is shown, and everything about it. It knows no model by name.
 
-import { askKey, get } from "./api.js";
+import { address, askKey, get } from "./api.js";
 import { buildCard } from "./card.js";
 import { h } from "./dom.js";
 import { buildImagePlay } from "./image.js";
@@ -9,7 +9,7 @@ import { buildWire } from "./wire.js";
 
 const nav = document.getElementById("models");
 const main = document.getElementById("main");
-const TASKS = { regression: "predicts a number", binary: "tells two classes apart", multiclass: "tells classes apart" };
+const TASKS = { regression: "predicts a number", binary: "tells two classes apart", multiclass: "tells classes apart", tensors: "tensors in, tensors out" };
 let models = [];
 
 async function start() {
@@ -32,7 +32,7 @@ async function start() {
 function readHash() {
   const [name, version] = decodeURIComponent(location.hash.slice(1)).split("/");
   const named = models.find((model) => model.name === name);
-  const first = models.find((model) => model.ready && model.input.kind === "image") ?? models.find((model) => model.ready);
+  const first = models.find((model) => model.ready && model.input?.kind === "image") ?? models.find((model) => model.ready);
   const model = named ?? first ?? models[0];
   return { model, version: named && model.versions.includes(Number(version)) ? Number(version) : null };
 }
@@ -69,6 +69,10 @@ async function showModel() {
 }
 
 function showPlay(model, card) {
+  if (model.task === "tensors") {
+    main.replaceChildren(h("div", { class: "work" }, buildHeading(model), buildTensors(model)), buildCard(model, card));
+    return;
+  }
   const wire = buildWire(model);
   const build = model.input.kind === "image" ? buildImagePlay : buildTabularPlay;
   main.replaceChildren(
@@ -92,6 +96,17 @@ function buildHeading(model) {
     h("p", { class: "facts" }, h("span", null, TASKS[model.task]), versions, h("span", null, `on ${model.device}`)),
     model.description ? h("p", { class: "about" }, model.description) : null,
   );
+}
+
+/** Return what is known of a model that says only which tensors go in and come out. */
+function buildTensors(model) {
+  const row = (kind) => (spec) =>
+    h("tr", null, h("th", { scope: "row" }, `${kind} ${spec.name}`), h("td", null, `${spec.datatype} [${spec.shape.join(", ")}]`));
+  return h("section", { class: "panel" }, h("h2", null, "Tensors"),
+    h("table", null, h("caption", { class: "unseen" }, "Tensors in and out"),
+      h("tbody", null, model.inputs.map(row("in")), model.outputs.map(row("out")))),
+    h("p", { class: "hint" }, "Its manifest does not say what the numbers mean, so there is nothing to draw or slide. Ask it at ",
+      h("code", null, address(`v2/models/${model.name}/infer`)), "."));
 }
 
 function showRefused(model) {

@@ -20,17 +20,18 @@ function list(pairs) {
 
 function buildFacts(model) {
   const { input, output } = model;
+  const place = [["Runs on", `${model.device}, ${model.backend}`], ["Provider", model.provider]];
+  const version = model.versions.length > 1 ? `${model.version} of ${model.versions.join(", ")}` : String(model.version);
+  const name = [["Name", model.name], ["Version", version], ["Task", model.task]];
+  if (!input) return list([...name, ...place]);
   const picture = input.kind === "image" && `picture, ${input.image.width} × ${input.image.height}${input.image.channels === 3 ? ", colour" : ""}`;
   const labels = model.labels.length > 12 ? `${model.labels.length} labels` : model.labels.join(", ");
   return list([
-    ["Name", model.name],
-    ["Version", model.versions.length > 1 ? `${model.version} of ${model.versions.join(", ")}` : String(model.version)],
-    ["Task", model.task],
+    ...name,
     ["Input", picture || input.features.map(({ name, unit }) => (unit ? `${name} (${unit})` : name)).join(", ")],
     ["Output", model.task === "regression" ? `${output.name}${output.unit ? ` in ${output.unit}` : ""}` : labels],
     ["Threshold", model.threshold === null ? "" : String(model.threshold)],
-    ["Runs on", `${model.device}, ${model.backend}`],
-    ["Provider", model.provider],
+    ...place,
   ]);
 }
 

@@ -14,7 +14,7 @@ export function buildPad(width, height, onchange) {
     "aria-label": "Drawing pad", "aria-describedby": "pad-help", class: "pad",
   });
   const pen = h("span", { class: "pad-pen", hidden: true });
-  const context = canvas.getContext("2d", { willReadFrequently: false });
+  const context = canvas.getContext("2d");
   const line = PEN * Math.min(canvas.width, canvas.height);
   let strokes = []; // each a list of [x, y]
   let under = null; // a picture below the strokes
@@ -53,14 +53,13 @@ export function buildPad(width, height, onchange) {
   function begin(point) {
     drawing = [point];
     strokes.push(drawing);
-    paintStroke(drawing);
+    paint();
     onchange();
   }
 
   function extend(points) {
-    const from = drawing.length - 1;
     drawing.push(...points);
-    paintStroke(drawing.slice(from));
+    paint(); // all of it: pieces painted over pieces would have harder edges
     onchange();
   }
 

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,36 +77,46 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (cut, "bytes, the manifest says "),
     "swapped": (swap, "model.onnx has sha256 "),
     "missing": (lambda folder: (folder / "model.onnx").unlink(), "model.onnx cannot be read: No such file"),
-    "a folder": (replace_by_folder, "model.onnx"),
-    "linked out": (link_out, "model.onnx is a link that leads out of its folder"),
+    "a-folder": (replace_by_folder, "model.onnx"),
+    "linked-out": (link_out, "model.onnx is a link that leads out of its folder"),
     "oversized": (swell, "model.onnx has 8589934592 bytes, the manifest says "),
-    "newer schema": (lambda folder: edit(folder, schema_version=99), "has schema_version 99; this service reads up to"),
-    "large manifest": (bloat, f"manifest.json is larger than {MAX_MANIFEST_BYTES} bytes"),
-    "half a manifest": (lambda folder: (folder / "manifest.json").write_text('{"name": '), "manifest.json is not JSON"),
-    "unknown field": (lambda folder: edit(folder, colour="red"), "colour"),
-    "another's manifest": (lambda folder: edit(folder, name="other"), "the manifest is of other/1, not of doubler/1"),
-    "wrong answers": (swap_labels, "misses a golden output by "),
+    "newer-schema": (lambda folder: edit(folder, schema_version=99), "has schema_version 99; this service reads up to"),
+    "large-manifest": (bloat, f"manifest.json is larger than {MAX_MANIFEST_BYTES} bytes"),
+    "half-a-manifest": (lambda folder: (folder / "manifest.json").write_text('{"name": '), "manifest.json is not JSON"),
+    "unknown-field": (lambda folder: edit(folder, colour="red"), "colour"),
+    "anothers-manifest": (
+        lambda folder: edit(folder, name="other"),
+        "the manifest is of other/1, not of anothers-manifest/1",
+    ),
+    "wrong-answers": (swap_labels, "misses a golden output by "),
 }
 
 
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on a model for each way to be spoilt, and a good one."""
+    root = tmp_path_factory.mktemp("spoilt") / "models"
+    for name, (spoil, _) in CASES.items():
+        spoil(fakes.write_version(root, replace(fakes.doubler().only("onnx"), name=name)))
+    fakes.write_version(root, fakes.coin().only("onnx"))
+    with Server(root, "--workers", "1", "--backend", "onnx") as server:
+        yield server
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_version_that_is_not_what_it_says_is_refused(name: str, empty_dir: Path) -> None:
+def test_version_that_is_not_what_it_says_is_refused(name: str, spoilt: Server) -> None:
     """The log, readiness and the model's own page say which version and why; the other models serve."""
-    spoil, reason = CASES[name]
-    folder = fakes.write_version(empty_dir, fakes.doubler().only("onnx"))
-    fakes.write_version(empty_dir, fakes.coin().only("onnx"))
-    spoil(folder)
-    with Server(empty_dir, "--workers", "1", "--backend", "onnx") as server:
-        ready = server.get("/health/ready")
-        assert ready.status_code == 503
-        assert "doubler: " in ready.json()["error"]
-        assert reason in ready.json()["error"]
-        assert reason in server.get("/v1/models/doubler").json()["refused"]["1"]
-        assert "model doubler version 1 is not served: " in server.log()
-        refused = server.predict("doubler", [[2]])
-        assert refused.status_code == 503
-        assert reason in refused.json()["error"]
-        assert server.predict("coin", [[1, 2]]).status_code == 200
+    reason = CASES[name][1]
+    ready = spoilt.get("/health/ready")
+    assert ready.status_code == 503
+    assert f"{name}: " in ready.json()["error"]
+    assert reason in ready.json()["error"]
+    assert reason in spoilt.get(f"/v1/models/{name}").json()["refused"]["1"]
+    assert f"model {name} version 1 is not served: " in spoilt.log()
+    refused = spoilt.predict(name, [[2]])
+    assert refused.status_code == 503
+    assert reason in refused.json()["error"]
+    assert spoilt.predict("coin", [[1, 2]]).status_code == 200
 
 
 def test_older_version_serves_when_the_newest_is_damaged(empty_dir: Path) -> None:

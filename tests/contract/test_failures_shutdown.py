@@ -32,7 +32,8 @@ def is_ready(server: Server) -> bool:
 
 def test_readiness_turns_before_listening_ends(models: Path) -> None:
     """After SIGTERM the service says that it is not ready and goes on answering for the drain delay; then it ends."""
-    with Server(models, "--workers", "2", "--drain-delay", "2") as server:
+    with Server(models, "--workers", "1", "--drain-delay", "2") as server:
+        assert is_ready(server)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not is_ready(server), 1.5)
         ready = exchange(server.url, b"GET /health/ready HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -70,7 +71,7 @@ def test_grace_is_the_longest_wait(models: Path) -> None:
 
 
 class Balancer:
-    """A round robin of servers that asks each four times a second whether it is ready, as a load balancer does."""
+    """A round robin of servers that asks each five times a second whether it is ready, as a load balancer does."""
 
     def __init__(self, servers: list[Server]) -> None:
         self.ready = list(servers)
@@ -96,7 +97,7 @@ class Balancer:
         self._watch.join()
 
     def _look(self) -> None:
-        while not self._done.wait(0.25):
+        while not self._done.wait(0.2):
             self.ready = [server for server in list(self._servers) if is_ready(server)] or self.ready
 
 
@@ -117,7 +118,7 @@ def test_rolling_restart_fails_no_request(models: Path) -> None:
                 right = answer.status_code == 200 and answer.json()["predictions"] == [{"prediction": 2.0 * number}]
                 counts["right" if right else answer.text] += 1
 
-    flags = ("--workers", "1", "--drain-delay", "1.5")
+    flags = ("--workers", "1", "--drain-delay", "1")
     with Server(models, *flags) as one, Server(models, *flags) as two:
         balancer = Balancer([one, two])
         clients = [threading.Thread(target=ask, args=(balancer, number)) for number in range(6)]

@@ -79,7 +79,7 @@ def test_a_form_may_carry_parameters(server: Server, digits: list[bytes]) -> Non
 
 
 def test_preview_is_what_the_model_is_given(server: Server) -> None:
-    """Pictures come back as numbers of the input's shape; numbers come back as they are; errors are those of predict."""
+    """Pictures come back as numbers of the input's shape, numbers as they are; errors are those of predict."""
     blank = encode(Image.new("RGB", (40, 50), (255, 255, 255)))
     assert see(server, blank) == [0] * 784
     rows = server.post("/v1/models/coin/versions/1:preview", json={"instances": [{"b": 2, "a": 1}]})

@@ -114,7 +114,7 @@ def test_openapi_validates_and_every_example_works(server: Server) -> None:
                 answer = server.get(url)
             assert answer.status_code == 200, (path, answer.text)
             jsonschema.validate(answer.json(), _resolve(document, promised))
-    assert pasted == 10
+    assert pasted == 20  # predict and preview
 
 
 def test_openapi_describes_parameters_and_refusals(server: Server) -> None:

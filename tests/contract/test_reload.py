@@ -21,6 +21,7 @@ import tritonclient.http as triton
 from onnx import helper
 from PIL import Image
 
+from service.__main__ import main
 from tests import fakes
 from tests.fakes import FakeModel
 from tests.servers import Server, run_service
@@ -201,7 +202,10 @@ def test_twenty_versions_under_load(live: Live, name: str) -> None:
 
 
 def test_memory_comes_back(tmp_path: Path) -> None:
-    """After twenty versions of 4 MB each under load, and their removal, the workers are as large as before."""
+    """After twenty versions of 4 MB each under load, and their removal, the workers are as large as before.
+
+    Each version has also answered a connection that then stays open and idle.
+    """
 
     def build_wide(version: int) -> FakeModel:
         first, last = np.zeros((1, 1000), np.float32), np.zeros((1000, 1), np.float32)
@@ -218,12 +222,16 @@ def test_memory_comes_back(tmp_path: Path) -> None:
 
     root = tmp_path / "models"
     publish(root, build_wide(1))
+    idle: list[HTTPConnection] = []
     with Server(root, *FLAGS, "--reload-interval", str(INTERVAL)) as server, Load(server, "wide", 2) as load:
         time.sleep(1.5)
         before = measure()
         for version in range(2, 22):
             publish(root, build_wide(version))
             wait_for(lambda version=version: version in load.versions)  # type: ignore[misc]
+            idle.append(HTTPConnection(server.url.removeprefix("http://")))
+            idle[-1].request("POST", "/v1/models/wide:predict", '{"instances": [[1]]}')
+            idle[-1].getresponse().read()
         wait_for(lambda: serves(server, "wide") == {21})
         at_most = measure()
         for version in range(1, 21):
@@ -231,6 +239,8 @@ def test_memory_comes_back(tmp_path: Path) -> None:
         wait_for(lambda: list(index(server, "wide")) == ["21"] and serves(server, "wide", 20) == {None})
         time.sleep(1)
         after = measure()
+        for connection in idle:
+            connection.close()
         print(f"RSS of {WORKERS} workers: {before >> 20} MB, {at_most >> 20} with 21 versions, {after >> 20} after")
     assert load.failures == []
     assert at_most > before + 20 * 4 * 2**20 * WORKERS * 0.8
@@ -319,12 +329,12 @@ def test_settings_choose_versions_and_labels(live: Live, name: str) -> None:
     settings.write_text('{"versions": [1, 2, 3], "latest": 2, "labels": {"stable": 2, "canary": 3}}')
     wait_for(lambda: serves(live.server, name) == {2})
     wait_for(lambda: serves(live.server, name, 4) == {None})
-    for version, expected in ((1, 1), (3, 3), ("stable", 2), ("canary", 3)):
-        assert serves(live.server, name, version) == {expected}
+    for path, expected in (("1", 1), ("3", 3), ("stable", 2), ("canary", 3)):
+        assert serves(live.server, name, path) == {expected}
     body = {"inputs": [{"name": "inputs", "shape": [1, 1], "datatype": "FP32", "data": [3]}]}
-    for path, expected in (("labels/canary", "3"), ("versions/canary", "3"), ("versions/1", "1")):
+    for path, expected in (("labels/canary", 3), ("versions/canary", 3), ("versions/1", 1)):
         answer = live.server.post(f"/v2/models/{name}/{path}/infer", json=body).json()
-        assert (answer["model_version"], answer["outputs"][0]["data"]) == (expected, [3.0 * int(expected)])
+        assert (answer["model_version"], answer["outputs"][0]["data"]) == (str(expected), [3.0 * expected])
     assert live.server.get(f"/v2/models/{name}").json()["versions"] == ["1", "2", "3"]
     settings.write_text('{"latest": "newest"}')
     wait_for(lambda: "keeps its settings" in live.server.log())
@@ -380,21 +390,22 @@ def _pid(process: psutil.Process) -> int:
     return process.pid
 
 
-def test_rollback_by_call_and_by_command(told: Live) -> None:
+def test_rollback_by_call_and_by_command(told: Live, capsys: pytest.CaptureFixture[str]) -> None:
     """One call or one command makes an earlier version the latest, everywhere at once; the newer ones stay."""
     model = f"model-{next(_numbers)}"
     for version in (1, 2, 3):
         publish(told.root, build(model, version))
-    flags = ("--url", told.server.url)
 
     def run(*arguments: str) -> tuple[int, str]:
-        done = run_service("models", *arguments, *flags)
-        return done.returncode, done.stdout + done.stderr
+        code = main(["models", *arguments, "--url", told.server.url])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
 
     assert run("load", model) == (0, f"{model}: serving 1, 2, 3; latest 3\n")
     assert change(told.server, model, "rollback").json()["latest"] == "2"
     assert serves(told.server, model) == {2}
-    assert run("rollback", model) == (0, f"{model}: serving 1, 2, 3; latest 1\n")
+    done = run_service("models", "rollback", model, "--url", told.server.url)
+    assert (done.returncode, done.stdout) == (0, f"{model}: serving 1, 2, 3; latest 1\n")
     assert serves(told.server, model) == {1}
     assert serves(told.server, model, 3) == {3}
     assert run("rollback", model) == (1, f"error: '{model}' has no served version before 1\n")
@@ -402,19 +413,18 @@ def test_rollback_by_call_and_by_command(told: Live) -> None:
     assert serves(told.server, model) == {3}
     code, listed = run("list")
     assert code == 0
-    assert [line.split() for line in listed.splitlines() if line.startswith(model)] == [
-        [model, version, "READY"] for version in "123"
-    ]
+    rows = [line.split() for line in listed.splitlines() if line.startswith(model)]
+    assert rows == [[model, version, "READY"] for version in "123"]
     assert run("unload", model) == (0, f"{model}: serving nothing; latest none\n")
     assert f"{model}  1  UNAVAILABLE  unloaded" in run("list")[1]
     code, text = run("load", "nosuch")
     assert (code, text.startswith("error: Request for unknown model: 'nosuch'")) == (1, True)
     assert run("load")[0] == 1
-    assert run_service("models", "list", "--port", "1").returncode == 1
+    assert main(["models", "list", "--port", "1"]) == 1
     shutil.rmtree(told.root / model)
 
 
-def test_admin_key_guards_changes(tmp_path: Path) -> None:
+def test_admin_key_guards_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With keys set, only the admin key loads and unloads; the command sends it."""
     root = tmp_path / "models"
     publish(root, build("resident"))
@@ -425,10 +435,11 @@ def test_admin_key_guards_changes(tmp_path: Path) -> None:
             assert server.post(path, headers={"X-API-Key": key}).status_code == status
         assert server.get("/v2/models/resident/ready").status_code == 200
         assert server.get("/v2/models/resident").status_code == 401
-        done = run_service("models", "unload", "resident", "--url", server.url, environment=keys)
-        assert (done.returncode, done.stdout) == (0, "resident: serving nothing; latest none\n")
-        done = run_service("models", "load", "resident", "--url", server.url, environment={"SERVICE_API_KEY": "caller"})
-        assert (done.returncode, "needs the admin key" in done.stderr) == (1, True)
+        flags = ["--url", server.url, "--api-key", "caller"]
+        assert main(["models", "load", "resident", *flags]) == 1
+        assert "needs the admin key" in capsys.readouterr().err
+        assert main(["models", "unload", "resident", *flags, "--admin-key", "admin"]) == 0
+        assert capsys.readouterr().out == "resident: serving nothing; latest none\n"
 
 
 def test_folder_of_one_model_that_nobody_writes(tmp_path: Path) -> None:

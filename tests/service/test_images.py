@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from service import images
 from service.errors import InvalidRequestError
 from service.images import centre_ink, find_ink, read_image, read_images
-from service.manifest import ImageInput
+from service.manifest import ImageInput, Manifest, load_manifest
 
 Pixels = NDArray[np.uint8]
 
@@ -46,7 +46,8 @@ def near(one: NDArray[Any], other: NDArray[Any], most: float = 0.12) -> bool:
 @pytest.fixture(scope="module")
 def seven() -> NDArray[Any]:
     """A dark 7 on white paper, prepared."""
-    return read_image(encode(draw_seven()), build_spec())[0]
+    field: NDArray[Any] = read_image(encode(draw_seven()), build_spec())[0]
+    return field
 
 
 def test_result_is_as_the_model_takes_it(seven: NDArray[Any]) -> None:
@@ -145,9 +146,8 @@ def test_any_size_is_read(size: tuple[int, int]) -> None:
 
 def test_prepared_digits_stay_as_they_are(published: Any) -> None:
     """MNIST's own pictures, already prepared, come out as they went in, to a few grey values."""
-    from service.manifest import load_manifest  # noqa: PLC0415 - of this test alone
-
     manifest = load_manifest(sorted((published / "mnist").iterdir())[-1])
+    assert isinstance(manifest, Manifest)
     assert manifest.golden is not None
     for row in manifest.golden.inputs:
         pixels = np.array(row).reshape(28, 28)

@@ -21,7 +21,6 @@ def document(models_dir: Path) -> Iterator[dict[str, Any]]:
     repository = Repository(Settings(models_dir=models_dir, device="cpu"))
     repository.load()
     yield build_openapi(repository)
-    repository.close()
 
 
 def test_document_is_valid_openapi(document: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Random requests, drawn from the service's own description of itself."""
