@@ -16,8 +16,8 @@ import numpy as np
 from service.api import typed
 from service.backends import is_installed
 from service.errors import InvalidRequestError, ModelRefusedError, NotFoundError, ServiceError, UnavailableError
-from service.manifest import MANIFEST_FILE, Manifest, load_manifest
-from service.predictor import Predictor, load_predictor, worst_excess
+from service.manifest import MANIFEST_FILE, Manifest, load_any_manifest
+from service.predictor import Predictor, load_any_predictor, load_predictor, worst_excess
 from service.settings import Settings
 
 _PARITY_ROWS = 256
@@ -46,8 +46,6 @@ def predict(settings: Settings, flags: dict[str, Any]) -> int:
         raise InvalidRequestError(f"{source} cannot be read: {error.strerror}") from error
     name, _, version = flags["model"].partition("/")
     predictor = load_predictor(find_version(settings.models_dir, name, version), settings.backend, settings.device)
-    if not isinstance(predictor, Predictor):
-        raise InvalidRequestError(f"{name} has no task, only tensors; it is served at /v2/models/{name}/infer")
     call = typed.decode_call(body, predictor.manifest)
     print(typed.encode_results(predictor.predict(call.inputs), predictor.manifest, call).decode())
     return 0
@@ -93,7 +91,7 @@ def _verify_version(folder: Path, device: str) -> list[tuple[str, ...]]:
     """Return a table row for each backend of a version."""
     label = (folder.parent.name, folder.name)
     try:
-        manifest = load_manifest(folder)
+        manifest = load_any_manifest(folder)
     except ModelRefusedError as error:
         return [(*label, "-", "-", f"FAILED: {error}", "-", "-")]
     rows: list[tuple[str, ...]] = []
@@ -103,7 +101,7 @@ def _verify_version(folder: Path, device: str) -> list[tuple[str, ...]]:
             rows.append((*label, name, "-", "-", "-", "skipped: install '.[torch]' to check it"))
             continue
         try:
-            predictor = load_predictor(folder, name, device)
+            predictor = load_any_predictor(folder, name, device)
         except ServiceError as error:
             rows.append((*label, name, "-", f"FAILED: {error}", "-", "-"))
             continue

@@ -269,7 +269,21 @@ def sentence(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
-def load_manifest(folder: Path) -> AnyManifest:
+def load_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a version folder of a model that has a task; see `load_any_manifest`.
+
+    Raises:
+        ModelRefusedError: as there, or the model has no task.
+    """
+    manifest = load_any_manifest(folder)
+    if not isinstance(manifest, Manifest):
+        raise ModelRefusedError(
+            f"{manifest.name} has no task, only tensors; it is served at /v2/models/{manifest.name}/infer"
+        )
+    return manifest
+
+
+def load_any_manifest(folder: Path) -> AnyManifest:
     """Read and check the manifest of a version folder `<name>/<version>`.
 
     Raises:

@@ -22,7 +22,7 @@ from service.manifest import (
     digest,
     sentence,
 )
-from service.predictor import load_predictor, worst_excess
+from service.predictor import load_any_predictor, worst_excess
 
 _BACKENDS: dict[str, BackendName] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}
 _KINDS = {"regression": "value", "binary": "probability", "multiclass": "probabilities"}
@@ -68,7 +68,7 @@ def _write(target: Path, manifest: AnyManifest, contents: dict[BackendName, byte
         for name, artifact in manifest.artifacts.items():
             (folder / artifact.file).write_bytes(contents[name])
         (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
-        load_predictor(folder)
+        load_any_predictor(folder)
         target.parent.mkdir(exist_ok=True)
         os.rename(folder, target)
 

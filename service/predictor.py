@@ -9,7 +9,7 @@ from service import tasks
 from service.backends import Array, Backend, choose_backends, choose_device, open_backend
 from service.batching import Cost, measure_cost
 from service.errors import InferenceError, ModelRefusedError, StartError
-from service.manifest import AnyManifest, BackendName, Manifest, load_artifact, load_manifest
+from service.manifest import AnyManifest, BackendName, Manifest, load_any_manifest, load_artifact, load_manifest
 from service.signature import SignaturePredictor, open_signature
 
 ABSOLUTE_TOLERANCE = 1e-5
@@ -57,6 +57,25 @@ def load_predictor(
     threads: int = 1,
     preferred: str = "cuda:0",
     serve_as: str | None = None,
+) -> Predictor:
+    """Do `load_any_predictor` for a model that has a task.
+
+    Raises:
+        ModelRefusedError: as there, or the model has none.
+    """
+    load_manifest(folder)
+    predictor = load_any_predictor(folder, backend, device, threads, preferred, serve_as)
+    assert isinstance(predictor, Predictor)
+    return predictor
+
+
+def load_any_predictor(
+    folder: Path,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int = 1,
+    preferred: str = "cuda:0",
+    serve_as: str | None = None,
 ) -> AnyPredictor:
     """Read, verify and open one version folder; what it returns has passed digest and golden checks.
 
@@ -72,7 +91,7 @@ def load_predictor(
         ModelRefusedError: the version must not serve, with the reason.
         StartError: `device` was asked for by name and cannot be used.
     """
-    manifest = load_manifest(folder)
+    manifest = load_any_manifest(folder)
     if serve_as is not None:
         manifest = manifest.model_copy(update={"name": serve_as})
     elif (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):

@@ -18,7 +18,7 @@ from service.batching import Batcher
 from service.errors import InferenceError, ModelRefusedError, NotFoundError, StartError, UnavailableError
 from service.manifest import AnyManifest
 from service.metrics import ModelMetrics
-from service.predictor import AnyPredictor, load_predictor
+from service.predictor import AnyPredictor, load_any_predictor
 from service.settings import Settings
 from service.shelf import Fingerprint, ModelSettings, Slot, list_slots, load_settings
 
@@ -219,7 +219,7 @@ class Repository:
     def _open(self, slot: Slot) -> Served:
         settings = self._settings
         is_single = slot.folder == settings.models_dir
-        predictor = load_predictor(
+        predictor = load_any_predictor(
             slot.folder,
             settings.backend,
             settings.device,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from service.errors import InvalidRequestError, ModelRefusedError
-from service.manifest import MANIFEST_FILE, load_manifest, sentence
+from service.manifest import MANIFEST_FILE, load_any_manifest, sentence
 
 SETTINGS_FILE = "settings.json"
 Fingerprint = tuple[tuple[str, int, int], ...]
@@ -57,7 +57,7 @@ def list_slots(root: Path, model_name: str = "") -> list[Slot]:
 
 def _list_single(root: Path, model_name: str) -> list[Slot]:
     try:
-        manifest = load_manifest(root)
+        manifest = load_any_manifest(root)
     except ModelRefusedError:
         return [Slot(model_name or root.name, 1, root, _fingerprint(root))]
     return [Slot(model_name or manifest.name, manifest.version, root, _fingerprint(root))]

@@ -4,6 +4,7 @@ They are served by the Open Inference Protocol alone, on onnxruntime, one reques
 of which tensor would be a batch.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.batching import Cost, best_of_three
-from service.errors import InferenceError, ModelRefusedError
+from service.errors import InferenceError, InvalidRequestError, ModelRefusedError
 from service.manifest import BackendName, SignatureManifest, TensorSpec
 
 Tensor = NDArray[Any]
 
+_FAILED_NODE = re.compile(r"Non-zero status code returned while running (\w+) node")
 _DATATYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -71,14 +73,19 @@ class SignaturePredictor:
         """Return the graph's outputs for checked inputs; BYTES are objects of type bytes on both sides.
 
         Raises:
-            InferenceError: the graph raised.
+            InvalidRequestError: a BYTES element is not text, or the graph does not take these tensors together.
+            InferenceError: the graph raised for another reason.
         """
-        fed = {name: _as_text(tensor) for name, tensor in inputs.items()}
+        fed = {name: _as_text(tensor, name) for name, tensor in inputs.items()}
         names = [spec.name for spec in self.manifest.outputs]
         try:
             outputs = self.backend.session.run(names, fed)
             return Tensors((name, _as_bytes(np.asarray(output))) for name, output in zip(names, outputs, strict=True))
         except Exception as error:
+            node = _FAILED_NODE.search(str(error))
+            if node and "allocate" not in str(error):  # sizes and values that only the graph knows how to compare
+                reason = f"the graph does not take these tensors together; its {node[1]} node refuses them"
+                raise InvalidRequestError(reason) from error
             raise InferenceError(f"onnxruntime: {error}") from error
 
     def measure_cost(self, rows: int) -> Cost:
@@ -87,7 +94,7 @@ class SignaturePredictor:
         zeros = Tensors((spec.name, _zeros(spec)) for spec in self.manifest.inputs)
         try:
             return Cost(fixed=best_of_three(self.predict, zeros), each=1e-6)
-        except InferenceError:
+        except (InferenceError, InvalidRequestError):
             return Cost(fixed=1.0, each=1e-6)
 
 
@@ -136,12 +143,15 @@ def _zeros(spec: TensorSpec) -> Tensor:
     return np.zeros(shape, names.get(spec.datatype, spec.datatype.lower()))
 
 
-def _as_text(tensor: Tensor) -> Tensor:
+def _as_text(tensor: Tensor, name: str) -> Tensor:
     """Return strings where there were bytes: onnxruntime's strings are text."""
     if tensor.dtype != object:
         return tensor
     text = np.empty(tensor.shape, dtype=object)
-    text.reshape(-1)[:] = [element.decode("utf-8", "surrogateescape") for element in tensor.reshape(-1)]
+    try:
+        text.reshape(-1)[:] = [element.decode() for element in tensor.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"input {name!r} has BYTES that are not UTF-8 text; the graph takes text") from error
     return text
 
 
@@ -149,5 +159,5 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     if tensor.dtype.kind not in "OU":
         return tensor
     content = np.empty(tensor.shape, dtype=object)
-    content.reshape(-1)[:] = [str(element).encode("utf-8", "surrogateescape") for element in tensor.reshape(-1)]
+    content.reshape(-1)[:] = [str(element).encode() for element in tensor.reshape(-1)]
     return content

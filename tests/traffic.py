@@ -59,6 +59,8 @@ class Models:
         self._sessions: dict[str, ort.InferenceSession] = {}
         for path in sorted(root.glob("*/*/manifest.json")):
             manifest = load_manifest(path.parent)
+            if not isinstance(manifest, Manifest):
+                continue
             self.manifests[manifest.name] = manifest
             options = ort.SessionOptions()
             options.intra_op_num_threads = 1

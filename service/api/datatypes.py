@@ -183,7 +183,7 @@ def write_json(tensor: Tensor) -> Any:  # noqa: ANN401 - a list, or an array tha
     """Return a tensor's elements, row-major and flat, as orjson takes them.
 
     Raises:
-        InvalidRequestError: JSON cannot carry them: FP16, or BYTES that are not UTF-8.
+        InvalidRequestError: JSON cannot carry them: FP16, NaN and infinities, or BYTES that are not UTF-8.
     """
     if tensor.dtype == object:
         try:
@@ -192,6 +192,8 @@ def write_json(tensor: Tensor) -> Any:  # noqa: ANN401 - a list, or an array tha
             raise InvalidRequestError("a BYTES output is not UTF-8 text; ask for it as binary data") from error
     if tensor.dtype == np.float16:
         raise InvalidRequestError("an FP16 output cannot be written as JSON; ask for it as binary data")
+    if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        raise InvalidRequestError("an output has a number that is not finite; ask for it as binary data")
     return np.ascontiguousarray(tensor).reshape(-1)
 
 

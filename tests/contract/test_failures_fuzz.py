@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,9 +32,9 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_every_answer_to_drawn_requests_is_documented(fuzzed: Server) -> None:
     """Requests drawn from the description, valid and not, get documented statuses and bodies, and never a 5xx."""
-    answered = fuzz(fuzzed.url, examples=12, seed=4)
-    assert answered[200] > 20
-    assert answered[400] > 20
+    answered = fuzz(fuzzed.url, examples=6, seed=4)
+    assert answered[200] > 10
+    assert answered[400] > 10
     assert max(answered) < 500
     assert "Traceback" not in fuzzed.log()
 
@@ -85,6 +86,7 @@ def test_infer_bodies_decode_or_are_refused(fields: object, tail: bytes, length:
         call = inference_protocol.decode(header + tail, COIN, head)
     except RequestError:
         return
+    assert isinstance(call.inputs, np.ndarray)
     assert call.inputs.dtype == "float32"
     assert call.inputs.shape[1:] == (2,)
     assert abs(call.inputs).max() < float("inf")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from service.app import Application, create_app
+from service.app import create_app
 from service.errors import StartError
 from service.settings import Settings
 from tests import fakes

@@ -181,7 +181,8 @@ def test_bool_is_zero_or_one() -> None:
         read_binary(b"\x02", "BOOL", (1,), "x")
 
 
-def test_bytes_that_are_not_text_do_not_fit_json() -> None:
-    """A BYTES output that is not UTF-8 can be had as binary data alone."""
+@pytest.mark.parametrize("tensor", [np.array([b"\xff"], object), np.array([np.nan]), np.array([1, -np.inf], "<f4")])
+def test_what_json_cannot_say_is_refused(tensor: Tensor) -> None:
+    """Bytes that are no text, and numbers that are not finite, can be had as binary data alone."""
     with pytest.raises(InvalidRequestError, match="binary"):
-        write_json(np.array([b"\xff"], object))
+        write_json(tensor)

@@ -1,6 +1,5 @@
 """Tests of service.api.openapi."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from tests import fakes
 
 
 @pytest.fixture(scope="module")
-def document(models_dir: Path) -> Iterator[dict[str, Any]]:
+def document(models_dir: Path) -> dict[str, Any]:
     """The description of the good models."""
     repository = Repository(Settings(models_dir=models_dir, device="cpu"))
     repository.load()
-    yield build_openapi(repository)
+    return build_openapi(repository)
 
 
 def test_document_is_valid_openapi(document: dict[str, Any]) -> None:

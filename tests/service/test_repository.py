@@ -2,20 +2,20 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from service.errors import NotFoundError, StartError, UnavailableError
+from service.predictor import Predictor
 from service.repository import Repository
 from service.settings import Settings
 from tests import fakes
 
 
 @pytest.fixture
-def loaded(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Repository]:
+def loaded(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> Repository:
     """Two versions of one model, one broken model, and things in the folder that are no models."""
     fakes.write_version(empty_dir, fakes.doubler())
     fakes.write_version(empty_dir, fakes.doubler(version=10, factor=3))
@@ -29,7 +29,7 @@ def loaded(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Reposi
     with caplog.at_level(logging.ERROR, "service"):
         repository = Repository(Settings(models_dir=empty_dir, device="cpu"))
         repository.load()
-    yield repository
+    return repository
 
 
 def test_serves_every_good_version_and_says_why_not(loaded: Repository, caplog: pytest.LogCaptureFixture) -> None:
@@ -46,7 +46,9 @@ def test_newest_is_by_number(loaded: Repository) -> None:
     """The newest version that serves is the largest number, not the last word: 10 after 1, and 11 is broken."""
     assert loaded.get("doubler").manifest.version == 10
     assert loaded.get("doubler", "1").manifest.version == 1
-    np.testing.assert_array_equal(loaded.get("doubler").predictor.predict(np.ones((1, 1), np.float32)), [[3]])
+    predictor = loaded.get("doubler").predictor
+    assert isinstance(predictor, Predictor)
+    np.testing.assert_array_equal(predictor.predict(np.ones((1, 1), np.float32)), [[3]])
 
 
 def test_unknown_is_not_found_and_broken_is_unavailable(loaded: Repository) -> None:
@@ -91,5 +93,7 @@ def test_model_that_is_not_finite_at_zero_is_served(empty_dir: Path) -> None:
     fakes.write_version(empty_dir, fakes.doubler())
     repository = Repository(Settings(models_dir=empty_dir, device="cpu"))
     repository.load()
-    np.testing.assert_array_equal(repository.get("logarithm").predictor.predict(np.ones((1, 1), np.float32)), [[0]])
+    predictor = repository.get("logarithm").predictor
+    assert isinstance(predictor, Predictor)
+    np.testing.assert_array_equal(predictor.predict(np.ones((1, 1), np.float32)), [[0]])
     assert not repository.problem
