@@ -26,7 +26,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root: Path = tmp_path_factory.mktemp("fuzzed")
     for build in (fakes.doubler, fakes.coin, fakes.compass):
         fakes.write_version(root, build())
-    with Server(root, "--workers", "1") as server:
+    with Server(root, "--workers", "1", "--header-timeout", "1") as server:
         yield server
 
 
@@ -39,7 +39,7 @@ def test_every_answer_to_drawn_requests_is_documented(fuzzed: Server) -> None:
     assert "Traceback" not in fuzzed.log()
 
 
-@settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(min_size=1, max_size=400))
 def test_any_bytes_are_answered_or_closed(fuzzed: Server, data: bytes) -> None:
     """Whatever comes as the first bytes of a connection, it is answered below 500 or closed, and in time."""

@@ -73,7 +73,7 @@ def test_overload_is_refused_cleanly_and_ends_with_its_cause(models: Path) -> No
         clients = [threading.Thread(target=ask, args=(server.url,)) for _ in range(32)]
         for client in clients:
             client.start()
-        time.sleep(4)
+        time.sleep(2.5)
         assert worker.memory_info().rss - before < 64 * MEGABYTE
         done.set()
         for client in clients:
@@ -109,7 +109,7 @@ def test_bad_clients_cost_good_ones_nothing(models: Path) -> None:
         clients = [threading.Thread(target=ask, args=(server.url, number)) for number in range(16)]
         for client in clients:
             client.start()
-        time.sleep(4)
+        time.sleep(2.5)
         done.set()
         for client in clients:
             client.join()
