@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.servers import ROOT, Server
-from tests.traffic import FLAGS, Client, Killer, Models, Record, add
+from tests.traffic import FLAGS, Client, Killer, Models, Record, add, end_when_told
 
 CLIENTS = 6
 SPIKE = 4  # times as many clients
@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models-dir", type=Path, default=ROOT / "models")
     flags = parser.parse_args()
+    end_when_told()
     models = Models(flags.models_dir)
     with Server(flags.models_dir, "--workers", str(flags.workers), *FLAGS) as server:
         record, recoveries = run(server, models, flags.seconds, flags.workers, flags.seed)

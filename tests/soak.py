@@ -17,7 +17,7 @@ from pathlib import Path
 import requests
 
 from tests.servers import ROOT, Server
-from tests.traffic import FLAGS, Client, Killer, Models, Record, add, measure
+from tests.traffic import FLAGS, Client, Killer, Models, Record, add, end_when_told, measure
 
 CLIENTS = 6
 BAD = 0.1
@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
+    end_when_told()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         root = Path(folder) / "models"
         shutil.copytree(ROOT / "models", root)

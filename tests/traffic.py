@@ -6,6 +6,8 @@ refused, and each answer to the first kind is compared, at the end, with what on
 
 import json
 import random
+import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -59,13 +61,15 @@ class Models:
         self._sessions: dict[str, ort.InferenceSession] = {}
         for path in sorted(root.glob("*/*/manifest.json")):
             manifest = load_manifest(path.parent)
-            if not isinstance(manifest, Manifest):
-                continue
-            self.manifests[manifest.name] = manifest
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = 1
-            file = str(path.parent / manifest.artifacts["onnx"].file)
-            self._sessions[manifest.name] = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            if isinstance(manifest, Manifest):  # one without a task has no typed API
+                self._add(manifest, path.parent)
+
+    def _add(self, manifest: Manifest, folder: Path) -> None:
+        self.manifests[manifest.name] = manifest
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        file = str(folder / manifest.artifacts["onnx"].file)
+        self._sessions[manifest.name] = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def draw(self, chance: random.Random, rows: int) -> tuple[str, np.ndarray[Any, np.dtype[np.float32]]]:
         """Return a model and rows for it."""
@@ -209,6 +213,11 @@ class Client(threading.Thread):
         if self._wire is not None:
             self._wire.close()
             self._wire = None
+
+
+def end_when_told() -> None:
+    """Have SIGTERM end this program as Ctrl-C does: with its servers."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def add(records: list[Record]) -> Record:

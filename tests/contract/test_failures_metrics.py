@@ -183,7 +183,12 @@ def test_each_key_opens_and_nothing_else_does(locked: Server) -> None:
         for headers in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}, {"Authorization": f"bearer {key}"}):
             assert locked.get("/v1/models", headers=headers).status_code == 200
             assert locked.post(predict, json={"instances": [[2]]}, headers=headers).status_code == 200
-    wrong: tuple[dict[str, str], ...] = ({}, {"X-API-Key": KEYS[0][:-1]}, {"X-API-Key": ",".join(KEYS)}, {"Authorization": f"Basic {KEYS[0]}"})
+    wrong: tuple[dict[str, str], ...] = (
+        {},
+        {"X-API-Key": KEYS[0][:-1]},
+        {"X-API-Key": ",".join(KEYS)},
+        {"Authorization": f"Basic {KEYS[0]}"},
+    )
     for refused in wrong:
         for path in CLOSED:
             answer = locked.get(path, headers=refused)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tests.fuzz.api import fuzz
 from tests.servers import ROOT, Server
+from tests.traffic import end_when_told
 
-ROUND = 200
+ROUND = 20  # requests for each operation and way of drawing them
 
 
 def main() -> int:
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--models-dir", type=Path, default=ROOT / "models")
     parser.add_argument("--url", help="of a service that runs already")
     flags = parser.parse_args()
+    end_when_told()
     if flags.url:
         return run(flags.url, flags.seed, flags.seconds)
     with Server(flags.models_dir) as server:
