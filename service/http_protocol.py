@@ -7,19 +7,14 @@ way. What an answer says is decided by `service.app` and `service.api`, for both
 """
 
 import asyncio
-import http
-import time
 from collections.abc import Iterable
-from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service import metrics
 from service.api import codecs
-from service.api.failures import as_service_error, encode_error, error_headers
-from service.api.head import RequestHead, Target, match_predict, new_request_id, read_head
+from service.api.head import RequestHead, match_predict, new_request_id, read_head
 from service.app import Application
-from service.backends import Array
 from service.errors import (
     DeadlineExceededError,
     HeadTooLargeError,
@@ -29,97 +24,13 @@ from service.errors import (
     UnavailableError,
 )
 from service.manifest import AnyManifest
-from service.repository import Served
+from service.prediction import CLOSE, Prediction, encode_failure
 
 MAX_HEAD_BYTES = 2**16
 MAX_HEADER_FIELDS = 100
 MAX_PIPELINED = 256
 LINGER_SECONDS = 2.0  # for a client that is still sending to read why it was refused; TCP drops the answer otherwise
 _HEAD_TOO_LONG = f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"
-_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
-_OK = _STATUS[200] + b"%bcontent-length: %d\r\n%b\r\n%b"
-_CLOSE = b"connection: close\r\n"
-
-
-class _NoEvent:
-    """Stands where uvicorn wakes the ASGI task of a request; a prediction has none."""
-
-    def set(self) -> None:
-        """Do nothing."""
-
-
-class Prediction:
-    """One prediction in flight: uvicorn's idea of a request cycle, and the batcher's of a waiter."""
-
-    __slots__ = (
-        "began", "call", "deadline", "disconnected", "head", "held", "keep_alive", "message_event", "parts",
-        "protocol", "response_complete", "served", "size", "target",
-    )  # fmt: skip
-
-    def __init__(self, protocol: "PredictProtocol", target: Target, head: RequestHead, keep_alive: bool) -> None:
-        self.protocol = protocol
-        self.target = target
-        self.head = head
-        self.keep_alive = keep_alive
-        self.began = time.perf_counter()
-        self.deadline = protocol.loop.time() + head.choose_timeout(protocol.app.settings.request_timeout)
-        self.disconnected = False
-        self.response_complete = False
-        self.message_event = _NO_EVENT
-        self.parts: list[bytes] = []
-        self.size = 0
-        self.held = 0
-        self.served: Served | None = None
-        self.call: Any = None
-
-    def done(self) -> bool:
-        """Tell whether it was answered or its client is gone."""
-        return self.response_complete or self.disconnected
-
-    def set_result(self, results: Array) -> None:
-        """Answer 200."""
-        assert self.served is not None
-        assert self.call is not None
-        try:
-            about, body = codecs.encode(self.target.api, results, self.served.manifest, self.call, self.head)
-        except Exception as error:  # nothing may reach the batcher, which has other requests to answer
-            self.set_exception(error)
-            return
-        self._finish(200, _OK % (about, len(body), self._fields(), body))
-
-    def set_exception(self, error: BaseException) -> None:
-        """Answer with the failure's status and sentence."""
-        if self.done():
-            return
-        found = as_service_error(error if isinstance(error, Exception) else Exception(error), self.head.request_id)
-        self._finish(found.status, encode_failure(found, self._fields()))
-
-    def _fields(self) -> bytes:
-        if self.protocol.app.repository.draining:
-            self.keep_alive = False
-        fields = _join(self.head.echoed) if self.head.trace else b"x-request-id: %b\r\n" % self.head.request_id
-        return fields if self.keep_alive else fields + _CLOSE
-
-    def _finish(self, status: int, answer: bytes) -> None:
-        self.response_complete = True
-        rows = len(self.call.inputs) if self.call is not None else 0
-        self.protocol.app.note(self.target, self.head, status, rows, self.began, self.served)
-        self.served = self.call = None  # an idle connection must not keep a version that has been replaced
-        self.protocol.finish(self, answer)
-
-
-_NO_EVENT = _NoEvent()
-
-
-def encode_failure(error: ServiceError, fields: bytes) -> bytes:
-    """Return a whole HTTP answer for a failure; `fields` are header lines to add."""
-    body = encode_error(error)
-    about = _join([(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))])
-    return _STATUS[error.status] + about + fields + _join(error_headers(error)) + b"\r\n" + body
-
-
-def _join(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    return b"".join(b"%b: %b\r\n" % field for field in fields)
 
 
 class PredictProtocol(HttpToolsProtocol):
@@ -194,7 +105,9 @@ class PredictProtocol(HttpToolsProtocol):
             return
         head = read_head(self.headers)
         keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-        self._prediction = self._active = prediction = Prediction(self, target, head, keep_alive)
+        self._prediction = self._active = prediction = Prediction(
+            self.app, target, head, keep_alive, self.loop.time(), self.finish
+        )
         self.cycle = prediction  # type: ignore[assignment]  # it is all that uvicorn asks of a cycle
         self.app.in_flight += 1
         try:
@@ -353,7 +266,7 @@ class PredictProtocol(HttpToolsProtocol):
             return
         request_id = new_request_id()
         self.app.note_other(request_id, "-", error.status, 0.0)
-        self.transport.write(encode_failure(error, b"x-request-id: %b\r\n" % request_id + _CLOSE))
+        self.transport.write(encode_failure(error, b"x-request-id: %b\r\n" % request_id + CLOSE))
         self._end(lingers=not isinstance(error, UnavailableError))
 
     def _end(self, lingers: bool) -> None:

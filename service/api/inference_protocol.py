@@ -15,7 +15,16 @@ from service import tasks
 from service.api import datatypes
 from service.api.datatypes import Tensor
 from service.api.head import RequestHead
-from service.api.tensors import kind_of
+from service.api.infer_plan import (
+    MAX_PLAN_BYTES,
+    Plan,
+    Wanted,
+    all_outputs,
+    input_name,
+    input_specs,
+    plan_again,
+    plan_of,
+)
 from service.api.typed import LARGE_BODY
 from service.backends import Array
 from service.errors import InvalidRequestError
@@ -25,41 +34,6 @@ from service.signature import Tensors
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 _JSON = b"content-type: application/json\r\n"
 _BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
-_MAX_PLANS = 512
-_MAX_PLAN_BYTES = 2048
-_REQUEST_FIELDS = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}  # KServe's client: all six
-_INPUT_FIELDS = {"name", "shape", "datatype", "parameters", "data"}
-_OUTPUT_FIELDS = {"name", "parameters"}
-
-
-_plans: "dict[tuple[int, bytes], tuple[AnyManifest, Plan]]" = {}
-
-
-class Wanted(NamedTuple):
-    """One output to give: its name, whether as binary data, and how many classes (0: the tensor itself)."""
-
-    name: str
-    binary: bool
-    classes: int
-
-
-class Part(NamedTuple):
-    """One input tensor: what the request's JSON says of it. `size` is that of its binary data, None for JSON data."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    size: int | None
-    data: object
-
-
-class Plan(NamedTuple):
-    """A request's JSON, checked: everything but binary data. `timeout` is in seconds."""
-
-    id: str | None
-    parts: tuple[Part, ...]
-    outputs: tuple[Wanted, ...]
-    timeout: float | None
 
 
 class InferCall(NamedTuple):
@@ -76,7 +50,7 @@ class InferCall(NamedTuple):
 
 def is_heavy(body: bytes, head: RequestHead) -> bool:
     """Tell whether reading a body takes so long that it belongs in a thread: large JSON, or pictures."""
-    return b'"BYTES"' in body[:_MAX_PLAN_BYTES] or (len(body) >= LARGE_BODY and not head.json_length)
+    return b'"BYTES"' in body[:MAX_PLAN_BYTES] or (len(body) >= LARGE_BODY and not head.json_length)
 
 
 def decode(body: bytes, manifest: AnyManifest, head: RequestHead) -> InferCall:
@@ -87,9 +61,9 @@ def decode(body: bytes, manifest: AnyManifest, head: RequestHead) -> InferCall:
     """
     length = _read_json_length(head.json_length, len(body))
     if length == 0 and head.json_length:
-        return InferCall(_read_raw(body, manifest), Plan(None, (), _all_outputs(manifest, binary=True), None))
+        return InferCall(_read_raw(body, manifest), Plan(None, (), all_outputs(manifest, binary=True), None))
     header, rest = (body, b"") if length is None else (body[:length], body[length:])
-    plan = _plan_again(header, manifest) if rest and len(header) <= _MAX_PLAN_BYTES else plan_of(header, manifest)
+    plan = plan_again(header, manifest) if rest and len(header) <= MAX_PLAN_BYTES else plan_of(header, manifest)
     tensors = read_tensors(plan, rest)
     if isinstance(manifest, Manifest):
         return InferCall(_choose_input(plan, tensors, manifest), plan)
@@ -128,118 +102,6 @@ def _read_raw(body: bytes, manifest: AnyManifest) -> Array | Tensors:
 
 def _as_inputs(name: str, tensor: Tensor, manifest: AnyManifest) -> Array | Tensors:
     return _check_finite(tensor, "the body") if isinstance(manifest, Manifest) else Tensors({name: tensor})
-
-
-def plan_of(header: bytes, manifest: AnyManifest) -> Plan:
-    """Check a request's JSON.
-
-    Raises:
-        InvalidRequestError: with what and where.
-    """
-    try:
-        fields = orjson.loads(header)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(f"the body is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequestError(f"the body is {kind_of(fields)}, expected an object with inputs")
-    _check_fields(fields, _REQUEST_FIELDS, "the request")
-    name = fields.get("id")
-    if name is not None and not isinstance(name, str):
-        raise InvalidRequestError(f"id is {kind_of(name)}, expected a string")
-    parameters = _read_parameters(fields, "the request")
-    inputs = fields.get("inputs")
-    if not isinstance(inputs, list) or not inputs:
-        raise InvalidRequestError("inputs is missing or empty; send a list of tensors")
-    parts = tuple(_read_part(part, f"inputs[{index}]") for index, part in enumerate(inputs))
-    if len({part.name for part in parts}) != len(parts):
-        raise InvalidRequestError("two inputs have the same name")
-    binary = parameters.get("binary_data_output", False)
-    if not isinstance(binary, bool):
-        raise InvalidRequestError(f"parameters.binary_data_output is {kind_of(binary)}, expected true or false")
-    return Plan(name, parts, _read_outputs(fields.get("outputs"), manifest, binary), _read_timeout(parameters))
-
-
-def _plan_again(header: bytes, manifest: AnyManifest) -> Plan:
-    """Do `plan_of`, once for headers that come again and again: those of a client that sends binary data and no ids."""
-    known = _plans.get((id(manifest), header))
-    if known is not None:  # it holds its manifest, so no other can have the same id
-        return known[1]
-    if len(_plans) >= _MAX_PLANS:
-        _plans.clear()
-    plan = plan_of(header, manifest)
-    _plans[id(manifest), header] = manifest, plan
-    return plan
-
-
-def _read_parameters(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    parameters = fields.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise InvalidRequestError(f"{where}'s parameters is {kind_of(parameters)}, expected an object")
-    return parameters
-
-
-def _read_timeout(parameters: dict[str, Any]) -> float | None:
-    """Return the `timeout` parameter, microseconds, in seconds; 0 is none, as in Triton."""
-    value = parameters.get("timeout", 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidRequestError("parameters.timeout is not a whole number of microseconds")
-    return value / 1e6 if value else None
-
-
-def _read_part(part: object, where: str) -> Part:
-    if not isinstance(part, dict):
-        raise InvalidRequestError(f"{where} is {kind_of(part)}, expected a tensor")
-    _check_fields(part, _INPUT_FIELDS, where)
-    name = part.get("name")
-    if not isinstance(name, str) or not name:
-        raise InvalidRequestError(f"{where} has no name")
-    datatype = datatypes.read_datatype(part.get("datatype"), where)
-    shape = datatypes.read_shape(part.get("shape"), where)
-    size = _read_parameters(part, where).get("binary_data_size")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
-        raise InvalidRequestError(f"{where}.parameters.binary_data_size is not a whole number from 0")
-    if (size is None) == ("data" not in part):
-        raise InvalidRequestError(f"{where} has neither or both of data and binary_data_size; send one")
-    return Part(name, datatype, shape, size, part.get("data"))
-
-
-def _read_outputs(outputs: object, manifest: AnyManifest, binary: bool) -> tuple[Wanted, ...]:
-    if outputs is None or outputs == []:
-        return _all_outputs(manifest, binary)
-    if not isinstance(outputs, list):
-        raise InvalidRequestError(f"outputs is {kind_of(outputs)}, expected a list")
-    known = output_specs(manifest)
-    wanted: list[Wanted] = []
-    for index, output in enumerate(outputs):
-        where = f"outputs[{index}]"
-        if not isinstance(output, dict):
-            raise InvalidRequestError(f"{where} is {kind_of(output)}, expected an object with a name")
-        _check_fields(output, _OUTPUT_FIELDS, where)
-        name = output.get("name")
-        if not isinstance(name, str) or name not in known:
-            raise InvalidRequestError(f"{where} asks for {name!r:.60}; the model gives {', '.join(known)}")
-        if any(name == other.name for other in wanted):
-            raise InvalidRequestError(f"{where} asks for {name!r} a second time")
-        wanted.append(_read_wanted(name, _read_parameters(output, where), binary, known[name][1], where))
-    return tuple(wanted)
-
-
-def _read_wanted(name: str, parameters: dict[str, Any], binary: bool, shape: list[int], where: str) -> Wanted:
-    as_binary = parameters.get("binary_data", binary)
-    if not isinstance(as_binary, bool):
-        raise InvalidRequestError(f"{where}.parameters.binary_data is {kind_of(as_binary)}, expected true or false")
-    classes = parameters.get("classification", 0)
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
-        raise InvalidRequestError(f"{where}.parameters.classification is not a whole number from 0")
-    if classes and len(shape) != 2:  # noqa: PLR2004 - (N, classes)
-        raise InvalidRequestError(f"{where} asks for classes of {name!r}, which has none")
-    return Wanted(name, as_binary, min(classes, shape[-1]) if shape[-1:] > [0] else classes)
-
-
-def _check_fields(fields: dict[str, Any], known: set[str], where: str) -> None:
-    for name in fields:
-        if name not in known:
-            raise InvalidRequestError(f"{where} has an unknown field {name[:60]!r}")
 
 
 def read_tensors(plan: Plan, rest: bytes) -> list[Tensor]:
@@ -315,37 +177,6 @@ def _check_finite(tensor: Tensor, where: str) -> Array:
         index = int(np.flatnonzero(~np.isfinite(tensor.reshape(-1)))[0])
         raise InvalidRequestError(f"{where} has an element that is not finite, at {index}")
     return tensor
-
-
-def input_name(manifest: Manifest) -> str:
-    """Return the name of the input of a model with a task."""
-    return manifest.input.tensor or "inputs"
-
-
-def input_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
-    """Return datatype and shape (-1: open, or the batch) of each input."""
-    if isinstance(manifest, Manifest):
-        return {input_name(manifest): ("FP32", [-1, *manifest.input.shape])}
-    return {spec.name: (spec.datatype, list(spec.shape)) for spec in manifest.inputs}
-
-
-def output_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
-    """Return datatype and shape (-1: open, or the batch) of each output: the graph's own, then those of the task."""
-    if not isinstance(manifest, Manifest):
-        return {spec.name: (spec.datatype, list(spec.shape)) for spec in manifest.outputs}
-    own = manifest.output.tensor or "outputs"
-    specs: dict[str, tuple[str, list[int]]] = {own: ("FP32", [-1, manifest.output_width])}
-    if manifest.task == "regression":
-        specs.setdefault("prediction", ("FP32", [-1]))
-        return specs
-    specs.setdefault("prediction", ("INT64", [-1]))
-    specs.setdefault("probabilities", ("FP32", [-1, len(manifest.output.labels)]))
-    specs.setdefault("label", ("BYTES", [-1]))
-    return specs
-
-
-def _all_outputs(manifest: AnyManifest, binary: bool) -> tuple[Wanted, ...]:
-    return tuple(Wanted(name, binary, 0) for name in output_specs(manifest))
 
 
 def encode(results: Array | Tensors, manifest: AnyManifest, call: InferCall) -> tuple[bytes, bytes]:

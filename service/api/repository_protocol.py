@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from service import __version__, metrics
-from service.api.inference_protocol import input_specs, output_specs
+from service.api.infer_plan import input_specs, output_specs
 from service.api.operations import OrjsonResponse
 from service.api.tensors import kind_of
 from service.errors import InvalidRequestError, NotFoundError, UnauthorizedError

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.api import infer_plan
 from service.api import inference_protocol as oip
 from service.api.head import RequestHead
 from service.backends import Array
@@ -311,12 +312,12 @@ def test_outputs_are_those_described(build: Any) -> None:
     width = manifest.output_width + (len(manifest.output.labels) if manifest.output.kind == "logits" else 0)
     width = max(width, len(manifest.output.labels))
     results = np.full((3, width), 0.5, np.float32)
-    plan = oip.plan_of(orjson.dumps(build_body()), manifest)
+    plan = infer_plan.plan_of(orjson.dumps(build_body()), manifest)
     _, answer = oip.encode(results, manifest, oip.InferCall(results, plan))
     given_ = {each["name"]: (each["datatype"], each["shape"]) for each in orjson.loads(answer)["outputs"]}
     assert given_ == {
         name: (datatype, [3 if size == -1 else size for size in shape])
-        for name, (datatype, shape) in oip.output_specs(manifest).items()
+        for name, (datatype, shape) in infer_plan.output_specs(manifest).items()
     }
 
 
