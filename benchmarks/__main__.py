@@ -187,14 +187,14 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round of the main case: under two minutes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measured load")
-    parser.add_argument("--warm-up", type=float, default=1.0, help="seconds of load before each measured one")
+    parser.add_argument("--seconds", type=int, default=5, help="of each measured load")
+    parser.add_argument("--warm-up", type=int, default=1, help="seconds of load before each measured one")
     parser.add_argument("--cases", default="", help="names or patterns, comma-separated: " + _names(CASES) + ", mixed")
     parser.add_argument("--contenders", default="", help="names or patterns, comma-separated")
     parser.add_argument("--models-dir", type=Path, default=Path("models"))
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.cases = 1, 3.0, options.cases or "digit,one connection"
+        options.rounds, options.seconds, options.cases = 1, 3, options.cases or "digit,one connection"
     return options
 
 

@@ -30,17 +30,23 @@ class Agreement:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._alone = State()
+        self._alone = self._known = State()
+        self._path = (folder or Path()) / _STATE
+        self._seen = (0, 0)
 
     def read(self) -> State:
         """Return the state as it is now."""
         if self._folder is None:
             return self._alone
         try:
-            fields = json.loads((self._folder / _STATE).read_bytes())
+            status = os.stat(self._path)
+            seen = (status.st_ino, status.st_mtime_ns)
+            if seen != self._seen:  # the file is replaced as a whole, never written in place
+                fields = json.loads(self._path.read_bytes())
+                self._seen, self._known = seen, State(fields["generation"], frozenset(fields["unloaded"]))
         except FileNotFoundError:
             return State()
-        return State(fields["generation"], frozenset(fields["unloaded"]))
+        return self._known
 
     def change(self, update: Callable[[frozenset[str]], frozenset[str]]) -> int:
         """Change which models are unloaded, and return the generation in which it is so."""
