@@ -194,7 +194,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--models-dir", type=Path, default=Path("models"))
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.cases = 1, 3, options.cases or "digit,one connection"
+        options.rounds, options.seconds, options.cases = 1, 3, options.cases or "digit"
     return options
 
 

@@ -45,6 +45,7 @@ from service.manifest import AnyManifest
 from service.metrics import ModelMetrics
 from service.repository import Repository, Served
 from service.settings import Settings
+from service.tracing import open_tracer
 
 MOST_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not answered yet
 _PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
@@ -65,6 +66,7 @@ class Application:
         if self._keys and settings.admin_key:
             self._keys.append(settings.admin_key.strip().encode())
         self.keeper = Keeper(repository, settings, agreement)
+        self._tracer = open_tracer()
         self._admin_key = settings.admin_key.strip().encode()
         self._others = self._build_starlette()
 
@@ -193,6 +195,8 @@ class Application:
             metrics.note_failure(status)
             what = "/".join(filter(None, target[1:]))
         self.access_log.note(head.request_id, what, status, rows, seconds)
+        if self._tracer is not None:
+            self._tracer.record(head, what, status, rows, seconds)
 
     def note_other(self, request_id: bytes, what: str, status: int, seconds: float) -> None:
         """Count and log an answered request that is no predict request; `what` is its method and path."""
@@ -253,6 +257,8 @@ class Application:
             keeping = asyncio.create_task(self.keeper.keep())
             yield
             keeping.cancel()
+            if self._tracer is not None:
+                await asyncio.get_running_loop().run_in_executor(None, self._tracer.close)
 
         async def answer_error(request: Request, error: Exception) -> Response:
             if isinstance(error, HTTPException):
