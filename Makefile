@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SERVE  := $(VENV)/.serve
 DEV    := $(VENV)/.dev
+PEERS  := $(VENV)/.peers
 ARGS   ?=
 
 .PHONY: help serve test train bench chaos soak fuzz lint format clean
@@ -19,7 +20,7 @@ test: $(DEV) ## run every test (ARGS="tests/service -x" for some)
 train: $(DEV) ## train, prove and publish every model as its next version
 	$(BIN)/python -m training --all $(ARGS)
 
-bench: $(DEV) ## measure against other servers (ARGS=--quick for two minutes)
+bench: $(PEERS) ## measure against other servers (ARGS=--quick for two minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: $(DEV) ## two minutes of load, kills, spikes and bad requests (ARGS="--seconds 600" for more)
@@ -50,6 +51,11 @@ $(VENV)/bin/python:
 
 $(SERVE): pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(PEERS): benchmarks/requirements.txt | $(DEV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $< || \
+	  echo "not every other server could be installed; those that are will be measured" >&2
 	@touch $@
 
 $(DEV): pyproject.toml | $(VENV)/bin/python

@@ -1,7 +1,7 @@
 """Keeps what is served equal to what stands in the folder, and to what the workers have agreed on.
 
 It looks at the folder every `--reload-interval`, and at once when a worker was told to load, unload or roll back. The
-work is done in a thread; the event loop only looks at a number ten times a second.
+work is done in a thread; the event loop only looks at a number four times a second.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from service.shelf import Slot, list_slots, save_settings
 
 logger = logging.getLogger("service")
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.25
 CHANGE_SECONDS = 30.0
 
 
