@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import time
+from typing import TextIO
 
 _LONGEST = 200
 
@@ -28,13 +29,26 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes records to standard error, and drops them rather than wait for a reader that has stalled."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            target = self.stream.fileno()
+        except (OSError, ValueError):  # it is not a file, but in a program's memory
+            super().emit(record)
+            return
+        with contextlib.suppress(OSError):  # nobody reads the log any more
+            _write_now(target, _split((self.format(record) + self.terminator).encode()))
+
+
 def configure(log_format: str) -> None:
     """Send this service's log lines, and the warnings of what it is built on, to standard error.
 
     Args:
         log_format: "text" or "json".
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -97,6 +111,10 @@ class AccessLog:
             start = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now % 1 * 1000):03d}"
         with contextlib.suppress(OSError, ValueError):  # nobody reads the log any more, or it is not a file
             _write_now(sys.stderr.fileno(), [(start + line).encode() for line in lines])
+
+
+def _split(text: bytes) -> list[bytes]:
+    return [text[start : start + select.PIPE_BUF] for start in range(0, len(text), select.PIPE_BUF)]
 
 
 def _write_now(target: int, lines: list[bytes]) -> None:

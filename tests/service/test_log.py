@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+import sys
 
 import pytest
 
@@ -42,3 +44,19 @@ def test_other_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixtur
     logging.getLogger("uvicorn").warning("loud")
     assert "quiet" not in (text := capsys.readouterr().err)
     assert "loud" in text
+
+
+def test_reader_that_stalls_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When nobody reads the log any more lines are dropped, whole, and who logs goes on; later lines arrive."""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as pipe, open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        log.configure("json")
+        for _ in range(100):
+            logger.error("x" * 4000)
+        lines = pipe.read(2**20).splitlines()
+        assert 10 <= len(lines) < 100
+        assert {json.loads(line)["message"] for line in lines} == {"x" * 4000}
+        logger.error("again")
+        assert json.loads(pipe.read(2**20))["message"] == "again"
+    logging.getLogger().handlers.clear()
