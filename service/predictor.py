@@ -8,7 +8,7 @@ import numpy as np
 from service import tasks
 from service.backends import Array, Backend, choose_backends, choose_device, open_backend
 from service.batching import Cost, measure_cost
-from service.errors import InferenceError, ModelRefusedError, StartError
+from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
 from service.manifest import AnyManifest, BackendName, Manifest, load_any_manifest, load_artifact, load_manifest
 from service.signature import SignaturePredictor, open_signature
 
@@ -27,11 +27,13 @@ class Predictor:
         """Return values (N, 1) or probabilities (N, labels) as float32 for inputs float32 (N, *shape).
 
         Raises:
-            InferenceError: the graph raised, or its outputs are not (N, K) finite numbers.
+            InferenceError: the graph raised, or its outputs are not (N, K).
+            InvalidRequestError: an output is not finite. The golden samples were, so it is the inputs: too large for
+                float32 sums, or outside of what the graph is defined for.
         """
         results = tasks.interpret(self.run(inputs), self.manifest)
         if not np.isfinite(results).all():
-            raise InferenceError("the graph gave a number that is not finite")
+            raise InvalidRequestError("the model has no finite answer for these values; they may be too large")
         return results
 
     def measure_cost(self, rows: int) -> Cost:

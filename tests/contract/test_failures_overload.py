@@ -166,19 +166,27 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize(("model", "good", "bad"), [("thrower", 0.0, 3.0), ("logarithm", 1.0, -1.0)])
-def test_backend_that_raises_fails_its_request_alone(model: str, good: float, bad: float, faulty: Server) -> None:
-    """A request that makes the graph fail is a 500 with an id and no internals; others of its batch are answered."""
+@pytest.mark.parametrize(
+    ("model", "good", "bad", "status", "error"),
+    [
+        ("thrower", 0.0, 3.0, 500, "the model failed to answer this request"),
+        ("logarithm", 1.0, -1.0, 400, "the model has no finite answer for these values; they may be too large"),
+    ],
+)
+def test_request_that_makes_the_graph_fail_fails_alone(
+    model: str, good: float, bad: float, status: int, error: str, faulty: Server
+) -> None:
+    """One that makes it raise is a 500 with an id and no internals, one without a finite answer a 400; others go on."""
     with open_wires(faulty.url, 16) as wires:
         for turn in range(5):
             for number, wire in enumerate(wires):
                 x = bad if number % 8 == 7 else good
                 wire.send(build_predict(model, [x], fields=(f"X-Request-ID: {model}-{turn}",)))
             replies = [wire.read() for wire in wires]
-            assert [reply.status for reply in replies] == ([200] * 7 + [500]) * 2
-            assert replies[7].error == "the model failed to answer this request"
+            assert [reply.status for reply in replies] == ([200] * 7 + [status]) * 2
+            assert replies[7].error == error
             assert replies[7].headers is not None
             assert replies[7].headers["x-request-id"] == f"{model}-{turn}"
             assert {json.loads(reply.body)["predictions"][0]["prediction"] for reply in replies[:7]} == {0.0}
-    assert f"request {model}-0 failed" in faulty.log()
+    assert (f"request {model}-0 failed" in faulty.log()) is (status == 500)
     assert exchange(faulty.url, build_predict("doubler", [2.0])).status == 200

@@ -101,6 +101,16 @@ def test_six_models_are_shipped(serving: Server) -> None:
     assert serving.get("/health/ready").json() == {"ready": True}
 
 
+@pytest.mark.parametrize("model", ["linear", "linear-by-hand"])
+def test_numbers_too_large_to_answer_are_a_400(model: str, serving: Server) -> None:
+    """A feature that overflows the graph's float32 is the request's fault; the largest that does not is answered."""
+    for number, status in ((3.4e38, 400), (1e30, 200)):
+        answer = serving.predict(model, [[number]])
+        assert answer.status_code == status
+        if status == 400:
+            assert answer.json() == {"error": "the model has no finite answer for these values; they may be too large"}
+
+
 def test_verify_passes() -> None:
     """`python -m service verify` finds every digest, golden sample and parity right."""
     done = run_service("verify")

@@ -163,12 +163,14 @@ def test_ready_tells_of_models_that_do_not_serve(build: Build, empty_dir: Path) 
     assert app.request("GET", "/v1/models/liar").json()["ready"] is False
 
 
-def test_graph_that_fails_is_a_500_without_internals(build: Build, empty_dir: Path) -> None:
-    """A number that is not finite is never sent: 500, one fixed sentence; the next request is answered."""
+def test_answer_that_is_not_finite_is_a_400(build: Build, empty_dir: Path) -> None:
+    """A number that is not finite is never sent: the model has no answer for such values."""
     fakes.write_version(empty_dir, fakes.logarithm())
     app = build(models_dir=empty_dir)
     path = "/v1/models/logarithm:predict"
-    assert_refused(app.request("POST", path, b'{"instances": [[-1]]}'), 500, "the model failed to answer this request")
+    assert_refused(
+        app.request("POST", path, b'{"instances": [[-1]]}'), 400, "the model has no finite answer for these values"
+    )
 
 
 def test_full_queue_is_503_with_retry_after(build: Build) -> None:

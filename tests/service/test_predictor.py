@@ -9,7 +9,7 @@ import pytest
 
 from service import predictor as module
 from service import tasks
-from service.errors import InferenceError, ModelRefusedError, StartError
+from service.errors import InvalidRequestError, ModelRefusedError, StartError
 from service.predictor import load_predictor, worst_excess
 from tests import fakes
 
@@ -74,11 +74,11 @@ def test_missing_backend_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_not_finite_is_refused_when_predicting(tmp_path: Path) -> None:
-    """A graph's NaN or infinity is an InferenceError and never an answer; other rows are fine."""
+    """A graph's NaN or infinity is the fault of the inputs and never an answer; other rows are fine."""
     predictor = load_predictor(fakes.write_version(tmp_path, fakes.logarithm()), "onnx", "cpu")
     assert predictor.predict(np.ones((1, 1), np.float32)).tolist() == [[0]]
     for number in (0.0, -1.0):
-        with pytest.raises(InferenceError, match="not finite"):
+        with pytest.raises(InvalidRequestError, match="no finite answer"):
             predictor.predict(np.array([[number]], np.float32))
 
 
