@@ -1,98 +1,193 @@
-"""What all workers of one host have agreed on: which models are unloaded, and whether everybody has caught up.
+"""What all workers of one host have agreed on: which models are unloaded, and how far each worker has come.
 
 A small file in a folder that the workers share holds a generation and the unloaded models. A change raises the
-generation; each worker applies it and leaves the generation in a file of its own, so that the one that was asked for
-the change can answer when all have. Without a folder (one process) a change is agreed on at once.
+generation; each worker prepares it, waits until all have, commits it, and reports both in a file of its own, so that
+all swap at one moment and the one that was asked for the change can answer when it is done. Whoever writes rings the
+others' bells (named pipes), so nobody polls. Without a folder (one process) a change is agreed on at once.
 """
 
+import asyncio
+import contextlib
 import fcntl
+import itertools
 import json
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from service.repository import Failures, Key
+
 _STATE = "agreement.json"
 _LOCK = "agreement.lock"
+_LEAD = "lead.lock"
 _WORKER = "worker-"
+_BELL = "bell-"
+_numbers = itertools.count()
 
 
 class State(NamedTuple):
-    """A generation, and the models that are not served though they stand in the folder."""
+    """A generation, the models that are not served though they stand in the folder, and how failures are taken.
+
+    `patient`: nobody has asked for this generation; a file of the folder has changed, and others may still.
+    """
 
     generation: int = 0
     unloaded: frozenset[str] = frozenset()
+    patient: bool = True
+
+
+class Report(NamedTuple):
+    """How far a worker has come, and which versions have failed their checks there."""
+
+    prepared: int = -1
+    committed: int = -1
+    failures: Failures = Failures({}, {})
 
 
 class Agreement:
-    """One worker's view of the shared state; `folder` is None where there is but one process."""
+    """One worker's view of what is shared; `folder` is None where there is but one process."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._alone = self._known = State()
-        self._path = (folder or Path()) / _STATE
-        self._seen = (0, 0)
+        self._own = f"{os.getpid()}-{next(_numbers)}"
+        self._state = State()
+        self._report = Report()
+        self._lead: int | None = None
+        self._heard: Callable[[], None] = lambda: None
 
     def read(self) -> State:
         """Return the state as it is now."""
-        if self._folder is None:
-            return self._alone
-        try:
-            status = os.stat(self._path)
-            seen = (status.st_ino, status.st_mtime_ns)
-            if seen != self._seen:  # the file is replaced as a whole, never written in place
-                fields = json.loads(self._path.read_bytes())
-                self._seen, self._known = seen, State(fields["generation"], frozenset(fields["unloaded"]))
-        except FileNotFoundError:
-            return State()
-        return self._known
+        if self._folder is not None:
+            with contextlib.suppress(FileNotFoundError):
+                fields = json.loads((self._folder / _STATE).read_bytes())  # replaced as a whole, never written in place
+                self._state = State(fields["generation"], frozenset(fields["unloaded"]), fields["patient"])
+        return self._state
 
-    def change(self, update: Callable[[frozenset[str]], frozenset[str]]) -> int:
+    def change(self, update: Callable[[frozenset[str]], frozenset[str]], patient: bool = False) -> int:
         """Change which models are unloaded, and return the generation in which it is so."""
+        with self._lock():
+            state = self.read()
+            self._state = State(state.generation + 1, update(state.unloaded), patient)
+            generation, unloaded, _ = self._state
+            if self._folder is not None:
+                self._write(_STATE, {"generation": generation, "unloaded": sorted(unloaded), "patient": patient})
+        self._ring()
+        return generation
+
+    def report(self, report: Report) -> None:
+        """Tell the others how far this worker has come; from the first time on, they wait for it."""
+        self._report = report
+        if self._folder is not None:
+            fields = report._replace(failures=Failures(*map(_encode, report.failures)))  # type: ignore[arg-type]
+            self._write(_WORKER + self._own, fields._asdict())
+            self._ring()
+
+    def is_prepared(self, generation: int) -> bool:
+        """Tell whether every living worker has prepared a generation."""
+        return all(report.prepared >= generation for report in self._reports())
+
+    def is_committed(self, generation: int) -> bool:
+        """Tell whether every living worker has committed a generation."""
+        return all(report.committed >= generation for report in self._reports())
+
+    def read_failures(self) -> Failures:
+        """Return which versions have failed their checks in any worker's latest preparation."""
+        refused: dict[Key, str] = {}
+        doubted: dict[Key, str] = {}
+        for report in self._reports():
+            refused |= report.failures.refused
+            doubted |= report.failures.doubted
+        return Failures(refused, doubted)
+
+    def leads(self) -> bool:
+        """Tell whether this worker is the one that looks at the models folder; when it ends, another one is."""
+        if self._folder is None or self._lead is not None:
+            return True
+        lead = os.open(self._folder / _LEAD, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lead, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lead)
+            return False
+        self._lead = lead
+        return True
+
+    @contextlib.contextmanager
+    def listen(self, loop: asyncio.AbstractEventLoop, heard: Callable[[], None]) -> Iterator[None]:
+        """Have the event loop call `heard` whenever a worker, this one too, has written something."""
+        self._heard = heard
         if self._folder is None:
-            self._alone = State(self._alone.generation + 1, update(self._alone.unloaded))
-            return self._alone.generation
+            yield
+            return
+        path = self._folder / (_BELL + self._own)
+        os.mkfifo(path)
+        bell = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # for writing too, or it would end with the last writer
+
+        def answer() -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(bell, 4096)
+            heard()
+
+        loop.add_reader(bell, answer)
+        try:
+            yield
+        finally:
+            loop.remove_reader(bell)
+            path.unlink(missing_ok=True)
+            os.close(bell)
+            if self._lead is not None:
+                os.close(self._lead)
+                self._lead = None
+
+    def _ring(self) -> None:
+        if self._folder is None:
+            self._heard()
+            return
+        for path in self._folder.glob(_BELL + "*"):
+            try:
+                bell = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # its worker has died
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(BlockingIOError), open(bell, "wb", buffering=0) as file:
+                file.write(b"!")
+
+    def _reports(self) -> Iterable[Report]:
+        if self._folder is None:
+            yield self._report
+            return
+        for path in self._folder.glob(_WORKER + "*"):
+            pid = int(path.name.removeprefix(_WORKER).partition("-")[0])
+            if not _is_alive(pid):
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another worker has just cleared it away
+                prepared, committed, failures = json.loads(path.read_bytes()).values()
+                yield Report(prepared, committed, Failures(*map(_decode, failures)))
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        if self._folder is None:
+            yield
+            return
         with (self._folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            state = self.read()
-            new = State(state.generation + 1, update(state.unloaded))
-            self._write(_STATE, json.dumps({"generation": new.generation, "unloaded": sorted(new.unloaded)}))
-        return new.generation
+            yield
 
-    def confirm(self, generation: int) -> None:
-        """Say that this worker serves what a generation wants."""
-        if self._folder is not None:
-            self._write(f"{_WORKER}{os.getpid()}", str(generation))
-
-    def is_reached(self, generation: int) -> bool:
-        """Tell whether every living worker has confirmed a generation."""
-        if self._folder is None:
-            return True
-        return all(_read_number(path) >= generation for path in self._workers())
-
-    def _workers(self) -> list[Path]:
+    def _write(self, name: str, fields: Mapping[str, object]) -> None:
         assert self._folder is not None
-        found = []
-        for path in self._folder.glob(f"{_WORKER}*"):
-            if _is_alive(int(path.name.removeprefix(_WORKER))):
-                found.append(path)
-            else:
-                path.unlink(missing_ok=True)
-        return found
-
-    def _write(self, name: str, content: str) -> None:
-        assert self._folder is not None
-        staging = self._folder / f".{name}-{os.getpid()}"
-        staging.write_text(content)
+        staging = self._folder / f".{name}-{self._own}"
+        staging.write_text(json.dumps(fields))
         staging.replace(self._folder / name)
 
 
-def _read_number(path: Path) -> float:
-    try:
-        return int(path.read_text())
-    except FileNotFoundError:  # its worker has died meanwhile, and another has cleared it away
-        return math.inf
+def _encode(reasons: Mapping[Key, str]) -> list[tuple[str, int, str]]:
+    return [(*key, reason) for key, reason in reasons.items()]
+
+
+def _decode(rows: Iterable[tuple[str, int, str]]) -> dict[Key, str]:
+    return {Key(name, version): reason for name, version, reason in rows}
 
 
 def _is_alive(pid: int) -> bool:

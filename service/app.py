@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
-from service.agreement import Agreement
+from service.agreement import Agreement, Report
 from service.api import codecs
 from service.api.body import read_body, wait_for_result
 from service.api.failures import as_service_error, encode_error, error_headers
@@ -47,6 +47,7 @@ from service.repository import Repository, Served
 from service.settings import Settings
 from service.tracing import open_tracer
 
+SHORTEST_STUCK = 5.0  # seconds
 MOST_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not answered yet
 _PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 
@@ -54,18 +55,19 @@ _PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[
 class Application:
     """The ASGI callable that `create_app` returns; `repository` is what it serves."""
 
-    def __init__(self, settings: Settings, repository: Repository, agreement: Agreement) -> None:
+    def __init__(self, settings: Settings, repository: Repository, keeper: Keeper) -> None:
         self.settings = settings
         self.repository = repository
         self.access_log = AccessLog(settings.log_format, settings.access_log)
         self.in_flight = self._shown_in_flight = 0
         self._figures: set[ModelMetrics] = set()
         self.held_bytes = 0
+        self.arrival = asyncio.Event()  # a connection has come
         self._most_held = max(MOST_HELD_BYTES, 2 * settings.max_request_bytes)
         self._keys = [key.strip().encode() for key in settings.api_key.split(",") if key.strip()]
         if self._keys and settings.admin_key:
             self._keys.append(settings.admin_key.strip().encode())
-        self.keeper = Keeper(repository, settings, agreement)
+        self.keeper = keeper
         self._tracer = open_tracer()
         self._admin_key = settings.admin_key.strip().encode()
         self._others = self._build_starlette()
@@ -218,6 +220,13 @@ class Application:
         self._figures = figures
         metrics.write_rest()
 
+    def find_stuck(self) -> str:
+        """Return the name of a model with a call that has run for twice the time that any request has, or nothing."""
+        limit = max(SHORTEST_STUCK, 2 * self.settings.request_timeout)
+        models = self.repository.models.values()
+        stuck = (model.name for model in models for served in model.versions.values() if served.batcher.running > limit)
+        return next(stuck, "")
+
     async def _operate(self, path: str, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:
         began, held, limit = time.perf_counter(), 0, self.settings.max_request_bytes
 
@@ -300,10 +309,11 @@ def create_app(
         StartError: the models folder or the device asked for is not there.
     """
     agreement = Agreement(shared)
-    agreement.confirm(0)  # from now on, what is agreed on waits for this worker
+    agreement.report(Report())  # from now on, what is agreed on waits for this worker
+    state = agreement.read()
     repository = Repository(settings, threads, preferred_device)
-    repository.load(agreement.read().unloaded)
-    return Application(settings, repository, agreement)
+    repository.load(state.unloaded)
+    return Application(settings, repository, Keeper(repository, settings, agreement, state.generation))
 
 
 def _explain(request: Request, error: HTTPException) -> ServiceError:

@@ -105,6 +105,7 @@ class Batcher:
         self._inline: deque[_Entry] = deque()
         self._threaded: deque[_Entry] = deque()
         self._running: list[_Entry] = []
+        self._began = 0.0
         self._rows = 0
         self._flushing = False
         self._sweeping = False
@@ -116,6 +117,11 @@ class Batcher:
     def rows(self) -> int:
         """Rows that wait or run now."""
         return self._rows
+
+    @property
+    def running(self) -> float:
+        """Seconds for which the call in the thread has been running; 0 when there is none."""
+        return time.perf_counter() - self._began if self._running else 0.0
 
     def submit(self, inputs: Any, deadline: float, waiter: Waiter) -> None:  # noqa: ANN401
         """Queue checked inputs float32 (N, *shape); the waiter hears of a result or a failure, once, by `deadline`.
@@ -190,7 +196,7 @@ class Batcher:
     def _start_thread(self) -> None:
         self._running = self._take(self._threaded, self._max_batch_size)
         if self._running:
-            began = time.perf_counter()
+            self._began = began = time.perf_counter()
             job = self._executor.submit(_run, self._predict, self._running, self._max_batch_size, self._joins)
             job.add_done_callback(lambda done: self._call_loop(self._finish_thread, done.result(), began))
 

@@ -49,6 +49,7 @@ class PredictProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin a connection, or refuse it where there are too many."""
         super().connection_made(transport)
+        self.app.arrival.set()
         self._head_since = self.loop.time()
         if len(self.connections) > self.app.settings.max_connections:
             self._refuse(UnavailableError("there are too many open connections; try again in a moment"))

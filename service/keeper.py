@@ -1,63 +1,110 @@
 """Keeps what is served equal to what stands in the folder, and to what the workers have agreed on.
 
-It looks at the folder every `--reload-interval`, and at once when a worker was told to load, unload or roll back. The
-work is done in a thread; the event loop only looks at a number four times a second.
+One worker looks at the folder, twice in every `--reload-interval`; what has changed there, or a worker was told to
+load, unload or roll back, is agreed on. Every worker then prepares it in a thread, waits for the others, and commits.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
 
-from service.agreement import Agreement
+from service.agreement import Agreement, Report, State
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
-from service.repository import Repository
+from service.repository import NO_FAILURES, Failures, Repository, give_back_memory
 from service.settings import Settings
-from service.shelf import Slot, list_slots, save_settings
+from service.shelf import Slot, list_slots, look, save_settings
 
 logger = logging.getLogger("service")
 
-LOOK_SECONDS = 0.25
 CHANGE_SECONDS = 30.0
+POLL_SECONDS = 0.1  # while others are waited for: one that dies rings no bell
 
 
 class Keeper:
-    """One worker's keeper; all methods belong to the event loop."""
+    """One worker's keeper; all methods belong to the event loop.
 
-    def __init__(self, repository: Repository, settings: Settings, agreement: Agreement) -> None:
+    Args:
+        repository: with what was in the folder at `generation`.
+        settings: how to run.
+        agreement: with the other workers.
+        generation: that the repository was loaded in.
+    """
+
+    def __init__(self, repository: Repository, settings: Settings, agreement: Agreement, generation: int = 0) -> None:
         self.repository = repository
         self._settings = settings
         self._agreement = agreement
-        self._generation = 0  # whatever was agreed on while the models were being loaded is looked at first
+        self._generation = generation
         self._looked_at = time.monotonic()
+        self._trouble = ""
+        self._bell = asyncio.Event()
+        self._report(generation, generation)
 
     async def keep(self) -> None:
         """Look after the repository until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await self._look()
-            except Exception:  # whatever is wrong with the folder, what is served goes on
-                logger.exception("the models folder could not be looked at")
+        loop = asyncio.get_running_loop()
+        interval = self._settings.reload_interval / 2 or None  # half for the look, half for loading
+        with self._agreement.listen(loop, self._bell.set):
+            while True:
+                try:
+                    await self._keep_up()
+                    await self._look()
+                    self._trouble = ""
+                except Exception as error:  # whatever is wrong with the folder, what is served goes on
+                    self._complain(error)
+                await self._wait_for_bell(interval)
+
+    async def _keep_up(self) -> None:
+        while (state := self._agreement.read()).generation != self._generation:
+            await self._follow(state)
+
+    async def _follow(self, state: State) -> None:
+        """Prepare what was agreed on, and commit it when all workers can."""
+        loop, generation = asyncio.get_running_loop(), state.generation
+        try:
+            change = await loop.run_in_executor(None, self.repository.prepare, state.unloaded, state.patient)
+        except BaseException:
+            self._generation = generation
+            self._report(generation, generation)  # the others need not wait
+            raise
+        self._report(generation, self._generation, Failures(change.refused, change.doubted))
+        until = loop.time() + CHANGE_SECONDS
+        while not self._agreement.is_prepared(generation) and loop.time() < until:
+            await self._wait_for_bell(POLL_SECONDS)
+        self.repository.commit(change, self._agreement.read_failures())
+        self._generation = generation
+        self._report(generation, generation, Failures(change.refused, change.doubted))
+        del change
+        await loop.run_in_executor(None, give_back_memory)
 
     async def _look(self) -> None:
-        interval = self._settings.reload_interval
-        state = self._agreement.read()
-        now = time.monotonic()
-        if state.generation == self._generation and not (interval and now - self._looked_at >= interval):
+        interval, now = self._settings.reload_interval, time.monotonic()
+        if not interval or now - self._looked_at < interval / 2 or not self._agreement.leads():
             return
-        patient = state.generation == self._generation  # nobody has asked, it is only time to look
-        loop = asyncio.get_running_loop()
-        changed = await loop.run_in_executor(None, self.repository.refresh, state.unloaded, patient)
         self._looked_at = now
-        if changed and state.generation == self._generation:  # the first to see it: the others need not wait
-            generation = self._agreement.change(lambda unloaded: unloaded)
-            if generation == state.generation + 1:  # else another was agreed on meanwhile, and is looked at next
-                self._generation = generation
-                self._agreement.confirm(generation)
-        elif state.generation != self._generation:
-            self._generation = state.generation
-            self._agreement.confirm(state.generation)
+        seen = await asyncio.get_running_loop().run_in_executor(None, look, self._settings.models_dir)
+        if seen != self.repository.seen or self._agreement.read_failures().doubted:
+            self._agreement.change(lambda unloaded: unloaded, patient=True)
+
+    async def _wait_for_bell(self, seconds: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._bell.wait()
+        self._bell.clear()
+
+    def _report(self, prepared: int, committed: int, failures: Failures = NO_FAILURES) -> None:
+        self._agreement.report(Report(prepared, committed, failures))
+
+    def _complain(self, error: Exception) -> None:
+        """Log a trouble once, not at every look."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            if isinstance(error, OSError):
+                logger.error("the models folder cannot be read: %s; what was served before goes on", error)
+            else:
+                logger.exception("the models folder could not be looked at")
 
     async def load(self, name: str) -> None:
         """Serve what stands in the folder of a model, on every worker.
@@ -116,10 +163,10 @@ class Keeper:
             raise NotFoundError(f"Request for unknown model: '{name[:80]}' has no version in the models folder")
 
     async def _agree(self, update: Callable[[frozenset[str]], frozenset[str]]) -> None:
-        """Change the shared state and return when every worker serves what it wants."""
+        """Change what is agreed on, and return when every worker has committed it."""
         generation = self._agreement.change(update)
         until = time.monotonic() + CHANGE_SECONDS
-        while self._generation < generation or not self._agreement.is_reached(generation):
+        while self._generation < generation or not self._agreement.is_committed(generation):
             if time.monotonic() > until:
                 raise DeadlineExceededError(f"not every worker has followed within {CHANGE_SECONDS:.0f} s")
-            await asyncio.sleep(LOOK_SECONDS / 5)
+            await asyncio.sleep(POLL_SECONDS / 10)

@@ -6,13 +6,17 @@ each worker answers HTTP itself, so a request crosses no process.
 """
 
 import asyncio
+import contextlib
 import gc
 import ipaddress
 import logging
 import multiprocessing as mp
+import os
+import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,12 +30,15 @@ from service.backends import list_accelerators
 from service.errors import StartError
 from service.http_protocol import PredictProtocol, check_times
 from service.settings import Settings, count_cores
-from service.supervisor import Supervisor
+from service.supervisor import Supervisor, Times
 
 logger = logging.getLogger("service")
 _fork = mp.get_context("fork")
 
 BACKLOG = 2048
+TICK_SECONDS = 0.1
+IDLE_TICK_SECONDS = 1.0
+SHORTEST_SILENCE = 5.0  # of a worker's event loop, after which it is killed, however short the request timeout
 SWITCH_SECONDS = 0.0005  # a thread that reads a large body gives way to the event loop after this, not after 5 ms
 GARBAGE_THRESHOLD = 20_000  # objects; a request makes no cycles, so the default of 700 only costs time
 KEEP_ALIVE_SECONDS = 75  # longer than proxies keep their end, so that they close first
@@ -42,6 +49,8 @@ class ModelHost(ls.LitAPI):
 
     app: Application
     retrying = False  # the supervisor sets it in a worker whose predecessor died while it was set up
+    pulse: Callable[[], None] = staticmethod(lambda: None)  # and this: how a worker shows that its loop turns
+    server: "HttpServer"
 
     def __init__(self, settings: Settings, listener: socket.socket, threads: int, shared: Path | None) -> None:
         super().__init__(loop=HttpLoop(), api_path="/predict")
@@ -57,6 +66,9 @@ class ModelHost(ls.LitAPI):
         except StartError as error:
             logger.log(logging.DEBUG if self.retrying else logging.ERROR, "%s", error)
             sys.exit(1)
+        self.server = HttpServer(build_config(self.app), self.app, self.pulse)
+        # Before anybody hears that this worker is ready: from now on SIGTERM drains it, and does not end it at once.
+        signal.signal(signal.SIGTERM, self.server.handle_exit)
 
     def predict(self, x: object, **_: object) -> object:
         """Refuse: LitServe's queue is not on the request path."""
@@ -68,34 +80,42 @@ class HttpLoop(LitLoop):
 
     def run(self, lit_api: ModelHost, *_: object, **__: object) -> None:
         """Serve, then end the process."""
-        config = uvicorn.Config(
-            lit_api.app,
-            loop="uvloop" if sys.platform != "win32" else "asyncio",
-            http=PredictProtocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(lit_api.settings.shutdown_grace)),
-        )
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.collect()
         gc.freeze()  # what start-up made stays: no collection need look at it again
         gc.set_threshold(GARBAGE_THRESHOLD)
-        HttpServer(config, lit_api.app).run(sockets=[lit_api.listener])
+        lit_api.server.run(sockets=[lit_api.listener])
+        if lit_api.server.is_stuck:
+            os._exit(1)  # a thread that never ends would be waited for
         sys.exit(0)
+
+
+def build_config(app: Application) -> uvicorn.Config:
+    """Return how uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        http=PredictProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(app.settings.shutdown_grace)),
+    )
 
 
 class HttpServer(uvicorn.Server):
     """uvicorn's server with a drain before the end, and the application's housekeeping in its tick."""
 
-    def __init__(self, config: uvicorn.Config, app: Application) -> None:
+    def __init__(self, config: uvicorn.Config, app: Application, pulse: Callable[[], None]) -> None:
         super().__init__(config)
+        self.is_stuck = False
         self._app = app
+        self._pulse = pulse
         self._exit_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -104,13 +124,31 @@ class HttpServer(uvicorn.Server):
         self._app.repository.draining = True
         if self._exit_at is None:
             self._exit_at = time.monotonic() + self._app.settings.drain_delay
+        self._app.arrival.set()  # an idle loop looks at once
+
+    async def main_loop(self) -> None:
+        """Tick until the end: often while there are connections, seldom while there are none, to cost little."""
+        await asyncio.sleep(TICK_SECONDS)  # who has connected is taken in, also if the end has been asked for already
+        while not await self.on_tick(1):
+            if self.server_state.connections or self._exit_at is not None:
+                await asyncio.sleep(TICK_SECONDS)
+                continue
+            self._app.arrival.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_TICK_SECONDS):
+                    await self._app.arrival.wait()
 
     async def on_tick(self, counter: int) -> bool:
-        """Look after the connections and the figures, ten times a second; true ends the server."""
+        """Look after the connections and the figures; true ends the server."""
+        now = time.monotonic()
+        self._pulse()
         self._app.tick()
         check_times(self.server_state.connections, asyncio.get_running_loop().time())
+        if not self.is_stuck and (name := self._app.find_stuck()):
+            logger.error("a call of model %s does not end; this worker ends and another takes its place", name)
+            self.is_stuck, self._exit_at = True, now
         ended = await super().on_tick(counter)
-        return ended or (self._exit_at is not None and time.monotonic() >= self._exit_at)
+        return ended or (self._exit_at is not None and now >= self._exit_at)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what is in flight, and write what was gathered for the log."""
@@ -157,7 +195,8 @@ def serve(settings: Settings, shared: Path) -> None:
         logger.info("serving on http://%s:%d with %d workers; try http://%s:%d/docs", shown, port, total, shown, port)
 
     with listener:
-        supervisor.supervise(announce, listener.close, settings.drain_delay, settings.shutdown_grace)
+        times = Times(settings.drain_delay, settings.shutdown_grace, max(SHORTEST_SILENCE, settings.request_timeout))
+        supervisor.supervise(announce, listener.close, times)
 
 
 def list_in_child(name: str) -> list[str]:

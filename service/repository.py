@@ -1,17 +1,18 @@
 """The repository: what of the models folder is served, version by version, and how that changes while it serves.
 
-A version is verified, opened, measured and only then put in place; the one it replaces answers what it has accepted and
-is freed when the last of that is gone. One that fails a check is never served, and what was served before goes on. It
-knows predictors and batchers; it does not know HTTP.
+A version is verified, opened and measured (`prepare`), and only then put in place (`commit`), so that all workers can
+do the second at the same moment; the one it replaces answers what it has accepted and is freed when the last of that is
+gone. One that fails a check is never served, and what was served before goes on. It knows predictors and batchers; it
+does not know HTTP.
 """
 
 import ctypes
 import gc
 import logging
 import sys
-import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from service import metrics
 from service.batching import Batcher
@@ -20,7 +21,7 @@ from service.manifest import AnyManifest
 from service.metrics import ModelMetrics
 from service.predictor import AnyPredictor, load_any_predictor
 from service.settings import Settings
-from service.shelf import Fingerprint, ModelSettings, Slot, list_slots, load_settings
+from service.shelf import Fingerprint, ModelSettings, Slot, list_slots, load_settings, look
 
 logger = logging.getLogger("service")
 
@@ -32,7 +33,6 @@ class Served:
     predictor: AnyPredictor
     batcher: Batcher
     metrics: ModelMetrics
-    fingerprint: Fingerprint = ()
 
     @property
     def manifest(self) -> AnyManifest:
@@ -40,13 +40,13 @@ class Served:
         return self.predictor.manifest
 
 
-@dataclass
+@dataclass(frozen=True)
 class Model:
     """All versions of one name: those that serve, and why others do not."""
 
     name: str
-    versions: dict[int, Served] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    versions: Mapping[int, Served] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
     settings: ModelSettings = field(default_factory=ModelSettings)
 
     @property
@@ -58,7 +58,7 @@ class Model:
     @property
     def reason(self) -> str:
         """Why no version serves."""
-        return next(reversed(self.refused.values()), "it has no version")
+        return next(reversed(list(self.refused.values())), "it has no version")
 
     def find(self, version: str) -> Served | None:
         """Return a served version by its number or by a label of the model's settings."""
@@ -66,20 +66,55 @@ class Model:
         return next((served for key, served in self.versions.items() if str(key) == version or key == number), None)
 
 
+class Key(NamedTuple):
+    """A model's name and a version's number."""
+
+    name: str
+    version: int
+
+
+class Failures(NamedTuple):
+    """Versions that failed their checks: for good, and those that may still be being copied."""
+
+    refused: Mapping[Key, str]
+    doubted: Mapping[Key, str]
+
+
+NO_FAILURES = Failures({}, {})
+
+
+class ReadSettings(NamedTuple):
+    """A model's settings, those before if the file is malformed, and why it is."""
+
+    chosen: ModelSettings
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What `Repository.prepare` found and opened, and `Repository.commit` puts in place."""
+
+    settings: Mapping[str, ReadSettings]
+    wanted: set[Key] = field(default_factory=set)
+    tried: dict[Key, Fingerprint] = field(default_factory=dict)
+    opened: dict[Key, Served] = field(default_factory=dict)
+    refused: dict[Key, str] = field(default_factory=dict)
+    doubted: dict[Key, str] = field(default_factory=dict)
+
+
 class Repository:
-    """What is served, by name and version. `refresh` may run in a thread; everything else only reads."""
+    """What is served, by name and version. `prepare` may run in a thread; everything else belongs to the event loop."""
 
     def __init__(self, settings: Settings, threads: int = 1, preferred_device: str = "cpu") -> None:
-        self.models: dict[str, Model] = {}
+        self.models: Mapping[str, Model] = {}
         self.draining = False
         self.loaded = False
+        self.seen: frozenset[tuple[str, int, int]] = frozenset()  # the folder, when it was last looked at
         self._settings = settings
         self._threads = threads
         self._preferred_device = preferred_device
-        self._tried: dict[tuple[str, int], Fingerprint] = {}
-        self._doubts: dict[tuple[str, int], str] = {}
-        self._arriving: dict[str, Model] = {}
-        self._lock = threading.Lock()
+        self._tried: dict[Key, Fingerprint] = {}
+        self._doubts: dict[Key, str] = {}
 
     @property
     def problem(self) -> str:
@@ -129,92 +164,55 @@ class Repository:
         self.refresh(unloaded)
         self.loaded = True
 
-    def refresh(self, unloaded: Collection[str] = (), patient: bool = False) -> bool:
-        """Make what is served equal to what stands in the folder, but for the models in `unloaded`.
+    def refresh(self, unloaded: Collection[str] = (), patient: bool = False) -> None:
+        """Prepare and commit, where no other worker has a say."""
+        self.commit(self.prepare(unloaded, patient))
 
-        A version whose files have not changed since it was loaded or refused is left alone.
+    def prepare(self, unloaded: Collection[str] = (), patient: bool = False) -> Change:
+        """Find out what is to be served, and verify and open what is new; what is served now stays as it is.
 
         Args:
             unloaded: models to treat as if they were not there.
             patient: what fails its checks may still be being copied; it is only refused if its files are the same at
-                the next look.
+                the next look. Without patience, what was refused before is tried again.
 
-        Returns:
-            Whether a version has been taken in, refused or taken out.
+        Raises:
+            OSError: the models folder is not there.
         """
-        with self._lock:
-            root = self._settings.models_dir
-            if not root.is_dir():
-                logger.error("the models folder %s is not there; what was served before goes on", root)
-                return False
-            slots = [slot for slot in list_slots(root, self._settings.model_name) if slot.name not in unloaded]
-            for name in {slot.name for slot in slots}:
-                self._refresh_settings(self._find(name))
-            wanted = [slot for slot in slots if self._is_wanted(slot)]
-            changed = [slot for slot in wanted if self._tried.get((slot.name, slot.version)) != slot.fingerprint]
-            served = [self._load_version(slot) for slot in changed]
-            doubted = [slot for slot in wanted if (slot.name, slot.version) in self._doubts]
-            refused = [slot for slot in doubted if not (patient and slot in changed)]
-            for slot in refused:
-                self._refuse(slot)
-            removed = self._remove_others(wanted)
-        if changed or removed:
-            _give_back_memory()
-        return bool(any(served) or refused or removed)
+        root = self._settings.models_dir
+        self.seen = look(root)
+        slots = [slot for slot in list_slots(root, self._settings.model_name) if slot.name not in unloaded]
+        settings = {name: self._read_settings(name) for name in {slot.name for slot in slots}}
+        change = Change(settings)
+        for slot in slots:
+            chosen = settings[slot.name].chosen.versions
+            if chosen is None or slot.version in chosen:
+                self._prepare_version(slot, patient, change)
+        return change
 
-    def _find(self, name: str) -> Model:
-        """Return a model, also one that no request sees yet because no version of it has been served or refused."""
-        return self.models.get(name) or self._arriving.setdefault(name, Model(name))
-
-    def _show(self, model: Model) -> None:
-        """Let requests see a model; others may be going through `models`, so it is replaced and never changed."""
-        self._arriving.pop(model.name, None)
-        self.models = {**self.models, model.name: model}
-
-    def _refresh_settings(self, model: Model) -> None:
-        try:
-            model.settings = load_settings(self._settings.models_dir, model.name)
-        except ModelRefusedError as error:
-            if model.refused.get("settings") != str(error):
-                logger.error("model %s keeps its settings: %s", model.name, error)
-                model.refused = {**model.refused, "settings": str(error)}
+    def _prepare_version(self, slot: Slot, patient: bool, change: Change) -> None:
+        key = Key(slot.name, slot.version)
+        is_same = self._tried.get(key) == slot.fingerprint
+        change.wanted.add(key)
+        change.tried[key] = slot.fingerprint
+        if is_same and patient and key in self._doubts:  # nobody is copying it any more
+            change.refused[key] = self._doubts[key]
             return
-        model.refused = {version: reason for version, reason in model.refused.items() if version != "settings"}
-
-    def _is_wanted(self, slot: Slot) -> bool:
-        versions = self._find(slot.name).settings.versions
-        return versions is None or slot.version in versions
-
-    def _refuse(self, slot: Slot) -> None:
-        """Say everywhere why a version is not served."""
-        model, version = self._find(slot.name), str(slot.version)
-        reason = self._doubts.pop((slot.name, slot.version))
-        model.refused = {**model.refused, version: reason}
-        self._show(model)
-        metrics.note_refused(slot.name, version, True)
-        goes_on = "; what was served before goes on" if model.versions else ""
-        logger.error("model %s version %s is not served: %s%s", slot.name, version, reason, goes_on)
-
-    def _load_version(self, slot: Slot) -> bool:
-        """Check and open a version, and serve it; one that fails is doubted, and goes on as it was."""
-        model, version = self._find(slot.name), str(slot.version)
-        self._tried[slot.name, slot.version] = slot.fingerprint
+        model = self.models.get(slot.name)
+        is_refused = key in self._doubts or (model is not None and str(slot.version) in model.refused)
+        if is_same and (patient or not is_refused):
+            return
         try:
-            served = self._open(slot)
+            change.opened[key] = self._open(slot)
         except (ModelRefusedError, InferenceError) as error:
-            self._doubts[slot.name, slot.version] = str(error)
-            return False
-        self._doubts.pop((slot.name, slot.version), None)
-        model.versions = {**model.versions, slot.version: served}
-        self._show(model)
-        if version in model.refused:
-            model.refused = {key: reason for key, reason in model.refused.items() if key != version}
-            metrics.note_refused(slot.name, version, False)
-        backend = served.predictor.backend
-        metrics.note_served(slot.name, slot.version, backend.name, backend.device, backend.provider, True)
-        if self.loaded:
-            logger.info("serving %s version %s on %s (%s)", slot.name, version, backend.device, backend.provider)
-        return True
+            (change.doubted if patient else change.refused)[key] = str(error)
+
+    def _read_settings(self, name: str) -> ReadSettings:
+        try:
+            return ReadSettings(load_settings(self._settings.models_dir, name))
+        except ModelRefusedError as error:
+            model = self.models.get(name)
+            return ReadSettings(model.settings if model else ModelSettings(), str(error))
 
     def _open(self, slot: Slot) -> Served:
         settings = self._settings
@@ -232,37 +230,92 @@ class Repository:
         figures = ModelMetrics(slot.name, slot.version)
         joins = predictor.manifest.task != "tensors"
         batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, figures, joins)
-        return Served(predictor, batcher, figures, slot.fingerprint)
+        return Served(predictor, batcher, figures)
 
-    def _remove_others(self, wanted: Collection[Slot]) -> bool:
-        """Stop serving what is not wanted any more; requests that were accepted hold what they need until answered."""
-        kept = {(slot.name, slot.version) for slot in wanted}
-        self._tried = {key: seen for key, seen in self._tried.items() if key in kept}
-        self._doubts = {key: reason for key, reason in self._doubts.items() if key in kept}
-        self._arriving = {name: model for name, model in self._arriving.items() if any(name == key for key, _ in kept)}
-        removed = False
-        for model in list(self.models.values()):
-            for version, served in model.versions.items():
-                if (model.name, version) not in kept:
-                    removed = True
-                    backend = served.predictor.backend
-                    metrics.note_served(model.name, version, backend.name, backend.device, backend.provider, False)
-                    logger.info("no longer serving %s version %d", model.name, version)
-            model.versions = {key: served for key, served in model.versions.items() if (model.name, key) in kept}
-            refused = {key for key in model.refused if key.isdigit() and (model.name, int(key)) not in kept}
-            for key in refused:
-                metrics.note_refused(model.name, key, False)
-                removed = True
-            model.refused = {key: reason for key, reason in model.refused.items() if key not in refused}
-            if not any(name == model.name for name, _ in kept):
-                self.models = {name: other for name, other in self.models.items() if other is not model}
-        return removed
+    def commit(self, change: Change, elsewhere: Failures = NO_FAILURES) -> None:
+        """Serve what was prepared, all of it from one moment on.
+
+        Requests that were accepted hold the version they need until they are answered.
+
+        Args:
+            change: what `prepare` returned.
+            elsewhere: versions that failed their checks in another worker, with the reasons: none serves them then.
+        """
+        for key in [key for key in change.opened if key in elsewhere.refused or key in elsewhere.doubted]:
+            del change.opened[key]
+            if key in elsewhere.refused:
+                change.refused[key] = elsewhere.refused[key]
+            else:
+                change.doubted[key] = elsewhere.doubted[key]
+                del change.tried[key]  # it is opened again when the other's doubt is settled
+        self._tried, self._doubts = change.tried, change.doubted
+        before = self.models
+        self.models = {model.name: model for model in self._build_models(change)}
+        self._tell(before)
+
+    def _build_models(self, change: Change) -> Iterator[Model]:
+        for name, settings in change.settings.items():
+            old = self.models.get(name, Model(name))
+            kept = {version: served for version, served in old.versions.items() if Key(name, version) in change.wanted}
+            opened = {key.version: served for key, served in change.opened.items() if key.name == name}
+            still = {
+                version: reason
+                for version, reason in old.refused.items()
+                if version.isdigit() and Key(name, int(version)) in change.wanted and int(version) not in opened
+            }
+            refused = {str(key.version): reason for key, reason in change.refused.items() if key.name == name}
+            if settings.problem:
+                refused["settings"] = settings.problem
+            model = Model(name, kept | opened, still | refused, settings.chosen)
+            if model.versions or model.refused:  # else it is still being copied
+                yield model
+
+    def _tell(self, before: Mapping[str, Model]) -> None:
+        """Note in log and figures what has changed."""
+        served, was_served = _list_served(self.models), _list_served(before)
+        for key in was_served.keys() - served.keys():
+            logger.info("no longer serving %s version %d", *key)
+        for key, one in was_served.items():
+            if served.get(key) is not one:
+                _note_served(one, False)
+        for key, one in served.items():
+            if was_served.get(key) is not one:
+                backend = one.predictor.backend
+                _note_served(one, True)
+                if self.loaded:
+                    logger.info("serving %s version %d on %s (%s)", *key, backend.device, backend.provider)
+        refused, was_refused = _list_refused(self.models), _list_refused(before)
+        for name, version in was_refused.keys() - refused.keys():
+            if version.isdigit():
+                metrics.note_refused(name, version, False)
+        for (name, version), reason in refused.items():
+            if was_refused.get((name, version)) == reason:
+                continue
+            if not version.isdigit():
+                logger.error("model %s keeps its settings: %s", name, reason)
+                continue
+            metrics.note_refused(name, version, True)
+            goes_on = "; what was served before goes on" if self.models[name].versions else ""
+            logger.error("model %s version %s is not served: %s%s", name, version, reason, goes_on)
 
     def _names(self) -> str:
         return ", ".join(sorted(self.models)) or "(none)"
 
 
-def _give_back_memory() -> None:
+def _list_served(models: Mapping[str, Model]) -> dict[Key, Served]:
+    return {Key(model.name, key): served for model in models.values() for key, served in model.versions.items()}
+
+
+def _list_refused(models: Mapping[str, Model]) -> dict[tuple[str, str], str]:
+    return {(model.name, key): reason for model in models.values() for key, reason in model.refused.items()}
+
+
+def _note_served(served: Served, serves: bool) -> None:
+    manifest, backend = served.manifest, served.predictor.backend
+    metrics.note_served(manifest.name, manifest.version, backend.name, backend.device, backend.provider, serves)
+
+
+def give_back_memory() -> None:
     """Free what is only held in cycles, and have the C library return what graphs leave behind."""
     gc.collect()
     if sys.platform == "linux":

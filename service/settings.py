@@ -28,7 +28,10 @@ class Settings(BaseModel):
         default="", description="name of the model where the models folder holds one version's files directly"
     )
     reload_interval: float = Field(
-        default=2.0, ge=0, le=3600, description="seconds between looks at the models folder; 0: only when told to"
+        default=2.0,
+        ge=0,
+        le=3600,
+        description="seconds from a change in the models folder to serving it; 0: only when told to",
     )
     workers: int = Field(default=0, ge=0, le=256, description="worker processes; 0: one per CPU core, or per GPU")
     device: str = Field(
@@ -101,9 +104,14 @@ def count_cores() -> int:
     return max(1, min(affinity, _cgroup_quota()))
 
 
-def _cgroup_quota() -> int:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return 2**16
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the CPU quota that a container or a service manager has set, in cores, rounded up."""
+    v1 = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+    for files in (("cpu.max",), v1):
+        try:
+            quota, period = " ".join((root / file).read_text() for file in files).split()
+            if int(quota) > 0:  # -1 is cgroup v1's "max"
+                return math.ceil(int(quota) / int(period))
+        except (OSError, ValueError):  # the other version of cgroups, or "max"
+            continue
+    return 2**16

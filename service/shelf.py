@@ -4,6 +4,7 @@ Two layouts: `<name>/<version>/manifest.json`, and KServe's `/mnt/models`, which
 folder counts once it has a manifest, which is written last.
 """
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from service.errors import InvalidRequestError, ModelRefusedError
 from service.manifest import MANIFEST_FILE, load_any_manifest, sentence
 
 SETTINGS_FILE = "settings.json"
+_DEPTH = 2  # folders between the models folder and a file of a version
 Fingerprint = tuple[tuple[str, int, int], ...]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)]  # never a number
 
@@ -36,6 +38,32 @@ class ModelSettings(BaseModel):
     versions: tuple[int, ...] | None = Field(default=None, description="versions to serve; all when absent")
     latest: int | None = Field(default=None, description="version of paths without one; the newest when absent")
     labels: dict[Label, int] = Field(default_factory=dict, description='such as {"stable": 1, "canary": 2}')
+
+
+def look(root: Path) -> frozenset[tuple[str, int, int]]:
+    """Return path, size and time of change (ns) of every file that decides what is served: two looks compare.
+
+    It reads directories only, for it is done all the time. Names that begin with a dot are nothing yet.
+
+    Raises:
+        OSError: the models folder is not there.
+    """
+    found: set[tuple[str, int, int]] = set()
+    _look_into(os.fspath(root), _DEPTH, found)
+    return frozenset(found)
+
+
+def _look_into(folder: str, depth: int, found: set[tuple[str, int, int]]) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            with contextlib.suppress(OSError):  # it is being removed
+                if not entry.is_dir():
+                    status = entry.stat()
+                    found.add((entry.path, status.st_size, status.st_mtime_ns))
+                elif depth:
+                    _look_into(entry.path, depth - 1, found)
 
 
 def list_slots(root: Path, model_name: str = "") -> list[Slot]:

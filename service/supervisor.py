@@ -14,10 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import litserve as ls
 from litserve.loops.loops import inference_worker
@@ -32,7 +33,7 @@ FIRST_PAUSE = 0.1  # seconds before a worker that died while starting is tried a
 LONGEST_PAUSE = 5.0
 SETTLED_SECONDS = 1.0  # a worker that dies sooner after it was ready counts as one that could not be started
 MAX_FAILURES = 5  # in a row, with no other worker ready: then the service ends, for whoever watches it to see
-PARENT_SECONDS = 0.25  # between looks at whether the parent still lives
+LOOK_SECONDS = 1.0  # between looks at the workers' pulses
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _fork = mp.get_context("fork")
 
@@ -50,6 +51,8 @@ class _Worker:
     was_ready: bool = True
     ready_at: float = 0.0
     start_at: float = 0.0
+    pulse: int = 0
+    silent: float = 0.0  # seconds, as far as looks at the pulse have shown
 
 
 class _Status:
@@ -62,6 +65,14 @@ class _Status:
         self._sender.send(value)
 
 
+class Times(NamedTuple):
+    """Seconds: from a signal to the end of listening, for requests in flight then, and of silence until a kill."""
+
+    delay: float
+    grace: float
+    silence: float
+
+
 class Supervisor(ls.LitServer):
     """LitServe's server with processes of its own; `run` is replaced by `supervise`."""
 
@@ -71,19 +82,19 @@ class Supervisor(ls.LitServer):
         places = self._inference_workers_config_for_api(api.api_path)
         devices = [place[0] if isinstance(place, list) else place for place in places]
         self._workers = [_Worker(index, device) for index, device in enumerate(devices)]
+        self._pulses = _fork.RawArray("Q", len(self._workers))
+        self._looked_at = 0.0
+        self._lifeline = os.pipe()  # the parent alone keeps its second end open: workers see it close
         self._signals = 0
         self._announced = False
 
-    def supervise(
-        self, announce: Callable[[], None], end_listening: Callable[[], None], delay: float, grace: float
-    ) -> None:
+    def supervise(self, announce: Callable[[], None], end_listening: Callable[[], None], times: Times) -> None:
         """Keep the workers running until SIGTERM or SIGINT; a second signal ends them without grace.
 
         Args:
             announce: called once, when all workers are ready.
             end_listening: called when no new connection is to be taken any more.
-            delay: seconds from the signal to that moment, in which workers say that they are not ready.
-            grace: seconds that requests in flight then get.
+            times: how long what may take.
 
         Raises:
             StartError: no worker can be started.
@@ -102,7 +113,8 @@ class Supervisor(ls.LitServer):
                 self._start_due()
                 self._wait(wake)
                 self._look_after(announce)
-            self._end_gently(wake, end_listening, delay, grace)
+                self._check_pulses(times.silence)
+            self._end_gently(wake, end_listening, times)
         finally:
             self._kill_all()
             for number in _SIGNALS:  # one more has nothing left to say
@@ -117,9 +129,10 @@ class Supervisor(ls.LitServer):
     def _start(self, worker: _Worker) -> None:
         worker.status, sender = mp.Pipe(duplex=False)
         self._api.retrying = not worker.was_ready
+        self._api.pulse = partial(_beat, self._pulses, worker.index)
         worker.process = _fork.Process(
             target=_run_worker,
-            args=(self._api, worker.device, worker.index, _Status(sender), self._callback_runner),
+            args=(self._api, worker.device, worker.index, _Status(sender), self._callback_runner, self._lifeline),
             name=f"worker-{worker.index}",
         )
         # A signal between the fork and the child's own handlers would meet the parent's, and be lost.
@@ -134,7 +147,8 @@ class Supervisor(ls.LitServer):
         waiting += [worker.status for worker in self._workers if worker.status and not worker.ready]
         waiting += [worker.process.sentinel for worker in self._workers if worker.process]
         due = [worker.start_at for worker in self._workers if worker.process is None]
-        wait(waiting, max(0.0, min(due) - time.monotonic()) if due else None)
+        now = time.monotonic()
+        wait(waiting, max(0.0, min([*due, now + LOOK_SECONDS]) - now))
 
     def _look_after(self, announce: Callable[[], None]) -> None:
         for worker in self._workers:
@@ -169,14 +183,32 @@ class Supervisor(ls.LitServer):
         worker.process, worker.status, worker.ready = None, None, False
         worker.start_at = time.monotonic() + pause
 
-    def _end_gently(self, wake: Connection, end_listening: Callable[[], None], delay: float, grace: float) -> None:
+    def _check_pulses(self, silence: float) -> None:
+        """Kill workers whose event loop has stood still for too long: nothing else would ever end their requests.
+
+        Only looks count, not the clock: a machine that slept has no silent workers.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        for worker in self._workers:
+            pulse = self._pulses[worker.index]
+            worker.silent = worker.silent + LOOK_SECONDS if worker.ready and pulse == worker.pulse else 0.0
+            worker.pulse = pulse
+            if worker.silent >= silence and worker.process is not None:
+                logger.error("%s has stood still for %.0f s and is killed", worker.process.name, worker.silent)
+                worker.process.kill()
+                worker.silent = 0.0
+
+    def _end_gently(self, wake: Connection, end_listening: Callable[[], None], times: Times) -> None:
         processes = [worker.process for worker in self._workers if worker.process is not None]
         for process in processes:
             process.terminate()
         wake.recv()
-        self._wait_for(processes, wake, delay)
+        self._wait_for(processes, wake, times.delay)
         end_listening()
-        self._wait_for(processes, wake, grace + 1)
+        self._wait_for(processes, wake, times.grace + 1)
 
     def _wait_for(self, processes: list[BaseProcess], wake: Connection, seconds: float) -> None:
         """Wait until the processes have ended, the time is over, or a second signal has come."""
@@ -202,12 +234,19 @@ def _receive(connection: Connection) -> object:
         return None
 
 
-def _run_worker(api: ls.LitAPI, device: str, index: int, status: _Status, callbacks: object) -> None:
+def _beat(pulses: Any, index: int) -> None:  # noqa: ANN401 - a shared array
+    pulses[index] += 1
+
+
+def _run_worker(
+    api: ls.LitAPI, device: str, index: int, status: _Status, callbacks: object, lifeline: tuple[int, int]
+) -> None:
     """Run in the child: LitServe's worker, ended by signals and with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, _exit_at_once)  # until the HTTP server installs its own handler
+    signal.signal(signal.SIGTERM, _exit_at_once)  # until the HTTP server's own handler stands
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.close(lifeline[1])
+    threading.Thread(target=_end_with_parent, args=lifeline[:1], daemon=True).start()
     inference_worker(api, device, index, None, None, status, callbacks, True)
 
 
@@ -216,12 +255,8 @@ def _exit_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _end_with_parent() -> None:
-    parent = mp.parent_process()
-    if parent is not None:
-        # Workers forked later hold the sentinel open as well, so the parent's id tells first.
-        while os.getppid() == parent.pid and not wait([parent.sentinel], PARENT_SECONDS):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
-        os._exit(1)
+def _end_with_parent(lifeline: int) -> None:
+    os.read(lifeline, 1)  # nothing is ever written: this returns when the parent has ended
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+    os._exit(1)

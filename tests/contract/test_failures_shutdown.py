@@ -59,6 +59,17 @@ def test_requests_in_flight_are_finished(models: Path) -> None:
         server.kill()
 
 
+def test_request_of_the_first_moment_is_finished(models: Path) -> None:
+    """SIGTERM in the moment in which the service says that it serves: who connected then is answered."""
+    for _ in range(3):
+        with Server(models, "--workers", "2") as server, Wire(server.url) as wire:
+            wire.send(build_predict("doubler", [2.0]))
+            server.process.send_signal(signal.SIGTERM)
+            assert wire.read().status == 200
+            assert server.process.wait(20) == 0
+            server.kill()
+
+
 def test_grace_is_the_longest_wait(models: Path) -> None:
     """What takes longer than the grace is given up: the process ends in time and its exit code is 0."""
     with Server(models, "--workers", "1", "--shutdown-grace", "1") as server, Wire(server.url) as wire:

@@ -125,7 +125,26 @@ def test_no_worker_outlives_its_parent(workers: int, models: Path) -> None:
         for wire in wires:
             assert wire.read().status in (0, 503)
         server.kill()
-    assert took < 2.5
+    assert took < 2
+
+
+@pytest.mark.parametrize("model", ["napper", "surprise"])
+def test_call_that_never_ends_costs_one_worker(model: str, models: Path) -> None:
+    """A graph that never ends, in a thread or on the event loop: its request ends, others go on, a worker is new."""
+    fakes.write_version(models, napper("surprise"))
+    with Server(models, "--workers", "2", "--request-timeout", "1") as server:
+        before = {worker.pid for worker in server.workers()}
+        with Wire(server.url) as endless:
+            reply = endless.send(build_predict(model, [float(rounds_for(3600))])).read()
+        assert reply.status == (504 if model == "napper" else 0)
+        took = wait_until(lambda: len({worker.pid for worker in server.workers()} - before) == 1)
+        print(f"replaced {took:.1f} s after the request ended")
+        assert len(server.workers()) == 2
+        for wire in connect_to_each(server, 2).values():
+            wire.close()
+        said = "a call of model napper does not end" if model == "napper" else "has stood still for 5 s and is killed"
+        assert said in server.log()
+        assert server.stop() == 0
 
 
 @pytest.fixture

@@ -1,12 +1,18 @@
 """Tests of service.agreement."""
 
+import asyncio
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from service.agreement import Agreement, State
+import pytest
+
+from service.agreement import Agreement, Report, State
+from service.repository import Failures, Key
 
 
 def _raise_often(folder: Path) -> None:
@@ -19,10 +25,12 @@ def test_alone_is_agreed_at_once() -> None:
     """One process needs no folder: what it changes is so."""
     agreement = Agreement(None)
     assert agreement.read() == State(0, frozenset())
-    agreement.confirm(0)
+    assert agreement.leads()
     assert agreement.change(lambda unloaded: unloaded | {"a"}) == 1
-    assert agreement.read() == State(1, frozenset({"a"}))
-    assert agreement.is_reached(1)
+    assert agreement.read() == State(1, frozenset({"a"}), patient=False)
+    assert not agreement.is_prepared(1)
+    agreement.report(Report(1, 0))
+    assert (agreement.is_prepared(1), agreement.is_committed(1)) == (True, False)
 
 
 def test_others_see_a_change(tmp_path: Path) -> None:
@@ -31,7 +39,9 @@ def test_others_see_a_change(tmp_path: Path) -> None:
     assert other.read() == State()
     assert one.change(lambda unloaded: unloaded | {"a"}) == 1
     assert other.change(lambda unloaded: unloaded | {"b"}) == 2
-    assert one.read() == other.read() == State(2, frozenset({"a", "b"}))
+    assert one.read() == other.read() == State(2, frozenset({"a", "b"}), patient=False)
+    assert one.change(lambda unloaded: unloaded - {"a"}, patient=True) == 3
+    assert other.read() == State(3, frozenset({"b"}), patient=True)
 
 
 def test_changes_of_many_processes_are_all_kept(tmp_path: Path) -> None:
@@ -46,16 +56,72 @@ def test_changes_of_many_processes_are_all_kept(tmp_path: Path) -> None:
     assert (state.generation, len(state.unloaded)) == (150, 150)
 
 
-def test_reached_when_every_living_worker_has_confirmed(tmp_path: Path) -> None:
-    """A worker that has not confirmed is waited for while it lives, and no longer."""
+def test_every_living_worker_is_waited_for(tmp_path: Path) -> None:
+    """A worker that has not come as far is waited for while it lives, and no longer."""
     agreement = Agreement(tmp_path)
-    agreement.confirm(0)
-    assert not agreement.is_reached(1)
-    agreement.confirm(1)
-    assert agreement.is_reached(1)
+    agreement.report(Report(0, 0))
+    assert not agreement.is_prepared(1)
+    agreement.report(Report(1, 0))
+    assert agreement.is_prepared(1)
+    assert not agreement.is_committed(1)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        (tmp_path / f"worker-{other.pid}").write_text("0")
-        assert not agreement.is_reached(1)
+        left = tmp_path / f"worker-{other.pid}-0"
+        shutil.copy(next(tmp_path.glob("worker-*")), left)
+        agreement.report(Report(1, 1))
+        assert agreement.is_prepared(1)
+        assert not agreement.is_committed(1)
         other.communicate(b"\n")
-    assert agreement.is_reached(1)
-    assert not (tmp_path / f"worker-{other.pid}").exists()
+    assert agreement.is_committed(1)
+    assert not left.exists()
+
+
+def test_failures_of_all_workers_are_known(tmp_path: Path) -> None:
+    """What failed its checks in one worker is known to the others, with the reason, until it reports again."""
+    one, other = Agreement(tmp_path), Agreement(tmp_path)
+    key = Key("coin", 2)
+    one.report(Report(1, 0, Failures({key: "broken"}, {})))
+    other.report(Report(1, 0, Failures({}, {key: "half there"})))
+    assert one.read_failures() == other.read_failures() == Failures({key: "broken"}, {key: "half there"})
+    one.report(Report(2, 0))
+    assert other.read_failures() == Failures({}, {key: "half there"})
+
+
+def test_one_worker_leads(tmp_path: Path) -> None:
+    """One worker looks at the folder; when its process has ended, another one does."""
+    code = "import sys; from pathlib import Path; from service.agreement import Agreement\n"
+    code += "agreement = Agreement(Path(sys.argv[1])); print(agreement.leads(), flush=True); input()"
+    agreement = Agreement(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert not agreement.leads()
+        other.communicate("\n")
+    assert agreement.leads()
+    assert agreement.leads()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_bell_rings_when_anybody_writes(shared: bool, tmp_path: Path) -> None:
+    """Whoever changes or reports something wakes every worker, and a bell that a dead worker left is cleared away."""
+    one = Agreement(tmp_path if shared else None)
+    other = Agreement(tmp_path) if shared else one
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        heard = asyncio.Event()
+        with one.listen(loop, heard.set):
+            os.mkfifo(tmp_path / "bell-1-0")
+            writes: list[Callable[[], object]] = [
+                lambda: other.change(lambda unloaded: unloaded),
+                lambda: other.report(Report(1, 1)),
+                lambda: one.report(Report(1, 1)),
+            ]
+            for write in writes if shared else writes[:1]:
+                write()
+                await asyncio.wait_for(heard.wait(), 5)
+                heard.clear()
+
+    asyncio.run(run())
+    assert list(tmp_path.glob("bell-*")) == ([] if shared else [tmp_path / "bell-1-0"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 
 from service import keeper as keeper_module
-from service.agreement import Agreement
-from service.errors import DeadlineExceededError, InvalidRequestError, NotFoundError
+from service.agreement import Agreement, Report
+from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
 from service.keeper import Keeper
-from service.repository import Repository
+from service.repository import Change, Repository, Served
 from service.settings import Settings
-from service.shelf import SETTINGS_FILE
+from service.shelf import SETTINGS_FILE, Slot
 from tests import fakes
 
 Talk = Callable[[Keeper], Coroutine[Any, Any, None]]
@@ -24,7 +25,6 @@ def build(root: Path, shared: Path | None = None, interval: float = 0) -> Keeper
     """Return a keeper of the models in a folder."""
     settings = Settings(models_dir=root, device="cpu", backend="onnx", reload_interval=interval)
     agreement = Agreement(shared)
-    agreement.confirm(0)
     repository = Repository(settings)
     repository.load(agreement.read().unloaded)
     return Keeper(repository, settings, agreement)
@@ -124,7 +124,8 @@ def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
         assert versions(keeper) == []
 
     keep(one, other, talk=talk)
-    (shared / "worker-1").write_text("0")  # a living process that never follows
+    assert versions(other) == []
+    shutil.copy(next(shared.glob("worker-*")), shared / "worker-1-0")  # a living process that never follows
 
     async def wait(keeper: Keeper) -> None:
         with pytest.raises(DeadlineExceededError, match="not every worker has followed"):
@@ -135,23 +136,100 @@ def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
         keep(one, talk=wait)
 
 
-def test_change_agreed_on_while_looking_is_not_skipped(empty_dir: Path, tmp_path: Path) -> None:
+def test_workers_swap_at_one_moment(empty_dir: Path, tmp_path: Path) -> None:
+    """A worker that could serve a new version goes on with the old one until the others can, too."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    quick, slow = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
+    may_go_on = threading.Event()
+    prepare = slow.repository.prepare
+
+    def prepare_slowly(*arguments: Any) -> Change:
+        may_go_on.wait()
+        return prepare(*arguments)
+
+    slow.repository.prepare = prepare_slowly  # type: ignore[method-assign,assignment]
+    quick_report = Agreement(tmp_path)
+
+    async def talk(_: Keeper) -> None:
+        fakes.write_version(empty_dir, fakes.doubler(version=2))
+        while not quick_report.read().generation:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        assert (versions(quick), versions(slow)) == ([1], [1])
+        may_go_on.set()
+        while versions(quick) != [1, 2] or versions(slow) != [1, 2]:
+            await asyncio.sleep(0)
+
+    try:
+        keep(quick, slow, talk=talk)
+    finally:
+        may_go_on.set()
+
+
+def test_version_that_one_worker_refuses_serves_nowhere(empty_dir: Path, tmp_path: Path) -> None:
+    """What fails its checks in one worker is refused in all; a load tries it again though its files are the same."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    good, bad = build(empty_dir, tmp_path), build(empty_dir, tmp_path)
+    opens = bad.repository._open
+
+    def refuse(slot: Slot) -> Served:
+        raise ModelRefusedError("out of memory")
+
+    async def talk(keeper: Keeper) -> None:
+        bad.repository._open = refuse  # type: ignore[method-assign]
+        fakes.write_version(empty_dir, fakes.doubler(version=2))
+        await keeper.load("doubler")
+        for each in (good, bad):
+            assert versions(each) == [1]
+            assert each.repository.models["doubler"].refused == {"2": "out of memory"}
+        bad.repository._open = opens  # type: ignore[method-assign]
+        await keeper.load("doubler")
+        for each in (good, bad):
+            assert versions(each) == [1, 2]
+            assert each.repository.models["doubler"].refused == {}
+
+    keep(good, bad, talk=talk)
+
+
+def test_version_that_one_worker_doubts_is_looked_at_again(empty_dir: Path, tmp_path: Path) -> None:
+    """What is only half there for one worker waits in all of them, and serves in all once it is whole."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    early, late = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
+    opens = early.repository._open
+
+    def fail_once(slot: Slot) -> Served:
+        early.repository._open = opens  # type: ignore[method-assign]
+        (empty_dir / "doubler" / "2" / "note.txt").write_text("still being copied")
+        raise ModelRefusedError("half there")
+
+    async def talk(_: Keeper) -> None:
+        early.repository._open = fail_once  # type: ignore[method-assign]
+        fakes.write_version(empty_dir, fakes.doubler(version=2))
+        while versions(early) != [1, 2] or versions(late) != [1, 2]:
+            assert not early.repository.models["doubler"].refused
+            await asyncio.sleep(0.01)
+
+    keep(early, late, talk=talk)
+
+
+def test_change_agreed_on_while_preparing_is_not_skipped(empty_dir: Path, tmp_path: Path) -> None:
     """A worker that finds a new version while another is told to unload a model does both."""
     fakes.write_version(empty_dir, fakes.doubler())
     fakes.write_version(empty_dir, fakes.coin())
-    keeper = build(empty_dir, tmp_path, interval=0.01)
-    refresh = keeper.repository.refresh
+    keeper = build(empty_dir, tmp_path, interval=0.02)
+    prepare = keeper.repository.prepare
 
-    def refresh_and_meet(*arguments: Any) -> bool:
-        keeper.repository.refresh = refresh  # type: ignore[method-assign]
-        fakes.write_version(empty_dir, fakes.doubler(version=2))
+    def prepare_and_meet(*arguments: Any) -> Change:
+        keeper.repository.prepare = prepare  # type: ignore[method-assign]
+        change = prepare(*arguments)
         Agreement(tmp_path).change(lambda unloaded: unloaded | {"coin"})
-        return refresh(*arguments)
+        return change
 
-    keeper.repository.refresh = refresh_and_meet  # type: ignore[method-assign,assignment]
+    keeper.repository.prepare = prepare_and_meet  # type: ignore[method-assign,assignment]
 
     async def talk(keeper: Keeper) -> None:
-        while not (Agreement(tmp_path).read().generation and Agreement(tmp_path).is_reached(2)):
+        fakes.write_version(empty_dir, fakes.doubler(version=2))
+        while not (Agreement(tmp_path).read().generation == 2 and Agreement(tmp_path).is_committed(2)):
             await asyncio.sleep(0.01)
         assert versions(keeper) == [1, 2]
         assert versions(keeper, "coin") == []
@@ -163,16 +241,16 @@ def test_change_agreed_on_while_starting_is_not_missed(empty_dir: Path, tmp_path
     """A worker that has loaded a model which was unloaded meanwhile unloads it before the change counts as reached."""
     fakes.write_version(empty_dir, fakes.doubler())
     agreement = Agreement(tmp_path)
-    agreement.confirm(0)
+    agreement.report(Report())
     settings = Settings(models_dir=empty_dir, device="cpu", reload_interval=0)
     repository = Repository(settings)
     repository.load(agreement.read().unloaded)
     generation = agreement.change(lambda unloaded: unloaded | {"doubler"})
     keeper = Keeper(repository, settings, agreement)
-    assert not agreement.is_reached(generation)
+    assert not agreement.is_prepared(generation)
 
     async def talk(keeper: Keeper) -> None:
-        while not agreement.is_reached(generation):
+        while not agreement.is_committed(generation):
             await asyncio.sleep(0.01)
         assert versions(keeper) == []
 
@@ -191,27 +269,34 @@ def test_half_a_copy_is_nothing_yet(empty_dir: Path, caplog: pytest.LogCaptureFi
     content = (whole / "model.onnx").read_bytes()
     for size in (0, 10, len(content) - 1):
         (folder / "model.onnx").write_bytes(content[:size])
-        assert not repository.refresh(patient=True)
+        repository.refresh(patient=True)
         assert sorted(repository.models) == ["doubler"]
         assert repository.problem == ""
     assert not caplog.records
-    assert repository.refresh(patient=True)
+    repository.refresh(patient=True)
     assert repository.problem.startswith("coin: model.onnx has ")
     (folder / "model.onnx").write_bytes(content)
     shutil.copy(whole / "model.pt", folder)
-    assert repository.refresh(patient=True)
+    repository.refresh(patient=True)
     assert repository.problem == ""
     assert versions(keeper, "coin") == [1]
 
 
-def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path) -> None:
+def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A models folder that is gone for a while, as a network mount may be, leaves what is served as it is."""
     fakes.write_version(empty_dir, fakes.doubler())
-    keeper = build(empty_dir)
-    away = empty_dir.rename(empty_dir.with_name("away"))
-    assert not keeper.repository.refresh()
-    assert versions(keeper) == [1]
-    away.rename(empty_dir)
-    shutil.rmtree(empty_dir / "doubler")
-    assert keeper.repository.refresh()
-    assert versions(keeper) == []
+    keeper = build(empty_dir, interval=0.02)
+    gone = empty_dir.with_name("away")
+
+    async def talk(keeper: Keeper) -> None:
+        empty_dir.rename(gone)
+        await asyncio.sleep(0.3)
+        assert versions(keeper) == [1]
+        assert [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()] != []
+        assert len(caplog.records) == 1
+        shutil.rmtree(gone / "doubler")
+        gone.rename(empty_dir)
+        while versions(keeper):
+            await asyncio.sleep(0.01)
+
+    keep(keeper, talk=talk)

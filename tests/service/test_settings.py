@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartError
-from service.settings import Settings, add_flags, count_cores, load_settings, variable
+from service.settings import Settings, _cgroup_quota, add_flags, count_cores, load_settings, variable
 
 
 def test_flag_wins_over_environment_and_environment_over_default() -> None:
@@ -84,3 +84,21 @@ def test_settings_are_frozen() -> None:
 def test_count_cores_is_at_least_one() -> None:
     """There is a core to run on, and no more than the machine has."""
     assert count_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, 2**16),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2**16),
+        ({}, 2**16),
+    ],
+)
+def test_quota_of_a_container_is_seen(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+    """Both versions of control groups; no quota is no limit."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert _cgroup_quota(tmp_path) == cores

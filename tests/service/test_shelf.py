@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import InvalidRequestError, ModelRefusedError
-from service.shelf import SETTINGS_FILE, ModelSettings, list_slots, load_settings, save_settings
+from service.shelf import SETTINGS_FILE, ModelSettings, list_slots, load_settings, look, save_settings
 from tests import fakes
 
 
@@ -39,6 +39,27 @@ def test_fingerprint_changes_with_a_file(empty_dir: Path) -> None:
     (folder / "note.txt").write_text("x")
     seen.add(list_slots(empty_dir)[0].fingerprint)
     assert len(seen) == 3
+
+
+def test_looks_compare(empty_dir: Path) -> None:
+    """Two looks are equal until a file of a version or a model's settings change; hidden files are nothing yet."""
+    folder = fakes.write_version(empty_dir, fakes.coin())
+    before = look(empty_dir)
+    (empty_dir / ".staging").mkdir()
+    (empty_dir / ".staging" / "manifest.json").write_text("x")
+    (folder.parent / ".settings-x").write_text("x")
+    assert look(empty_dir) == before
+    seen = {before}
+    (folder.parent / SETTINGS_FILE).write_text("{}")
+    seen.add(look(empty_dir))
+    os.utime(folder / "model.onnx", ns=(1, 1))
+    seen.add(look(empty_dir))
+    (folder / "model.onnx").unlink()
+    seen.add(look(empty_dir))
+    assert len(seen) == 4
+    assert look(folder) != look(empty_dir)
+    with pytest.raises(FileNotFoundError):
+        look(empty_dir / "nosuch")
 
 
 def test_folder_of_one_version(empty_dir: Path) -> None:
