@@ -181,7 +181,8 @@ class Repository:
         """
         root = self._settings.models_dir
         self.seen = look(root)
-        slots = [slot for slot in list_slots(root, self._settings.model_name) if slot.name not in unloaded]
+        served = next(iter(_list_served(self.models)), None)
+        slots = [slot for slot in list_slots(root, self._settings.model_name, served) if slot.name not in unloaded]
         settings = {name: self._read_settings(name) for name in {slot.name for slot in slots}}
         change = Change(settings)
         for slot in slots:

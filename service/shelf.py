@@ -66,15 +66,16 @@ def _look_into(folder: str, depth: int, found: set[tuple[str, int, int]]) -> Non
                     _look_into(entry.path, depth - 1, found)
 
 
-def list_slots(root: Path, model_name: str = "") -> list[Slot]:
+def list_slots(root: Path, model_name: str = "", served: tuple[str, int] | None = None) -> list[Slot]:
     """Return every version folder that has a manifest, by name and then version.
 
     Args:
         root: the models folder.
         model_name: where the folder holds one version directly, the name it is served as; else its manifest's.
+        served: name and version to give that version while its manifest cannot be read, which is what it was before.
     """
     if (root / MANIFEST_FILE).is_file():
-        return _list_single(root, model_name)
+        return [_read_single(root, model_name, served or (root.name, 1))]
     slots = []
     for folder in (path.parent for path in root.glob(f"*/*/{MANIFEST_FILE}")):
         name, version = folder.parent.name, folder.name
@@ -83,12 +84,15 @@ def list_slots(root: Path, model_name: str = "") -> list[Slot]:
     return sorted(slots, key=lambda slot: (slot.name, slot.version))
 
 
-def _list_single(root: Path, model_name: str) -> list[Slot]:
+def _read_single(root: Path, model_name: str, otherwise: tuple[str, int]) -> Slot:
+    fingerprint = _fingerprint(root)
     try:
         manifest = load_any_manifest(root)
     except ModelRefusedError:
-        return [Slot(model_name or root.name, 1, root, _fingerprint(root))]
-    return [Slot(model_name or manifest.name, manifest.version, root, _fingerprint(root))]
+        name, version = otherwise
+    else:
+        name, version = manifest.name, manifest.version
+    return Slot(model_name or name, version, root, fingerprint)
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

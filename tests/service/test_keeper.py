@@ -282,6 +282,20 @@ def test_half_a_copy_is_nothing_yet(empty_dir: Path, caplog: pytest.LogCaptureFi
     assert versions(keeper, "coin") == [1]
 
 
+def test_single_version_whose_manifest_breaks_goes_on(empty_dir: Path) -> None:
+    """Where the folder is one version's own, a manifest that cannot be read any more takes nothing away."""
+    folder = fakes.write_version(empty_dir, fakes.doubler(version=3))
+    keeper = build(folder)
+    manifest = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text("{")
+    keeper.repository.refresh()
+    assert versions(keeper) == [3]
+    assert "manifest" in keeper.repository.models["doubler"].refused["3"]
+    (folder / "manifest.json").write_text(manifest)
+    keeper.repository.refresh()
+    assert (versions(keeper), keeper.repository.models["doubler"].refused) == ([3], {})
+
+
 def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A models folder that is gone for a while, as a network mount may be, leaves what is served as it is."""
     fakes.write_version(empty_dir, fakes.doubler())

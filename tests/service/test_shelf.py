@@ -69,6 +69,7 @@ def test_folder_of_one_version(empty_dir: Path) -> None:
     assert list_slots(folder, "served")[0].name == "served"
     (folder / "manifest.json").write_text("{")
     assert [(slot.name, slot.version) for slot in list_slots(folder, "served")] == [("served", 1)]
+    assert [(slot.name, slot.version) for slot in list_slots(folder, "", ("doubler", 3))] == [("doubler", 3)]
 
 
 def test_settings_are_kept(empty_dir: Path) -> None:
