@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from service.repository import Failures, Key
+from service.catalog import Failures, Key
 
 _STATE = "agreement.json"
 _LOCK = "agreement.lock"

@@ -6,7 +6,6 @@ answer an `X-Request-ID` and every failure the body `{"error": sentence}`.
 
 import asyncio
 import hmac
-import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,17 +22,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import metrics
 from service.agreement import Agreement, Report
 from service.api import codecs
-from service.api.body import read_body, wait_for_result
-from service.api.failures import as_service_error, encode_error, error_headers
-from service.api.head import Headers, RequestHead, Target, check_call, check_media, match_predict, read_head
+from service.api.asgi import read_body, send_answer, send_error, split_fields, wait_for_result
+from service.api.failures import as_service_error, encode_error, error_headers, explain
+from service.api.head import RequestHead, Target, check_call, check_media, match_predict, read_head
 from service.api.operations import OrjsonResponse, build_routes
-from service.api.page import build_page, is_page
+from service.api.page import build_page, is_open
 from service.api.repository_protocol import build_protocol_routes, check_admin
 from service.backends import Array
+from service.catalog import Served
 from service.errors import (
-    InvalidRequestError,
-    MethodNotAllowedError,
-    NotFoundError,
     ServiceError,
     TooLargeError,
     UnauthorizedError,
@@ -43,13 +40,12 @@ from service.keeper import Keeper
 from service.log import AccessLog
 from service.manifest import AnyManifest
 from service.metrics import ModelMetrics
-from service.repository import Repository, Served
+from service.repository import Repository
 from service.settings import Settings
 from service.tracing import open_tracer
 
 SHORTEST_STUCK = 5.0  # seconds
 MOST_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not answered yet
-_PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 
 
 class Application:
@@ -142,13 +138,13 @@ class Application:
         except Exception as error:  # whatever happens, the caller gets a sentence and not a stack
             found = as_service_error(error, head.request_id)
             self.note(target, head, found.status, rows, began, served)
-            await _send_error(send, found, head.echoed)
+            await send_error(send, found, head.echoed)
             return
         finally:
             self.in_flight -= 1
             self.hold(held, 0)
         self.note(target, head, 200, rows, began, served)
-        await _send(send, 200, answer, [*_split(fields), *head.echoed])
+        await send_answer(send, 200, answer, [*split_fields(fields), *head.echoed])
 
     async def _decode(self, target: Target, body: bytes, manifest: AnyManifest, head: RequestHead) -> Any:  # noqa: ANN401
         arguments = target.api, body, manifest, head, self.settings.max_request_bytes
@@ -252,7 +248,7 @@ class Application:
             if not is_open(path):
                 self.check_key(head)
         except UnauthorizedError as error:
-            await _send_error(send_with_id, error)
+            await send_error(send_with_id, error)
             return
         try:
             await self._others(scope, receive_within_limits, send_with_id)
@@ -271,7 +267,7 @@ class Application:
 
         async def answer_error(request: Request, error: Exception) -> Response:
             if isinstance(error, HTTPException):
-                error = _explain(request, error)
+                error = explain(request.method, request.url.path, error)
             found = as_service_error(error, request.state.head.request_id)
             extra = {name.decode(): value.decode() for name, value in error_headers(found)}
             return Response(encode_error(found), found.status, extra, "application/json")
@@ -287,11 +283,6 @@ class Application:
             *build_protocol_routes(self.keeper, check, self.settings.max_batch_size),
         ]
         return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-
-
-def is_open(path: str) -> bool:
-    """Tell whether a path is answered without a key: probes are, and the playground's own files."""
-    return _PROBES.fullmatch(path) is not None or is_page(path)
 
 
 def create_app(
@@ -314,29 +305,3 @@ def create_app(
     repository = Repository(settings, threads, preferred_device)
     repository.load(state.unloaded)
     return Application(settings, repository, Keeper(repository, settings, agreement, state.generation))
-
-
-def _explain(request: Request, error: HTTPException) -> ServiceError:
-    path = request.url.path
-    if error.status_code == MethodNotAllowedError.status:
-        allowed = (error.headers or {}).get("Allow", "GET, HEAD")
-        return MethodNotAllowedError(f"{request.method} is not answered at {path}; it answers {allowed}", allow=allowed)
-    if error.status_code == NotFoundError.status:
-        return NotFoundError(f"there is nothing at {path}; see /docs for what there is")
-    return InvalidRequestError(f"the request to {path} cannot be answered ({error.status_code})")
-
-
-async def _send_error(send: Send, error: ServiceError, fields: Headers = ()) -> None:
-    fields = [(b"content-type", b"application/json"), *fields, *error_headers(error)]
-    await _send(send, error.status, encode_error(error), fields)
-
-
-async def _send(send: Send, status: int, body: bytes, fields: Headers) -> None:
-    headers = [*fields, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": int(status), "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _split(lines: bytes) -> Headers:
-    """Return header lines as ASGI's pairs."""
-    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines.splitlines())]

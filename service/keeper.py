@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 
 from service.agreement import Agreement, Report, State
+from service.catalog import NO_FAILURES, Failures
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
-from service.repository import NO_FAILURES, Failures, Repository, give_back_memory
+from service.repository import Repository, give_back_memory
 from service.settings import Settings
 from service.shelf import Slot, list_slots, look, save_settings
 

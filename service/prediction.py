@@ -10,8 +10,8 @@ from service.api.failures import as_service_error, encode_error, error_headers
 from service.api.head import RequestHead, Target
 from service.app import Application
 from service.backends import Array
+from service.catalog import Served
 from service.errors import ServiceError
-from service.repository import Served
 
 CLOSE = b"connection: close\r\n"
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}

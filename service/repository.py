@@ -11,95 +11,17 @@ import gc
 import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from service import metrics
 from service.batching import Batcher
+from service.catalog import NO_FAILURES, Change, Failures, Key, Model, ReadSettings, Served
 from service.errors import InferenceError, ModelRefusedError, NotFoundError, StartError, UnavailableError
-from service.manifest import AnyManifest
 from service.metrics import ModelMetrics
-from service.predictor import AnyPredictor, load_any_predictor
+from service.predictor import load_any_predictor
 from service.settings import Settings
 from service.shelf import Fingerprint, ModelSettings, Slot, list_slots, load_settings, look
 
 logger = logging.getLogger("service")
-
-
-@dataclass(frozen=True)
-class Served:
-    """One version that serves: the predictor, and the queue in front of it."""
-
-    predictor: AnyPredictor
-    batcher: Batcher
-    metrics: ModelMetrics
-
-    @property
-    def manifest(self) -> AnyManifest:
-        """The version's manifest."""
-        return self.predictor.manifest
-
-
-@dataclass(frozen=True)
-class Model:
-    """All versions of one name: those that serve, and why others do not."""
-
-    name: str
-    versions: Mapping[int, Served] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
-    settings: ModelSettings = field(default_factory=ModelSettings)
-
-    @property
-    def latest(self) -> Served | None:
-        """The version of paths that name none: the one its settings pin if that serves, else the newest that serves."""
-        pinned = self.versions.get(self.settings.latest or 0)
-        return pinned or (self.versions[max(self.versions)] if self.versions else None)
-
-    @property
-    def reason(self) -> str:
-        """Why no version serves."""
-        return next(reversed(list(self.refused.values())), "it has no version")
-
-    def find(self, version: str) -> Served | None:
-        """Return a served version by its number or by a label of the model's settings."""
-        number = self.settings.labels.get(version)
-        return next((served for key, served in self.versions.items() if str(key) == version or key == number), None)
-
-
-class Key(NamedTuple):
-    """A model's name and a version's number."""
-
-    name: str
-    version: int
-
-
-class Failures(NamedTuple):
-    """Versions that failed their checks: for good, and those that may still be being copied."""
-
-    refused: Mapping[Key, str]
-    doubted: Mapping[Key, str]
-
-
-NO_FAILURES = Failures({}, {})
-
-
-class ReadSettings(NamedTuple):
-    """A model's settings, those before if the file is malformed, and why it is."""
-
-    chosen: ModelSettings
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Change:
-    """What `Repository.prepare` found and opened, and `Repository.commit` puts in place."""
-
-    settings: Mapping[str, ReadSettings]
-    wanted: set[Key] = field(default_factory=set)
-    tried: dict[Key, Fingerprint] = field(default_factory=dict)
-    opened: dict[Key, Served] = field(default_factory=dict)
-    refused: dict[Key, str] = field(default_factory=dict)
-    doubted: dict[Key, str] = field(default_factory=dict)
 
 
 class Repository:

@@ -3,8 +3,16 @@
 import logging
 
 import orjson
+from starlette.exceptions import HTTPException
 
-from service.errors import MethodNotAllowedError, ServiceError, UnauthorizedError, UnavailableError
+from service.errors import (
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ServiceError,
+    UnauthorizedError,
+    UnavailableError,
+)
 
 logger = logging.getLogger("service")
 
@@ -32,3 +40,13 @@ def error_headers(error: ServiceError) -> list[tuple[bytes, bytes]]:
     if isinstance(error, MethodNotAllowedError):
         return [(b"allow", error.allow.encode())]
     return []
+
+
+def explain(method: str, path: str, error: HTTPException) -> ServiceError:
+    """Return the failure that says in a sentence what Starlette says in a status."""
+    if error.status_code == MethodNotAllowedError.status:
+        allowed = (error.headers or {}).get("Allow", "GET, HEAD")
+        return MethodNotAllowedError(f"{method} is not answered at {path}; it answers {allowed}", allow=allowed)
+    if error.status_code == NotFoundError.status:
+        return NotFoundError(f"there is nothing at {path}; see /docs for what there is")
+    return InvalidRequestError(f"the request to {path} cannot be answered ({error.status_code})")

@@ -13,9 +13,10 @@ from starlette.staticfiles import StaticFiles
 
 from service import metrics
 from service.api.openapi import build_openapi
+from service.catalog import Model, Served
 from service.errors import StartError
 from service.manifest import AnyManifest, Manifest
-from service.repository import Model, Repository, Served
+from service.repository import Repository
 from service.tasks import choose_threshold
 
 _DOCS_PAGE = """<!doctype html>

@@ -10,8 +10,9 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from service.api.operations import OrjsonResponse
+from service.catalog import Served
 from service.errors import NotFoundError
-from service.repository import Repository, Served
+from service.repository import Repository
 
 FOLDER = Path(__file__).parents[1] / "playground"
 HEADERS = {
@@ -23,12 +24,18 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+_PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 _PLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.png")
 
 
 def is_page(path: str) -> bool:
     """Tell whether a path is the page or one of its files: they load without a key, and the page then asks for it."""
     return path == "/" or path.startswith("/playground/")
+
+
+def is_open(path: str) -> bool:
+    """Tell whether a path is answered without a key: probes are, and the page's own files."""
+    return _PROBES.fullmatch(path) is not None or is_page(path)
 
 
 class PageFiles(StaticFiles):
@@ -101,4 +108,5 @@ def _find(repository: Repository, request: Request) -> Served:
 
 
 def _folder(served: Served, models_dir: Path) -> Path:
-    return models_dir / served.manifest.name / str(served.manifest.version)
+    folder = models_dir / served.manifest.name / str(served.manifest.version)
+    return folder if folder.is_dir() else models_dir  # which is the version's own where it holds but one

@@ -17,10 +17,11 @@ from service import __version__, metrics
 from service.api.infer_plan import input_specs, output_specs
 from service.api.operations import OrjsonResponse
 from service.api.tensors import kind_of
+from service.catalog import Model, Served
 from service.errors import InvalidRequestError, NotFoundError, UnauthorizedError
 from service.keeper import Keeper
 from service.manifest import Manifest
-from service.repository import Model, Repository, Served
+from service.repository import Repository
 
 EXTENSIONS = (
     "binary_tensor_data",

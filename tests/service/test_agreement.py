@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.agreement import Agreement, Report, State
-from service.repository import Failures, Key
+from service.catalog import Failures, Key
 
 
 def _raise_often(folder: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from service import keeper as keeper_module
 from service.agreement import Agreement, Report
+from service.catalog import Change, Served
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
 from service.keeper import Keeper
-from service.repository import Change, Repository, Served
+from service.repository import Repository
 from service.settings import Settings
 from service.shelf import SETTINGS_FILE, Slot
 from tests import fakes

@@ -1,13 +1,14 @@
-"""A request as ASGI gives it: its body within a size and a time, and whether its client still waits."""
+"""Requests and answers as ASGI has them: a body within a size and a time, whether its client still waits, an answer."""
 
 import asyncio
 from collections.abc import Callable
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Send
 
-from service.api.head import RequestHead
+from service.api.failures import encode_error, error_headers
+from service.api.head import Headers, RequestHead
 from service.backends import Array
-from service.errors import DeadlineExceededError, InvalidRequestError, TooLargeError
+from service.errors import DeadlineExceededError, InvalidRequestError, ServiceError, TooLargeError
 
 
 async def read_body(
@@ -60,6 +61,24 @@ async def wait_for_result(waiter: "asyncio.Future[Array]", receive: Receive) -> 
         return await waiter
     finally:
         watching.cancel()
+
+
+async def send_error(send: Send, error: ServiceError, fields: Headers = ()) -> None:
+    """Answer with a failure."""
+    fields = [(b"content-type", b"application/json"), *fields, *error_headers(error)]
+    await send_answer(send, error.status, encode_error(error), fields)
+
+
+async def send_answer(send: Send, status: int, body: bytes, fields: Headers) -> None:
+    """Answer with a whole body."""
+    headers = [*fields, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def split_fields(lines: bytes) -> Headers:
+    """Return header lines as ASGI's pairs."""
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines.splitlines())]
 
 
 async def _receive_by(receive: Receive, deadline: float) -> Message:
