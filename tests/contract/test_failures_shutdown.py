@@ -70,6 +70,18 @@ def test_request_of_the_first_moment_is_finished(models: Path) -> None:
             server.kill()
 
 
+def test_end_while_starting(models: Path) -> None:
+    """SIGTERM before anything serves ends the service with exit code 0, whatever it is doing."""
+    for seconds in (0.5, 0.8, 1.1, 1.4):
+        server = Server(models, "--workers", "2")
+        time.sleep(seconds)
+        server.process.send_signal(signal.SIGTERM)
+        code = server.process.wait(20)
+        left = server.members()
+        server.kill()
+        assert (code in (0, -signal.SIGTERM), left) == (True, []), (seconds, server.log())
+
+
 def test_grace_is_the_longest_wait(models: Path) -> None:
     """What takes longer than the grace is given up: the process ends in time and its exit code is 0."""
     with Server(models, "--workers", "1", "--shutdown-grace", "1") as server, Wire(server.url) as wire:
