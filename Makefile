@@ -7,7 +7,7 @@ DEV    := $(VENV)/.dev
 PEERS  := $(VENV)/.peers
 ARGS   ?=
 
-.PHONY: help serve test train bench chaos soak fuzz lint format clean
+.PHONY: help serve test test-compose train bench chaos soak fuzz lint format lock clean
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -16,6 +16,9 @@ serve: $(SERVE) ## start the service on :8000 (ARGS="--port 9000" for another fl
 
 test: $(DEV) ## run every test (ARGS="tests/service -x" for some)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-compose: $(DEV) ## build the images and run them; needs Docker, and is skipped without
+	$(BIN)/python -m pytest tests/compose -rP $(ARGS)
 
 train: $(DEV) ## train, prove and publish every model as its next version
 	$(BIN)/python -m training --all $(ARGS)
@@ -40,6 +43,18 @@ lint: $(DEV) ## formatting, lint and types
 format: $(DEV) ## format and mend what lint can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# PyTorch's line of the training image depends on the machine: it stands in the Dockerfile, and in the lock as a comment.
+LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-annotate \
+  --custom-compile-command 'make lock' pyproject.toml
+lock: $(DEV) ## pin anew what the images install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOCK) --generate-hashes --upgrade --output-file deploy/requirements.lock
+	echo 'onnxruntime; sys_platform == "never"' >$(VENV)/overrides  # the GPU's package writes the same files
+	echo 'onnxruntime-gpu[cuda,cudnn]' | $(LOCK) - --generate-hashes --upgrade --constraint deploy/requirements.lock \
+	  --override $(VENV)/overrides --output-file deploy/requirements-gpu.lock
+	$(LOCK) --extra train --constraint deploy/requirements.lock --output-file $(VENV)/train.lock --upgrade
+	sed -E '/^(triton|nvidia-|cuda-)/d; s/^torch/# &/' $(VENV)/train.lock >deploy/requirements-train.lock
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* build *.egg-info

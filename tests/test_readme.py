@@ -122,7 +122,8 @@ def test_every_command_named_exists() -> None:
     known = training_parser().format_help()
     for action in ("serve", "verify", "predict", "package"):
         known += run([sys.executable, "-m", "service", action, "--help"], ROOT)
-    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
+    own = "\n".join(line for line in README.splitlines() if "docker " not in line)
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", own)):
         assert flag in known, flag
 
 

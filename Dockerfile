@@ -1,0 +1,89 @@
+# The service in a container: `docker build .` makes the image for CPUs. `--target` picks another:
+#   cpu    onnxruntime alone (the default)     torch  and PyTorch, for models that are TorchScript alone
+#   gpu    onnxruntime for NVIDIA GPUs         train  what trains and publishes models
+ARG BASE=python:3.11-slim-bookworm
+
+# Packages are installed here, into an environment that is then copied: pip, its cache and what it builds with stay behind.
+FROM ${BASE} AS packages
+WORKDIR /build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_ONLY_BINARY=:all:
+RUN python3 -m venv --without-pip /opt/venv
+
+FROM packages AS packages-cpu
+COPY deploy/requirements.lock ./
+RUN python3 -m pip --python /opt/venv/bin/python install --require-hashes -r requirements.lock
+
+# The CPU builds of PyTorch are on an index of their own; PyPI's bring 4 GB of CUDA. pip reads the last two itself.
+FROM packages-cpu AS packages-torch
+ARG TORCH="torch==2.15.0"
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG PIP_FIND_LINKS=""
+COPY deploy/requirements-train.lock ./
+RUN python3 -m pip --python /opt/venv/bin/python install -c requirements-train.lock "${TORCH}"
+
+FROM packages-torch AS packages-train
+ARG TORCHVISION="torchvision==0.29.2"
+RUN python3 -m pip --python /opt/venv/bin/python install -r requirements-train.lock ${TORCHVISION:+"${TORCHVISION}"}
+
+FROM packages AS packages-gpu
+COPY deploy/requirements-gpu.lock ./
+RUN python3 -m pip --python /opt/venv/bin/python install --require-hashes -r requirements-gpu.lock
+
+# The code, compiled once: the container's file system is read-only.
+FROM ${BASE} AS code
+WORKDIR /app
+COPY service service
+COPY training training
+COPY deploy/healthcheck.py ./
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash .
+
+FROM ${BASE} AS runtime
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="model-service" \
+      org.opencontainers.image.description="Serves a folder of ONNX and TorchScript models over HTTP" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# Kept out of SERVICE_PORT, so that a platform's PORT is honoured.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    SERVICE_HOST=0.0.0.0 \
+    SERVICE_MODELS_DIR=/models
+WORKDIR /app
+USER 10001:10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=2s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-IS", "/app/healthcheck.py"]
+ENTRYPOINT ["python", "-m", "service"]
+CMD ["serve"]
+
+FROM runtime AS torch
+COPY --from=packages-torch /opt/venv /opt/venv
+COPY --from=code /app/healthcheck.py ./
+COPY --from=code /app/service service
+
+FROM runtime AS gpu
+# Where PyPI's CUDA packages put their libraries.
+ENV LD_LIBRARY_PATH=/opt/venv/lib/python3.11/site-packages/nvidia/cu13/lib:/opt/venv/lib/python3.11/site-packages/nvidia/cudnn/lib \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=packages-gpu /opt/venv /opt/venv
+COPY --from=code /app/healthcheck.py ./
+COPY --from=code /app/service service
+
+FROM runtime AS train
+ENV MPLCONFIGDIR=/tmp USER=train
+COPY --from=packages-train /opt/venv /opt/venv
+COPY --from=code /app ./
+HEALTHCHECK NONE
+ENTRYPOINT ["python", "-m", "training", "--models-dir", "/models", "--data-dir", "/tmp/data"]
+CMD ["--list"]
+
+FROM runtime AS cpu
+COPY --from=packages-cpu /opt/venv /opt/venv
+COPY --from=code /app/healthcheck.py ./
+COPY --from=code /app/service service
