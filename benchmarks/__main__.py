@@ -32,7 +32,7 @@ from benchmarks.load import Load, Wrk, check_wrk
 from benchmarks.processes import Started, start
 from service.manifest import Manifest
 
-IDLE_SECONDS = 3.0
+IDLE_SECONDS = 5.0
 
 
 @dataclass

@@ -29,12 +29,19 @@ class Started:
         return [root, *root.children(recursive=True)]
 
     def cpu_seconds(self) -> float:
-        """Return user and system time of the whole tree so far."""
+        """Return the CPU time of all living threads of the tree so far.
+
+        Where Linux's scheduler tells, in nanoseconds: the usual figures come in hundredths of a second, too coarse for
+        a server that does nothing.
+        """
         total = 0.0
         for process in self.tree():
             with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
+                try:
+                    total += sum(_scheduled(task) for task in Path(f"/proc/{process.pid}/task").iterdir())
+                except OSError:
+                    times = process.cpu_times()
+                    total += times.user + times.system
         return total
 
     def memory_mb(self) -> float:
@@ -90,3 +97,10 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _scheduled(task: Path) -> float:
+    try:
+        return int((task / "schedstat").read_text().split()[0]) / 1e9
+    except ProcessLookupError:  # the thread has just ended
+        return 0.0
