@@ -1,0 +1,57 @@
+"""A pytest plugin: every server that a test starts is the Ray Serve application at `SERVICE_TEST_URL` instead.
+
+    SERVICE_TEST_URL=http://… pytest -p tests.ray.elsewhere tests/contract/test_predictions.py
+
+The models folder of the first server that is started is copied to where the application finds it; a session that needs
+another one is refused.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Self
+
+import requests
+
+from tests import servers
+
+SECONDS = 60
+
+
+class ElsewhereServer(servers.Server):
+    """The same face as a server of our own, without a process."""
+
+    _served: Path | None = None
+
+    def __init__(self, models_dir: Path, *flags: str, environment: object = None) -> None:
+        assert set(flags) <= {"--workers", "1", "--device", "cpu"}, f"a server elsewhere cannot be told {flags}"
+        assert environment is None
+        assert ElsewhereServer._served in (None, models_dir), "there is but one server elsewhere"
+        ElsewhereServer._served = models_dir
+        self.url = os.environ["SERVICE_TEST_URL"]
+        self._folder = Path(os.environ["SERVICE_TEST_MODELS_DIR"])
+        self._models_dir = models_dir
+
+    def __enter__(self) -> Self:
+        """Give it the models folder, and wait until it serves just that."""
+        for old in self._folder.iterdir():
+            shutil.rmtree(old)
+        for new in self._models_dir.iterdir():
+            shutil.copytree(new, self._folder / new.name)
+        expected = {path.parent.name for path in self._folder.glob("*/*/")}
+        until = time.monotonic() + SECONDS
+        while self._list() != expected:
+            assert time.monotonic() < until, f"{self._list()} are served, not {expected}"
+            time.sleep(0.2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it as it is."""
+
+    def _list(self) -> set[str]:
+        models = requests.get(f"{self.url}/v1/models", timeout=10).json()["models"]
+        return {model["name"] for model in models if model["ready"]}
+
+
+servers.Server = ElsewhereServer  # type: ignore[misc]

@@ -1,0 +1,54 @@
+"""The contract suite through Ray Serve, unchanged: what callers see does not depend on the host.
+
+Left out are the files about the host itself, which here is Ray's: `test_failures_*` (worker processes and their death,
+signals, slow heads, connection limits, figures summed over workers), `test_reload` and `test_own_models` (which start
+servers with flags of their own, and see workers agree), `test_playground` (a browser; its files are asked for below),
+`test_published_models`, `test_tracing`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ray.cluster import RayServer
+from tests.servers import ROOT
+
+SUITE = ("predictions", "bad_input", "operations", "images", "protocol_clients", "protocol_malformed")
+OTHER_SERVERS = (  # these start a second server, with flags
+    "tests/contract/test_operations.py::test_device_and_provider_are_what_runs",
+    "tests/contract/test_images.py::test_digits_that_a_person_draws_are_read",
+)
+
+
+@pytest.mark.parametrize("names", [SUITE, ("protocol_tensors",)], ids=["/v1 and /v2", "tensors"])
+def test_contract(names: tuple[str, ...], cluster: RayServer, doubler: Path) -> None:
+    """Every test of these files passes against the application on Ray, also by the replica following the folder."""
+    cluster.deploy(doubler, num_replicas=1)
+    files = [f"tests/contract/test_{name}.py" for name in names]
+    flags = [word for test in OTHER_SERVERS for word in ("--deselect", test)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.ray.elsewhere", "-p", "no:cacheprovider", *flags, *files],
+        cwd=ROOT,
+        env=os.environ | {"SERVICE_TEST_URL": cluster.url, "SERVICE_TEST_MODELS_DIR": str(doubler)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    print(done.stdout.splitlines()[-1])
+
+
+def test_settings_and_ids(cluster: RayServer, doubler: Path) -> None:
+    """The settings are the variables of our own host; a request keeps its id, once."""
+    cluster.deploy(doubler, {"SERVICE_API_KEY": "secret"})
+    refused = cluster.predict("doubler", [[2]])
+    assert (refused.status_code, list(refused.json())) == (401, ["error"])
+    answer = cluster.post(
+        "/v1/models/doubler:predict", json={"instances": [[2]]}, headers={"X-API-Key": "secret", "X-Request-ID": "n1"}
+    )
+    assert answer.json()["predictions"] == [{"prediction": 4.0}]
+    assert answer.headers["X-Request-ID"] == "n1"

@@ -1,0 +1,189 @@
+"""What fails beyond one machine: replicas and nodes die under load, queues fill up, deadlines pass; and scaling."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import requests
+
+from tests import fakes, wire
+from tests.ray.cluster import RayServer
+from tests.traffic import Client, Models, Record, add
+
+CLIENTS = 4
+SECONDS = 90.0
+DEAD_REPLICA = "a good request was answered 500: b'Internal Server Error"  # HAProxy's words, for what the dead one had
+
+
+class PatientClient(Client):
+    """A client that takes an answer cut short, by the death of the replica that sent it, for none."""
+
+    def _exchange(self, request: bytes) -> wire.Reply | None:
+        reply = super()._exchange(request)
+        if reply is None or reply.headers is None or len(reply.body) == int(reply.headers["content-length"]):
+            return reply
+        self.record.closed += 1
+        self._hang_up()
+        return None
+
+
+@contextmanager
+def load(cluster: RayServer, models: Models, clients: int = CLIENTS) -> Iterator[Callable[[], Record]]:
+    """Send good requests from several clients; the function given ends them and returns what they saw."""
+    done = threading.Event()
+    senders = [PatientClient(lambda: cluster.url, models, seed, 0.0, done) for seed in range(clients)]
+    for sender in senders:
+        sender.start()
+
+    def end() -> Record:
+        done.set()
+        for sender in senders:
+            sender.join(SECONDS)
+            assert not sender.is_alive()
+        return add([sender.record for sender in senders])
+
+    try:
+        yield end
+    finally:
+        done.set()
+
+
+def check(record: Record, models: Models) -> None:
+    """Every request ended, with the right answer, a 503, or nothing where its replica died."""
+    assert record.hung == 0
+    assert [sentence for sentence in record.misjudged if not sentence.startswith(DEAD_REPLICA)] == []
+    assert set(record.answered) <= {200, 500, 503}
+    assert record.answered[500] + record.closed <= 4 * CLIENTS  # those in flight on the replicas that died
+    assert len(record.asked) > 20
+    assert models.count_wrong(record.asked) == 0
+
+
+def show(what: str, seconds: float, record: Record) -> None:
+    """Print a figure for the log of the run."""
+    print(f"{what}: recovered after {seconds:.1f} s; {dict(record.answered)}, {record.closed} closed without an answer")
+
+
+def running(cluster: RayServer) -> int:
+    """Return how many replicas Ray counts as running."""
+    return int(cluster.order("status")["replicas"].get("RUNNING", 0))
+
+
+def test_replica_is_killed_under_load(cluster: RayServer, models: Path) -> None:
+    """A replica killed with -9: no wrong answer, no hang, and another takes its place."""
+    cluster.deploy(models, num_replicas=2)
+    known = Models(models)
+    with load(cluster, known) as end:
+        time.sleep(2)
+        victim = cluster.replicas()[0]
+        began = time.monotonic()
+        victim.kill()
+        old = {process.pid for process in cluster.replicas()} | {victim.pid}
+        wire.wait_until(lambda: {process.pid for process in cluster.replicas()} - old, SECONDS)
+        wire.wait_until(lambda: running(cluster) == 2, SECONDS)
+        seconds = time.monotonic() - began
+        time.sleep(1)
+        record = end()
+    show("replica killed", seconds, record)
+    check(record, known)
+
+
+def test_node_is_killed_under_load(cluster: RayServer, models: Path) -> None:
+    """A machine that goes takes no other's requests with it; what ran on it starts on the next that joins."""
+    cluster.deploy(models, num_replicas=2, ray_actor_options={"num_cpus": 1.2})  # one fits on a node
+    known = Models(models)
+    before = {process.pid for process in cluster.replicas()}
+    with load(cluster, known) as end:
+        time.sleep(2)
+        began = time.monotonic()
+        cluster.order("remove_node")
+        left = before & {process.pid for process in cluster.replicas()}
+        assert len(left) < len(before), "the node had no replica"
+        cluster.order("add_node")
+        wire.wait_until(lambda: len(cluster.replicas()) == 2 and running(cluster) == 2, SECONDS)
+        seconds = time.monotonic() - began
+        time.sleep(1)
+        record = end()
+    show("node killed", seconds, record)
+    check(record, known)
+
+
+def test_scales_with_load_and_back(cluster: RayServer, models: Path) -> None:
+    """Under load one replica becomes four, without it one again; no request is lost on the way."""
+    scaling = {
+        "min_replicas": 1,
+        "max_replicas": 4,
+        "target_ongoing_requests": 1,
+        "upscale_delay_s": 1,
+        "downscale_delay_s": 12,  # longer than a replica takes to start, or those that start are stopped again
+        "look_back_period_s": 2,
+        "metrics_interval_s": 0.5,
+    }
+    cluster.deploy(models, num_replicas=None, autoscaling_config=scaling, graceful_shutdown_timeout_s=5)
+    assert running(cluster) == 1
+    known = Models(models)
+    with load(cluster, known, clients=8) as end:
+        up = wire.wait_until(lambda: running(cluster) == 4, SECONDS)
+        record = end()
+    began = time.monotonic()
+    while running(cluster) > 1 or len(cluster.replicas()) > 1:
+        assert time.monotonic() - began < SECONDS
+        assert cluster.predict("logistic-hours", [[2]]).status_code == 200
+        time.sleep(0.1)
+    down = time.monotonic() - began
+    print(
+        f"1 -> 4 replicas after {up:.1f} s, 4 -> 1 after {down:.1f} s; {dict(record.answered)}, {record.closed} closed"
+    )
+    assert (record.hung, record.misjudged) == (0, [])
+    assert record.closed <= 8  # connections that stood idle when HAProxy took another configuration
+    assert set(record.answered) == {200}
+    assert known.count_wrong(record.asked) == 0
+
+
+def test_full_queue_is_503_in_our_words(cluster: RayServer, empty_dir: Path) -> None:
+    """Beyond max_ongoing_requests and max_queued_requests a request is refused at once, as our own host does it."""
+    fakes.write_version(empty_dir, wire.napper(least=wire.rounds_for(0.5)))
+    cluster.deploy(empty_dir, max_ongoing_requests=1, max_queued_requests=1)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: cluster.predict("napper", [[1]]), range(8)))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {answer.status_code for answer in refused} == {503}
+    assert 1 <= len(refused) < 8
+    assert list(refused[0].json()) == ["error"]
+    assert refused[0].headers["Retry-After"] == "1"
+
+
+def test_deadlines_are_ours_first_then_rays(cluster: RayServer, empty_dir: Path) -> None:
+    """The service's own deadline answers 504; where a caller asks Ray for a shorter one, so does Ray's."""
+    fakes.write_version(empty_dir, wire.napper(least=wire.rounds_for(1)))
+    cluster.deploy(empty_dir, {"SERVICE_REQUEST_TIMEOUT": "0.3"})
+    ours = cluster.predict("napper", [[1]])
+    cluster.deploy(empty_dir)
+    rays = cluster.post(
+        "/v1/models/napper:predict", json={"instances": [[1]]}, headers={"X-Request-Timeout-Seconds": "0.3"}
+    )
+    for answer in (ours, rays):
+        assert (answer.status_code, list(answer.json())) == (504, ["error"]), answer.text
+
+
+def test_figures_are_told_apart_by_replica(cluster: RayServer, empty_dir: Path) -> None:
+    """Prometheus finds the service's own figures at each node's agent, with the replica's name; their sum is right."""
+    fakes.write_version(empty_dir, replace(fakes.doubler(), name="counted"))  # no other test's
+    cluster.deploy(empty_dir, num_replicas=2)
+    for _ in range(40):
+        assert cluster.predict("counted", [[2]]).status_code == 200
+
+    def read() -> dict[str, float]:
+        found = {}
+        for port in cluster.order("status")["metrics_ports"]:
+            text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+            for line in text.splitlines():
+                if line.startswith("ray_service_requests_total{") and 'model="counted"' in line:
+                    labels, _, value = line.rpartition(" ")
+                    found[labels.partition('replica="')[2].partition('"')[0]] = float(value)
+        return found
+
+    wire.wait_until(lambda: sum(read().values()) == 40 and len(read()) == 2, SECONDS)
