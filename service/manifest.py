@@ -21,7 +21,7 @@ MAX_MANIFEST_BYTES = 4 * 2**20
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 Task = Literal["regression", "binary", "multiclass"]
-BackendName = Literal["onnx", "torchscript"]
+BackendName = Literal["onnx", "torchscript", "onnx-int8"]
 
 
 class _Part(BaseModel):
@@ -114,11 +114,15 @@ class Output(_Part):
 
 
 class Artifact(_Part):
-    """One graph file, with the SHA-256 digest (hex) and the size that its bytes must have."""
+    """One graph file, with the SHA-256 digest (hex) and the size that its bytes must have.
+
+    `tolerance`: how far beyond the usual its outputs may be from the golden ones, where its weights are rounded.
+    """
 
     file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=1)
+    tolerance: float | None = Field(default=None, gt=0, le=1)
 
 
 class Golden(_Part):

@@ -83,7 +83,7 @@ def load_any_predictor(
 
     Args:
         folder: `<name>/<version>`.
-        backend: "auto", "onnx" or "torchscript".
+        backend: "auto", "onnx", "torchscript" or "onnx-int8".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         threads: CPU threads one backend call may use.
         preferred: which accelerator "auto" takes where there are several.
@@ -118,7 +118,7 @@ def check_golden(predictor: Predictor) -> None:
     """Run the golden inputs and compare; without golden samples, check that zeros give outputs of the right shape.
 
     Raises:
-        ModelRefusedError: an output differs by more than 1e-5 + 1e-4·|expected|.
+        ModelRefusedError: an output differs by more than 1e-5 + 1e-4·|expected| and the artifact's own tolerance.
     """
     manifest = predictor.manifest
     golden = manifest.golden
@@ -129,7 +129,8 @@ def check_golden(predictor: Predictor) -> None:
     except InferenceError as error:
         raise ModelRefusedError(f"its {predictor.backend.name} graph fails on golden inputs: {error}") from error
     if golden is not None:
-        worst = worst_excess(outputs, np.array(golden.outputs, dtype=np.float32))
+        allowed = manifest.artifacts[predictor.backend.name].tolerance or 0.0
+        worst = worst_excess(outputs, np.array(golden.outputs, dtype=np.float32)) - allowed
         if worst > 0:
             raise ModelRefusedError(
                 f"its {predictor.backend.name} graph on {predictor.backend.device}"

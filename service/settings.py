@@ -37,7 +37,9 @@ class Settings(BaseModel):
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps"
     )
-    backend: Literal["auto", "onnx", "torchscript"] = Field(default="auto", description="which artifact to run")
+    backend: Literal["auto", "onnx", "torchscript", "onnx-int8"] = Field(
+        default="auto", description="which artifact to run: auto, onnx, torchscript, or onnx-int8 where a model has it"
+    )
     max_batch_size: int = Field(default=64, ge=1, le=65536, description="instances in one backend call")
     queue_size: int = Field(default=4096, ge=1, description="instances of one model that may wait in a worker")
     request_timeout: float = Field(default=30.0, gt=0, le=3600, description="seconds until a request is answered 504")

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.manifest import BackendName, Manifest, digest
 
-FILES: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+FILES: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "onnx-int8": "model.int8.onnx"}
 ACTIVATIONS = {"": torch.nn.Identity(), "Sigmoid": torch.nn.Sigmoid(), "Softmax": torch.nn.Softmax(dim=1)}
 Weights = NDArray[np.float32]
 

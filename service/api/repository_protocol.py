@@ -30,7 +30,7 @@ EXTENSIONS = (
     "model_configuration",
     "statistics",
 )
-_PLATFORMS = {"onnx": "onnx_onnxv1", "torchscript": "pytorch_torchscript"}
+_PLATFORMS = {"onnx": "onnx_onnxv1", "onnx-int8": "onnx_onnxv1", "torchscript": "pytorch_torchscript"}
 _VERSION = "/v2/models/{name}/versions/{version}"
 Answer = Callable[[Request], Response]
 
@@ -144,7 +144,7 @@ def _configure(served: Served, batch: int) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "platform": _PLATFORMS[backend.name],
-        "backend": {"onnx": "onnxruntime", "torchscript": "pytorch"}[backend.name],
+        "backend": "pytorch" if backend.name == "torchscript" else "onnxruntime",
         "max_batch_size": batch if has_batch else 0,
         "input": tensors(input_specs(manifest)),
         "output": tensors(output_specs(manifest)),

@@ -31,18 +31,21 @@ class Backend(Protocol):
 def choose_backends(manifest: AnyManifest, wanted: str) -> list[BackendName]:
     """Return the backends to try for a model, best first; empty when none of its artifacts can be run here.
 
-    `wanted` is "auto", "onnx" or "torchscript". "auto" prefers ONNX unless only PyTorch can reach the device; a model
-    that has only one artifact is served by that one.
+    `wanted` is "auto", "onnx", "torchscript" or "onnx-int8". "auto" prefers ONNX unless only PyTorch can reach the
+    device, and rounded weights last; a model that has only one artifact is served by that one. "onnx-int8" takes the
+    plain ONNX graph of a model that has no other.
     """
     available: list[BackendName] = [name for name in manifest.artifacts if is_installed(name)]
+    if wanted == "onnx-int8":
+        return sorted(set(available) - {"torchscript"}, key=("onnx-int8", "onnx").index)
     if wanted != "auto":
         available = [name for name in available if name == wanted]
-    return sorted(available, key=("onnx", "torchscript").index)
+    return sorted(available, key=("onnx", "torchscript", "onnx-int8").index)
 
 
 def is_installed(name: BackendName) -> bool:
     """Tell whether the package behind a backend can be imported here."""
-    return find_spec({"onnx": "onnxruntime", "torchscript": "torch"}[name]) is not None
+    return find_spec("torch" if name == "torchscript" else "onnxruntime") is not None
 
 
 def open_backend(name: BackendName, content: bytes, manifest: Manifest, device: str, threads: int) -> Backend:
@@ -59,10 +62,10 @@ def open_backend(name: BackendName, content: bytes, manifest: Manifest, device: 
         ModelRefusedError: the graph does not load or has other tensors than the manifest says.
         StartError: the backend cannot use that device.
     """
-    if name == "onnx":
+    if name != "torchscript":
         from service.backends.onnx_runtime import open_onnx  # noqa: PLC0415 - each backend is optional
 
-        return open_onnx(content, manifest, device, threads)
+        return open_onnx(content, manifest, device, threads, name)
     from service.backends.torchscript import open_torchscript  # noqa: PLC0415 - torch is not always installed
 
     return open_torchscript(content, manifest, device, threads)
@@ -91,8 +94,8 @@ def choose_device(wanted: str, name: BackendName, preferred: str = "cuda:0") -> 
 
 def list_accelerators(name: BackendName) -> list[str]:
     """Return the accelerators this backend can use here, best first, such as ["cuda:0", "cuda:1"]."""
-    if not has_accelerator() or not is_installed(name):
-        return []
+    if name == "onnx-int8" or not has_accelerator() or not is_installed(name):
+        return []  # a GPU gains nothing from it
     if name == "onnx":
         from service.backends.onnx_runtime import list_devices  # noqa: PLC0415
     else:

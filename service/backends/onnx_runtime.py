@@ -14,9 +14,10 @@ ort.set_default_logger_severity(3)  # its warnings speak of graph optimisation, 
 class OnnxBackend:
     """One onnxruntime session."""
 
-    name: BackendName = "onnx"
-
-    def __init__(self, session: ort.InferenceSession, input_name: str, output_name: str, device: str) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, input_name: str, output_name: str, device: str, name: BackendName
+    ) -> None:
+        self.name = name
         self.device = device
         self.provider: str = session.get_providers()[0]
         self._session = session
@@ -45,11 +46,11 @@ def list_devices() -> list[str]:
     ] or ["cuda:0"]
 
 
-def open_onnx(content: bytes, manifest: Manifest, device: str, threads: int) -> OnnxBackend:
+def open_onnx(content: bytes, manifest: Manifest, device: str, threads: int, name: BackendName = "onnx") -> OnnxBackend:
     """Open a single-file ONNX graph; see `open_backend`."""
     session = open_session(content, device, threads)
     input_name, output_name = _choose_tensors(session, manifest)
-    return OnnxBackend(session, input_name, output_name, device)
+    return OnnxBackend(session, input_name, output_name, device, name)
 
 
 def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSession:

@@ -158,6 +158,16 @@ def test_choose_backends_prefers_onnx_and_keeps_to_what_was_asked() -> None:
     assert choose_backends(onnx_only, "torchscript") == []
 
 
+def test_rounded_weights_are_used_where_they_are_asked_for() -> None:
+    """`onnx-int8` takes that artifact where there is one and plain ONNX elsewhere; "auto" takes it last."""
+    both = fakes.doubler()
+    rounded = replace(both, contents=both.contents | {"onnx-int8": both.contents["onnx"]}).manifest()
+    assert choose_backends(rounded, "onnx-int8") == ["onnx-int8", "onnx"]
+    assert choose_backends(both.manifest(), "onnx-int8") == ["onnx"]
+    assert choose_backends(rounded, "auto") == ["onnx", "torchscript", "onnx-int8"]
+    assert list_accelerators("onnx-int8") == []
+
+
 def test_choose_device_refuses_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device asked for by name is used or refused, never replaced; "auto" takes what there is."""
     monkeypatch.setattr(backends, "list_accelerators", lambda name: [])

@@ -1,5 +1,6 @@
 """Tests of service.predictor."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ def test_broken_model_is_refused_with_its_reason(fake: fakes.FakeModel, message:
     """A graph that does not give what its manifest says never becomes a predictor."""
     with pytest.raises(ModelRefusedError, match=message):
         load_predictor(fakes.write_version(tmp_path, fake), "auto", "cpu")
+
+
+def test_rounded_artifact_has_its_own_tolerance(tmp_path: Path) -> None:
+    """Golden outputs may be missed by an artifact's own tolerance, and by no more; the other artifacts by none."""
+    fake = fakes.doubler()
+    rounded = replace(fake, contents=fake.contents | {"onnx-int8": fakes.doubler(factor=2.01).contents["onnx"]})
+    for tolerance, accepted in ((0.1, True), (0.001, False)):
+        fields = rounded.fields()
+        fields["artifacts"]["onnx-int8"]["tolerance"] = tolerance
+        folder = fakes.write_version(tmp_path / str(tolerance), rounded)
+        (folder / "manifest.json").write_text(json.dumps(fields))
+        assert load_predictor(folder, "auto", "cpu").backend.name == "onnx"
+        if accepted:
+            assert load_predictor(folder, "onnx-int8", "cpu").backend.name == "onnx-int8"
+        else:
+            with pytest.raises(ModelRefusedError, match="its onnx-int8 graph on cpu misses a golden output"):
+                load_predictor(folder, "onnx-int8", "cpu")
 
 
 def test_folder_and_manifest_must_agree(tmp_path: Path) -> None:
