@@ -1,94 +1,126 @@
-"""Time one MNIST epoch: batches by index from one tensor against the tutorial's per-sample `DataLoader`.
+"""Time one MNIST epoch: the tutorial's loop, as it is written, against this project's.
 
     python -m benchmarks.mnist_epoch --data-dir data
 
-Same net, optimizer and batch size; the two take turns, so that what else the machine does weighs on both. Prints the
-seconds of each epoch, their medians and the ratio of the medians: for drawing the batches alone, and with training.
+The tutorial converts and normalises picture after picture (`ToTensor`, `Normalize`), draws batches with a `DataLoader`,
+steps with Adam, adds up `loss.item()` and measures the test pictures through another loader at the end of the epoch.
+Here batches are gathered by index from one tensor and normalised by the net, Adam is fused, and the device is asked for
+numbers once an epoch. Both begin from the same parameters and see the same pictures in the same order, so they give the
+same losses; what each reached is printed beside its seconds. They take turns, so that what else the machine does weighs
+on both; the processor's own seconds leave it out.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
 from training.data import IndexBatches, Split
+from training.loop import Learner, measure, run_epoch
 from training.nets import DigitsNet
+from training.progress import Progress
 
 BATCH_SIZE = 64
+RATE = 0.001
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class Result:
+    """What one epoch gave: training loss, and share of hits on the test pictures."""
+
+    loss: float
+    accuracy: float
+
+
+class Tutorial:
+    """The tutorial's loop; pixels are normalised once, not twice as there, so that the results can be compared."""
+
+    def __init__(self, data_dir: Path, workers: int) -> None:
+        half = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
+        self.train, self.test = (
+            MNIST(str(data_dir), train=part, download=True, transform=half) for part in (True, False)
+        )
+        self.workers = workers
+        self.net = nn.Sequential(*list(DigitsNet(0.5, 0.5))[1:])
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=RATE)
+        self.criterion = nn.CrossEntropyLoss()
+
+    def run(self, order: torch.Generator) -> Result:
+        """Train and measure for one epoch."""
+        running = 0.0
+        sampler = RandomSampler(self.train, generator=order)
+        for images, labels in DataLoader(self.train, BATCH_SIZE, sampler=sampler, num_workers=self.workers):
+            self.optimizer.zero_grad()
+            loss = self.criterion(self.net(images.view(images.shape[0], -1)), labels)
+            loss.backward()
+            self.optimizer.step()
+            running += loss.item() * len(labels)
+        correct = sum(int((self.net(images).argmax(dim=1) == labels).sum()) for images, labels in self._tests())
+        return Result(running / len(self.train), correct / len(self.test))
+
+    def _tests(self) -> Iterator[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            for images, labels in DataLoader(self.test, BATCH_SIZE, num_workers=self.workers):
+                yield images.view(images.shape[0], -1), labels
+
+
+class Ours:
+    """This project's loop, on the same data."""
+
+    def __init__(self, tutorial: Tutorial) -> None:
+        self.train, self.test = (
+            Split(part.data.reshape(len(part), -1), part.targets) for part in (tutorial.train, tutorial.test)
+        )
+        net = DigitsNet(0.5, 0.5)
+        for mine, theirs in zip(net.parameters(), tutorial.net.parameters(), strict=True):
+            mine.data.copy_(theirs.data)
+        optimizer = torch.optim.Adam(net.parameters(), lr=RATE, fused=True)
+        self.learner = Learner(net, nn.CrossEntropyLoss(), optimizer, "multiclass")
+
+    def run(self, order: torch.Generator) -> Result:
+        """Train and measure for one epoch."""
+        batches = IndexBatches(self.train, BATCH_SIZE, order)
+        with Progress("by index", 1, len(batches)) as progress:
+            loss = run_epoch(self.learner, batches, progress).loss
+        return Result(loss, measure(self.learner, self.test).accuracy or 0.0)
 
 
 def main() -> None:
     """Run the comparison and print it."""
-    parser = argparse.ArgumentParser(description="Time one MNIST epoch, batches by index against a per-sample loader.")
+    parser = argparse.ArgumentParser(description="Time one MNIST epoch, the tutorial's loop against this project's.")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind (3)")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes of the per-sample kind (0)")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each (3)")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of the tutorial's loop (0)")
     parser.add_argument(
         "--threads", type=int, help="threads of torch (its own choice); 1 on a machine that is not idle"
     )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    dataset = MNIST(str(options.data_dir), train=True, download=True, transform=transforms.ToTensor())
-    whole = Split(dataset.data.reshape(len(dataset), -1), dataset.targets)
-    loader = DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, num_workers=options.workers)
-    kinds: dict[str, Callable[[], Batches]] = {
-        "by index": lambda: IndexBatches(whole, BATCH_SIZE, torch.Generator().manual_seed(0)),
-        "per sample": lambda: loader,
-    }
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; seconds an epoch, then their median")
-    for title, measure in (("batches alone", time_drawing), ("batches and training", time_epoch)):
-        medians = compare(
-            title, {name: partial(time_once, measure, batches) for name, batches in kinds.items()}, options
-        )
-        print(f"{title}: by index is {medians['per sample'] / medians['by index']:.1f} times as fast")
-
-
-def compare(title: str, kinds: dict[str, Callable[[], float]], options: argparse.Namespace) -> dict[str, float]:
-    """Run each kind in turn, round after round, print the seconds of each, and return their medians."""
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(options.rounds):
-        for name, run in kinds.items():
-            seconds[name].append(run())
-    for name, each in seconds.items():
-        times = "  ".join(f"{second:6.2f}" for second in each)
-        print(f"{title}, {name:10}  {times}  median {statistics.median(each):6.2f}", flush=True)
-    return {name: statistics.median(each) for name, each in seconds.items()}
-
-
-def time_once(measure: Callable[[Batches], float], build: Callable[[], Batches]) -> float:
-    """Return what `measure` says of one pass."""
-    return measure(build())
-
-
-def time_drawing(batches: Batches) -> float:
-    """Return the seconds that drawing every batch of an epoch takes."""
-    started = time.perf_counter()
-    for inputs, _ in batches:
-        inputs.reshape(len(inputs), -1)
-    return time.perf_counter() - started
-
-
-def time_epoch(batches: Batches) -> float:
-    """Return the seconds that one epoch of training takes on the CPU."""
-    net = DigitsNet(mean=0.0, deviation=1.0)
-    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(net.parameters(), lr=0.001)
-    started = time.perf_counter()
-    for inputs, targets in batches:
-        optimizer.zero_grad()
-        criterion(net(inputs.reshape(len(inputs), -1)), targets).backward()
-        optimizer.step()
-    return time.perf_counter() - started
+    torch.manual_seed(0)
+    tutorial = Tutorial(options.data_dir, options.workers)
+    ours = Ours(tutorial)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    seconds: dict[str, list[tuple[float, float]]] = {"the tutorial's": [], "by index": []}
+    for epoch in range(options.rounds):
+        for name, loop in (("the tutorial's", tutorial), ("by index", ours)):
+            started = time.perf_counter(), time.process_time()
+            found = loop.run(torch.Generator().manual_seed(epoch))
+            wall, processor = time.perf_counter() - started[0], time.process_time() - started[1]
+            seconds[name].append((wall, processor))
+            figures = f"loss {found.loss:.5f}  test accuracy {found.accuracy:.2%}  {wall:6.2f} s"
+            print(f"epoch {epoch + 1}, {name:15} {figures}, of the processor {processor:6.2f} s", flush=True)
+    for index, title in enumerate(("seconds", "seconds of the processor")):
+        slow, fast = (statistics.median(each[index] for each in times) for times in seconds.values())
+        print(f"median {title}: {slow:.2f} and {fast:.2f}; by index is {slow / fast:.1f} times as fast")
 
 
 if __name__ == "__main__":

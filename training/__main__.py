@@ -1,4 +1,4 @@
-"""Command line: `python -m training --list | <recipe>… | --all | autograd`."""
+"""Command line: `python -m training --list | <recipe>… | --all | autograd | sweep <recipe>…`."""
 
 import argparse
 import signal
@@ -9,6 +9,7 @@ from pathlib import Path
 from training.errors import TrainingError
 
 AUTOGRAD = "autograd"
+SWEEP = "sweep"
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 TERMINATED = 143
 LARGEST = 2**31 - 1  # that a manifest takes as a version
@@ -19,8 +20,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training",
         description="Train models and publish each, as TorchScript and ONNX with a manifest, into the models folder.",
-        epilog=f"`python -m training {AUTOGRAD}` is a tour of autograd; it trains nothing. A run that fails any check"
-        " publishes nothing and exits 1.",
+        epilog=f"`python -m training {AUTOGRAD}` is a tour of autograd; it trains nothing. `python -m training {SWEEP}"
+        " --help`: seeds and recipes side by side. A run that fails any check publishes nothing and exits 1.",
     )
     parser.add_argument("recipes", nargs="*", metavar="recipe", help=f"what to train, see --list; or {AUTOGRAD!r}")
     parser.add_argument("--list", action="store_true", help="list the recipes and leave")
@@ -30,7 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--data-dir", type=Path, default=Path("data"), help="where data sets are, or are downloaded to (default: data)"
     )
     parser.add_argument(
-        "--seed", type=_natural, default=0, help="of initial parameters and shuffling; data sets have their own (0)"
+        "--seeds",
+        type=_naturals,
+        default=(0,),
+        help="of initial parameters and shuffling, such as 0,1,2; the best on validation is published (default: 0)",
     )
     parser.add_argument("--epochs", type=_positive, help="passes over the training data (default: the recipe's own)")
     parser.add_argument(
@@ -42,6 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == [SWEEP]:
+        from training import sweep  # noqa: PLC0415 - `--help` should not wait for torch
+
+        return sweep.main(arguments[1:])
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.recipes == [AUTOGRAD]:
@@ -61,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    from training.recipes import RECIPES  # noqa: PLC0415 - `--help` should not wait for torch
-    from training.run import Request, run  # noqa: PLC0415
+    from training import distributed  # noqa: PLC0415 - `--help` should not wait for torch
+    from training.recipes import RECIPES  # noqa: PLC0415
+    from training.run import Request, assist, run  # noqa: PLC0415
 
     if options.list:
         for recipe in RECIPES.values():
@@ -74,12 +84,14 @@ def _train(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in RECIPES]
     if unknown:
         parser.error(f"no recipe is called {unknown[0]!r}; there are {', '.join(RECIPES)}")
-    request = Request(
-        options.models_dir, options.data_dir, options.seed, options.epochs, options.device, options.version
-    )
-    for name in dict.fromkeys(names):
-        folder = run(RECIPES[name], request)
-        print(f"{name}: published {folder}  {_summary(folder)}", flush=True)
+    with distributed.launched(names, options.device) as device:
+        request = Request(options.models_dir, options.data_dir, options.seeds, options.epochs, device, options.version)
+        for name in dict.fromkeys(names):
+            if not distributed.is_first():
+                assist(RECIPES[name], request)
+                continue
+            folder = run(RECIPES[name], request)
+            print(f"{name}: published {folder}  {_summary(folder)}", flush=True)
     return 0
 
 
@@ -90,8 +102,8 @@ def _summary(folder: Path) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
-def _natural(text: str) -> int:
-    return _between(0, text)
+def _naturals(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_between(0, part) for part in text.split(",")))
 
 
 def _positive(text: str) -> int:

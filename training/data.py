@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from sklearn.datasets import make_regression
 from torch import Tensor
-from torchvision.datasets import MNIST
 
+from training import distributed
 from training.errors import DataError
 
 HALF_PLANE_DIRECTION = (0.5, -1.5)
@@ -57,7 +57,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run learns from (`train`), chooses its epoch by (`validation`), and is measured on once (`test`)."""
+    """What a run learns from (`train`), chooses by (`validation`: epoch, temperature, seed), and reports (`test`)."""
 
     train: Split
     test: Split
@@ -72,8 +72,8 @@ class Splits:
 class IndexBatches:
     """Shuffled batches of one split, drawn by index; each pass over it is one epoch in a new order.
 
-    One gather a batch instead of one Python call an instance: for MNIST this takes 0.1 s an epoch where a `DataLoader`
-    over the torchvision data set takes 7 s (`benchmarks/mnist_epoch.py` measures it).
+    One gather an epoch instead of one Python call an instance, which takes a `DataLoader` over the torchvision data set
+    most of the tutorial's epoch (`benchmarks/mnist_epoch.py` measures it).
     """
 
     def __init__(self, split: Split, batch_size: int, generator: torch.Generator) -> None:
@@ -88,8 +88,9 @@ class IndexBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (inputs float32, targets) of each batch."""
         order = torch.randperm(len(self._split), generator=self._generator).to(self._split.inputs.device)
-        for chosen in torch.split(order, self._batch_size):
-            yield as_floats(self._split.inputs[chosen]), self._split.targets[chosen]
+        shuffled = self._split.inputs[order], self._split.targets[order]  # one gather an epoch; batches are views
+        for inputs, targets in zip(*(torch.split(part, self._batch_size) for part in shuffled), strict=True):
+            yield as_floats(distributed.share(inputs)), distributed.share(targets)
 
 
 def as_floats(inputs: Tensor) -> Tensor:
@@ -101,14 +102,16 @@ def load_half_plane() -> Splits:
     """Draw points of the plane, labelled 1 where 0.5·x₀ − 1.5·x₁ > 0.
 
     Returns:
-        train: the tutorial's 1,000 points (`torch.manual_seed(123)`); test: 1,000 fresh points from the same rule,
-        because the tutorial holds none out. Inputs float32 (1000, 2), standard normal; targets float32 (1000, 1).
+        train: the tutorial's 1,000 points (`torch.manual_seed(123)`); validation and test: 10,000 fresh points each,
+        from the same rule, because the tutorial holds none out. Inputs float32 (N, 2), standard normal; targets
+        float32 (N, 1).
     """
-    return Splits(train=_draw_half_plane(123), test=_draw_half_plane(FRESH_POINTS_SEED))
+    fresh, more = FRESH_POINTS_SEED, FRESH_POINTS_SEED + 1
+    return Splits(_draw_half_plane(123, 1000), _draw_half_plane(fresh, 10_000), _draw_half_plane(more, 10_000))
 
 
-def _draw_half_plane(seed: int) -> Split:
-    points = torch.randn(1000, 2, generator=torch.Generator().manual_seed(seed))
+def _draw_half_plane(seed: int, count: int) -> Split:
+    points = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
     scores = points @ torch.tensor(HALF_PLANE_DIRECTION).reshape(2, 1)
     return Split(points, (scores > 0).float())
 
@@ -126,10 +129,11 @@ def load_clouds() -> Splits:
     """Draw two Gaussian clouds: class 0 around (2.7, 2.7), class 1 around (−0.7, −0.7), standard deviation 1.
 
     Returns:
-        train: the tutorial's 100 points a class (`torch.manual_seed(10)`); test: 5,000 fresh points a class. No rule
-        does better than 99.19 % on fresh points: the clouds overlap.
+        train: the tutorial's 100 points a class (`torch.manual_seed(10)`); validation and test: 5,000 fresh points a
+        class. No rule does better than 99.19 % on fresh points: the clouds overlap.
     """
-    return Splits(train=_draw_clouds(10, 100), test=_draw_clouds(FRESH_POINTS_SEED, 5000))
+    fresh, more = FRESH_POINTS_SEED, FRESH_POINTS_SEED + 1
+    return Splits(_draw_clouds(10, 100), test=_draw_clouds(fresh, 5000), validation=_draw_clouds(more, 5000))
 
 
 def _draw_clouds(seed: int, each: int) -> Split:
@@ -195,6 +199,8 @@ def load_digits(data_dir: Path) -> Splits:
 
 
 def _load_mnist_part(data_dir: Path, train: bool) -> Split:
+    from torchvision.datasets import MNIST  # noqa: PLC0415 - the other recipes need no torchvision
+
     try:
         part = MNIST(str(data_dir), train=train, download=True)
     except Exception as error:  # no network, no such folder, a damaged file: its parsers raise all kinds

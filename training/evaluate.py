@@ -12,8 +12,9 @@ from sklearn.metrics import brier_score_loss, log_loss, r2_score, roc_auc_score
 
 from service import tasks
 from service.backends import Array
-from service.manifest import BackendName
+from service.manifest import BackendName, Manifest
 from service.predictor import Predictor
+from training.calibration import LEAST_FOR_CALIBRATION, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, Split, Splits, as_floats, least_squares
 from training.errors import CheckError
 from training.loop import Fitted, count_correct
@@ -32,27 +33,44 @@ def predict(predictor: Predictor, split: Split) -> Array:
 
 
 def evaluate(predictors: dict[BackendName, Predictor], split: Split) -> dict[str, float]:
-    """Return the figures of a model on a split.
-
-    Returns:
-        regression: `mse`, `rmse`, `r2`. binary: `accuracy` at the threshold, mean `loss` (nats), `auc`, `brier`.
-        multiclass: `accuracy`, mean `loss` (nats).
+    """Return the figures of a model on a split; see `measure_results`.
 
     Raises:
         CheckError: the backends do not agree on every label.
     """
     results = {name: predict(predictor, split) for name, predictor in predictors.items()}
     reported, predictor = next(iter(results.values())), next(iter(predictors.values()))
+    if predictor.manifest.task != "regression":
+        decided = [tasks.decide(probabilities, predictor.manifest) for probabilities in results.values()]
+        if any((each != decided[0]).any() for each in decided):
+            raise CheckError("the backends give different labels on the test split")
+    return measure_results(reported, split, predictor.manifest)
+
+
+def measure_results(results: Array, split: Split, manifest: Manifest) -> dict[str, float]:
+    """Return the figures of what a model gives for a split.
+
+    Args:
+        results: values (N, 1), or probabilities (N, labels).
+        split: with N instances.
+        manifest: its task and threshold.
+
+    Returns:
+        regression: `mse`, `rmse`, `r2`. binary: `accuracy` at the threshold, mean `loss` (nats), `ece`, `auc`, `brier`.
+        multiclass: `accuracy`, mean `loss` (nats), `ece`.
+    """
     targets = split.targets.cpu().numpy().reshape(-1)
-    if predictor.manifest.task == "regression":
-        return _measure_values(reported[:, 0], targets)
-    decided = [tasks.decide(probabilities, predictor.manifest) for probabilities in results.values()]
-    if any((each != decided[0]).any() for each in decided):
-        raise CheckError("the backends give different labels on the test split")
-    figures = {"accuracy": float(np.mean(decided[0] == targets)), "loss": _mean_loss(reported, targets)}
-    if predictor.manifest.task == "binary":
-        figures["auc"] = float(roc_auc_score(targets, reported[:, 1]))
-        figures["brier"] = float(brier_score_loss(targets, reported[:, 1]))
+    if manifest.task == "regression":
+        return _measure_values(results[:, 0], targets)
+    figures = {
+        "accuracy": float(np.mean(tasks.decide(results, manifest) == targets)),
+        "loss": _mean_loss(results, targets),
+    }
+    if len(split) >= LEAST_FOR_CALIBRATION:
+        figures["ece"] = measure_reliability(results, targets).error
+    if manifest.task == "binary":
+        figures["auc"] = float(roc_auc_score(targets, results[:, 1]))
+        figures["brier"] = float(brier_score_loss(targets, results[:, 1]))
     return figures
 
 
@@ -111,6 +129,12 @@ def measure_line(fitted: Fitted, splits: Splits) -> dict[str, float]:
 
 def _line_mse(split: Split, slope: float, intercept: float) -> float:
     return ((split.inputs.double() * slope + intercept - split.targets) ** 2).mean().item()
+
+
+def measure_validation(fitted: Fitted, splits: Splits) -> dict[str, float]:
+    """Return the share of hits on the validation split, of the epoch that was kept."""
+    del splits
+    return {"validation_accuracy": best_epoch(fitted).validation_accuracy or 0.0}
 
 
 def best_epoch(fitted: Fitted) -> Epoch:

@@ -55,8 +55,7 @@ def export_onnx(net: nn.Module, shape: tuple[int, ...]) -> bytes:
     if program is None:
         raise CheckError("the ONNX exporter gave no graph")
     model = program.model_proto
-    _strip(model.graph)
-    del model.metadata_props[:]
+    strip(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -67,8 +66,10 @@ def export_onnx(net: nn.Module, shape: tuple[int, ...]) -> bytes:
     return content
 
 
-def _strip(graph: onnx.GraphProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Remove the stack traces and module names that the exporter leaves at every node and value."""
+    graph = model.graph
+    del model.metadata_props[:]
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
         part.ClearField("doc_string")

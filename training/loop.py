@@ -4,12 +4,14 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from service.manifest import Task
+from training import distributed
 from training.data import Split, as_floats
 from training.errors import CheckError
 from training.progress import Epoch, Progress
@@ -45,15 +47,26 @@ class Learner:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What a caller may choose about a fit. `checkpoint` is the file that a long fit keeps its state in, if any."""
+
+    epochs: int
+    device: torch.device
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
 class Fitted:
     """What training gives: the net, one record an epoch, and snapshots of a linear boundary.
 
-    `boundaries`: by iteration, weights (1, 2) and bias (1,), where the recipe draws them.
+    `boundaries`: by iteration, weights (1, 2) and bias (1,), where the recipe draws them. `earlier_seconds`: what
+    earlier runs spent on a fit that this one took up.
     """
 
     net: nn.Module
     history: list[Epoch]
     boundaries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
 
 
 def fit(
@@ -109,10 +122,11 @@ def run_epoch(learner: Learner, batches: Batches, progress: Progress) -> Epoch:
         logits = learner.net(inputs)
         loss = learner.criterion(logits, targets)
         loss.backward()  # type: ignore[no-untyped-call]
+        distributed.average_gradients(learner.net, len(targets))
         learner.optimizer.step()
         tally.add(loss.detach(), logits.detach(), targets)
         progress.step()
-    return tally.epoch()
+    return distributed.average_epoch(tally.epoch(), tally.count)
 
 
 @torch.no_grad()
@@ -128,29 +142,45 @@ def measure(learner: Learner, split: Split) -> Epoch:
 
 
 class Tally:
-    """Adds up losses and hits over batches of any size."""
+    """Adds up losses and hits over batches of any size; it asks the device for numbers once, at the end."""
 
     def __init__(self, learner: Learner) -> None:
         self._sums = learner.criterion.reduction == "sum"
         self._task = learner.task
-        self._loss, self._correct, self._count = 0.0, 0, 0
+        self._losses: list[Tensor] = []
+        self._hits: list[Tensor] = []
+        self._counts: list[int] = []
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Count one batch; a mean loss weighs as many times as the batch has instances."""
-        self._loss += loss.item() * (1 if self._sums else len(targets))
-        self._correct += count_correct(logits, targets, self._task)
-        self._count += len(targets)
+        self._losses.append(loss)
+        self._hits.append(find_hits(logits, targets, self._task).sum())
+        self._counts.append(len(targets))
+
+    @property
+    def count(self) -> int:
+        """The instances counted."""
+        return sum(self._counts)
 
     def epoch(self) -> Epoch:
         """Return the loss (mean, or sum where the criterion sums) and the share of hits of all instances."""
-        loss = self._loss if self._sums else self._loss / self._count
-        return Epoch(loss, None if self._task == "regression" else self._correct / self._count)
+        losses, count = torch.stack(self._losses).tolist(), self.count
+        if self._sums:
+            loss = sum(losses)
+        else:
+            loss = sum(each * weight for each, weight in zip(losses, self._counts, strict=True)) / count
+        return Epoch(loss, None if self._task == "regression" else int(torch.stack(self._hits).sum()) / count)
+
+
+def find_hits(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """Return which rows are right: a logit >= 0 means class 1 (probability >= 0.5), or the largest logit wins."""
+    if task == "binary":
+        return (logits >= 0) == (targets == 1)
+    if task == "multiclass":
+        return logits.argmax(dim=1) == targets
+    return torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
 
 
 def count_correct(logits: Tensor, targets: Tensor, task: Task) -> int:
-    """Return how many rows are right: a logit >= 0 means class 1 (probability >= 0.5), or the largest logit wins."""
-    if task == "binary":
-        return int(((logits >= 0) == (targets == 1)).sum().item())
-    if task == "multiclass":
-        return int((logits.argmax(dim=1) == targets).sum().item())
-    return 0
+    """Return how many rows are right."""
+    return int(find_hits(logits, targets, task).sum())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service import tasks
 from service.predictor import Predictor
+from training.calibration import BINS, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, LINE_INTERCEPT, Split, Splits, as_floats, true_slope
 from training.evaluate import parameters, predict
 from training.loop import Fitted
@@ -151,8 +152,8 @@ def _draw_boundary(axes: Axes, weights: torch.Tensor, bias: torch.Tensor, **styl
     axes.plot(x, -(w0 * x + b) / w1, **style)
 
 
-def _place_legend(axes: Axes) -> None:
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+def _place_legend(axes: Axes, title: str | None = None) -> None:
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), title=title)
 
 
 def draw_digits(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
@@ -218,3 +219,23 @@ def count_confusions(labels: NDArray[np.int64], decided: NDArray[np.intp], class
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (labels, decided), 1)
     return counts
+
+
+def draw_reliability(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw, by bin of sureness, the share of test instances that is right, and how many there are."""
+    del fitted
+    targets = splits.test.targets.numpy().reshape(-1)
+    found = measure_reliability(predict(predictor, splits.test), targets)
+    filled, width = found.counts > 0, 1 / BINS
+    middles = (np.arange(BINS) + 0.5) * width
+    with _canvas(path, f"{predictor.manifest.title}: sure and right", width=7.2, height=4.6) as axes:
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+        axes.bar(middles[filled], found.accuracy[filled], width=0.9 * width, color=BLUE, alpha=0.75, label="right")
+        axes.plot(found.sureness[filled], found.accuracy[filled], "o", color=INK, markersize=4, label="mean sureness")
+        for middle, count, height in zip(middles[filled], found.counts[filled], found.accuracy[filled], strict=True):
+            axes.text(middle, height + 0.02, str(count), ha="center", fontsize=7, color=INK)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.1)
+        axes.set_xlabel("probability of the predicted label")
+        axes.set_ylabel("share that is right (and how many)")
+        _place_legend(axes, f"calibration error {found.error:.2%}")

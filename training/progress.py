@@ -32,14 +32,20 @@ class Epoch:
 class Progress:
     """A context manager that is told of every step and epoch."""
 
-    def __init__(self, title: str, epochs: int, steps_per_epoch: int) -> None:
+    def __init__(self, title: str, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
         self._title = title
         self._epochs = epochs
-        self._done = 0
+        self._done = done  # epochs of an earlier run that is taken up again
         self._every = max(1, epochs // PLAIN_LINES)
         self._plain = not sys.stderr.isatty()
         self._bar = tqdm(
-            total=epochs * steps_per_epoch, desc=title, unit="step", disable=self._plain, dynamic_ncols=True, leave=True
+            total=epochs * steps_per_epoch,
+            initial=done * steps_per_epoch,
+            desc=title,
+            unit="step",
+            disable=self._plain,
+            dynamic_ncols=True,
+            leave=True,
         )
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The recipes: what makes one training run.
+"""The recipes: what makes one training run; the digits' are fitted in `mnist.py`.
 
 Each is a tutorial's model, faithful to what it teaches and correct where its code is not; the docstring of each `fit_`
 function says what was decided and why.
@@ -15,22 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from service.manifest import Feature, ImageInput, ImageSpec, Input, Output, TabularInput, Task
-from training import by_hand, data, evaluate, plots
-from training.data import IndexBatches, Splits
-from training.loop import Fitted, Learner, count_correct, fit
-from training.nets import DigitsNet, LinearNet, linear_net
+from training import by_hand, data, evaluate, mnist, plots
+from training.data import Splits
+from training.loop import Fitted, Learner, Settings, count_correct, fit
+from training.nets import LinearNet, linear_net
 from training.progress import Progress
 
-MNIST_MEAN_PIXEL = 0.1307  # of the training images in [0, 1]; rounded as everybody rounds it
 CLOUDS_CHECK_EVERY = 20  # iterations
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a caller may choose about a run."""
-
-    epochs: int
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -149,26 +140,6 @@ def fit_linear(splits: Splits, settings: Settings) -> Fitted:
     return Fitted(net, history)
 
 
-def fit_mnist(splits: Splits, settings: Settings) -> Fitted:
-    """Fit the tutorial's 784-512-128-10 sigmoid perceptron (cross-entropy, Adam lr 0.001, batch 64).
-
-    Decided:
-        Pixels come in as [0, 1], what a client has; the graph centres them on the mean pixel, once. The tutorial
-        normalises in the data set and again in its loop, so its pixels run from −3 to 1, at a cost of 2 % accuracy.
-        5,000 training images choose the epoch; a run reads the test images once, at its end.
-        The whole set is one uint8 tensor and batches are drawn by index: see `IndexBatches`.
-    """
-    train = splits.train.to(settings.device)
-    net = DigitsNet(mean=MNIST_MEAN_PIXEL, deviation=1.0).to(settings.device)
-    order = torch.Generator().manual_seed(torch.initial_seed())
-    batches = IndexBatches(train, batch_size=64, generator=order)
-    learner = Learner(net, nn.CrossEntropyLoss(), torch.optim.Adam(net.parameters(), lr=0.001), "multiclass")
-    validation = None if splits.validation is None else splits.validation.to(settings.device)
-    with Progress("mnist", settings.epochs, len(batches)) as progress:
-        history = fit(learner, batches, settings.epochs, progress, validation)
-    return Fitted(net, history)
-
-
 def _tabular(*features: Feature) -> TabularInput:
     return TabularInput(kind="tabular", shape=(len(features),), features=features, tensor="inputs")
 
@@ -177,9 +148,49 @@ def _binary(*labels: str) -> Output:
     return Output(kind="probability", name="probability", labels=labels, threshold=0.5, tensor="outputs")
 
 
+def _line(name: str, title: str, description: str, fit: Callable[[Splits, Settings], Fitted]) -> Recipe:
+    return Recipe(
+        name=name,
+        title=title,
+        description=description,
+        task="regression",
+        input=_tabular(Feature(name="x")),
+        output=Output(kind="value", name="y", tensor="outputs"),
+        epochs=100,
+        load=lambda _: data.load_line(),
+        fit=fit,
+        figures=evaluate.measure_line,
+        plots={"line.png": plots.draw_line, "loss.png": plots.draw_loss},
+    )
+
+
+def _digits(name: str, title: str, description: str, epochs: int, fit: Callable[[Splits, Settings], Fitted]) -> Recipe:
+    image = ImageSpec(width=28, height=28, channels=1, polarity="light-on-dark", fitting="mnist")
+    labels = tuple(str(digit) for digit in range(10))
+    return Recipe(
+        name=name,
+        title=title,
+        description=f"{description} Pixels in [0, 1], bright ink on dark; the graph normalises them itself.",
+        task="multiclass",
+        input=ImageInput(kind="image", shape=(784,), image=image, tensor="inputs"),
+        output=Output(kind="probabilities", name="digit", labels=labels, tensor="outputs"),
+        epochs=epochs,
+        load=data.load_digits,
+        fit=fit,
+        figures=evaluate.measure_validation,
+        plots={
+            "digits.png": plots.draw_digits,
+            "loss.png": plots.draw_loss,
+            "confusion.png": plots.draw_confusion,
+            "misclassified.png": plots.draw_misclassified,
+            "reliability.png": plots.draw_reliability,
+        },
+        gains_from_gpu=True,
+    )
+
+
+_CLASSIFIER_PLOTS: dict[str, plots.Draw] = {"loss.png": plots.draw_loss, "reliability.png": plots.draw_reliability}
 _PLANE = _tabular(Feature(name="x0"), Feature(name="x1"))
-_LINE = _tabular(Feature(name="x"))
-_VALUE = Output(kind="value", name="y", tensor="outputs")
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -196,7 +207,7 @@ RECIPES: dict[str, Recipe] = {
             load=lambda _: data.load_half_plane(),
             fit=fit_logistic_by_hand,
             figures=evaluate.measure_direction,
-            plots={"boundary.png": plots.draw_half_plane, "loss.png": plots.draw_loss},
+            plots={"boundary.png": plots.draw_half_plane, **_CLASSIFIER_PLOTS},
         ),
         Recipe(
             name="logistic-hours",
@@ -224,61 +235,40 @@ RECIPES: dict[str, Recipe] = {
             load=lambda _: data.load_clouds(),
             fit=fit_logistic_clusters,
             figures=evaluate.measure_training_hits,
-            plots={"boundary.png": plots.draw_clouds, "loss.png": plots.draw_loss},
+            plots={"boundary.png": plots.draw_clouds, **_CLASSIFIER_PLOTS},
         ),
-        Recipe(
-            name="linear-by-hand",
-            title="Linear regression by hand",
-            description="A line through 100 noisy points; trained with tensors and autograd alone, in shuffled"
-            " batches.",
-            task="regression",
-            input=_LINE,
-            output=_VALUE,
-            epochs=100,
-            load=lambda _: data.load_line(),
-            fit=fit_linear_by_hand,
-            figures=evaluate.measure_line,
-            plots={"line.png": plots.draw_line, "loss.png": plots.draw_loss},
+        _line(
+            "linear-by-hand",
+            "Linear regression by hand",
+            "A line through 100 noisy points; trained with tensors and autograd alone, in shuffled batches.",
+            fit_linear_by_hand,
         ),
-        Recipe(
-            name="linear",
-            title="Linear regression",
-            description="A line through 100 noisy points; trained with nn.Linear, DataLoader, MSELoss and optim.SGD.",
-            task="regression",
-            input=_LINE,
-            output=_VALUE,
-            epochs=100,
-            load=lambda _: data.load_line(),
-            fit=fit_linear,
-            figures=evaluate.measure_line,
-            plots={"line.png": plots.draw_line, "loss.png": plots.draw_loss},
+        _line(
+            "linear",
+            "Linear regression",
+            "A line through 100 noisy points; trained with nn.Linear, DataLoader, MSELoss and optim.SGD.",
+            fit_linear,
         ),
-        Recipe(
-            name="mnist",
-            title="Handwritten digits",
-            description="The tutorial's perceptron (784-512-128-10, sigmoid) on MNIST. Pixels in [0, 1], bright ink on"
-            " dark; the graph normalises them itself.",
-            task="multiclass",
-            input=ImageInput(
-                kind="image",
-                shape=(784,),
-                image=ImageSpec(width=28, height=28, channels=1, polarity="light-on-dark", fitting="mnist"),
-                tensor="inputs",
-            ),
-            output=Output(
-                kind="probabilities", name="digit", labels=tuple(str(digit) for digit in range(10)), tensor="outputs"
-            ),
-            epochs=10,
-            load=data.load_digits,
-            fit=fit_mnist,
-            figures=lambda fitted, _: {"validation_accuracy": evaluate.best_epoch(fitted).validation_accuracy or 0.0},
-            plots={
-                "digits.png": plots.draw_digits,
-                "loss.png": plots.draw_loss,
-                "confusion.png": plots.draw_confusion,
-                "misclassified.png": plots.draw_misclassified,
-            },
-            gains_from_gpu=True,
+        _digits(
+            "mnist",
+            "Handwritten digits",
+            "The tutorial's perceptron (784-512-128-10, sigmoid) on MNIST.",
+            10,
+            mnist.fit_mnist,
+        ),
+        _digits(
+            "mnist-mlp-best",
+            "Handwritten digits, the same net at its best",
+            "The tutorial's perceptron (784-512-128-10, sigmoid), trained on distorted MNIST digits for long.",
+            mnist.MLP_BEST.epochs,
+            mnist.fit_mlp_best,
+        ),
+        _digits(
+            "mnist-cnn",
+            "Handwritten digits, convolutional",
+            "A small convolutional net, trained on distorted MNIST digits.",
+            mnist.CNN.epochs,
+            mnist.fit_cnn,
         ),
     )
 }

@@ -1,45 +1,38 @@
 """One training run, from a recipe to a published version.
 
-    load → fit → serving graph → export → parity → evaluate → plots → manifest → prove as served → publish
+    load → fit each seed → choose → serving graph → export → parity → evaluate → quantise → plots → card → manifest
+    → prove as served → publish
 
-Nothing is written before training is over, and nothing stays when a step fails.
+Nothing is written before training is over but checkpoints, and nothing stays in the models folder when a step fails.
 """
 
-import subprocess
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from service.backends import Array
 from service.errors import ModelRefusedError
-from service.manifest import (
-    Artifact,
-    BackendName,
-    Feature,
-    Golden,
-    Input,
-    Manifest,
-    TabularInput,
-    Training,
-    digest,
-)
-from service.predictor import load_predictor
-from training.data import Split, Splits, as_floats
+from service.manifest import BackendName, Manifest
+from service.predictor import Predictor, load_predictor
+from training import distributed
+from training.card import Report, write_card
+from training.cost import measure_costs
+from training.data import Splits
+from training.describe import build_manifest, describe_training
 from training.errors import CheckError, DeviceError
 from training.evaluate import evaluate
-from training.export import ARTIFACT_FILES, export
+from training.export import export
+from training.loop import Settings
 from training.nets import ServingNet
-from training.parity import check_parity, open_predictors, run_net
+from training.parity import check_parity, open_predictors
 from training.publish import choose_version, publish, staging, write_manifest
-from training.recipes import Recipe, Settings
+from training.quantize import quantize
+from training.recipes import Recipe
+from training.robustness import count_hits, measure_robustness
+from training.seeds import Candidate, choose_candidate, fit_seed, mean_interval, measure_candidate
 
-GOLDEN_SAMPLES = 4
-LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxscript", "onnxruntime")
+CHECKPOINTS = ".checkpoints"  # in the data folder
 
 
 @dataclass(frozen=True)
@@ -48,10 +41,20 @@ class Request:
 
     models_dir: Path = Path("models")
     data_dir: Path = Path("data")
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     epochs: int | None = None
     device: str = "auto"
     version: int | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A version before it is published: all that will stand in its folder but the pictures."""
+
+    manifest: Manifest
+    contents: dict[BackendName, bytes]
+    predictor: Predictor
+    report: Report
 
 
 def run(recipe: Recipe, request: Request) -> Path:
@@ -64,43 +67,80 @@ def run(recipe: Recipe, request: Request) -> Path:
         TrainingError: the run failed and published nothing; its text is one line that says why.
     """
     number = choose_version(request.models_dir, recipe.name, request.version)
-    settings = Settings(
-        epochs=recipe.epochs if request.epochs is None else request.epochs,
-        device=choose_device(request.device, recipe),
-    )
-    started = time.perf_counter()
-    splits = recipe.load(request.data_dir)
-    torch.manual_seed(request.seed)
-    fitted = recipe.fit(splits, settings)
-    fitted.net.cpu().eval()
-    seconds = time.perf_counter() - started
-
-    serving = ServingNet(fitted.net, recipe.task).eval()
-    contents = export(serving, recipe.input.shape)
-    draft = build_manifest(recipe, number, splits, contents, serving)
-    predictors = open_predictors(draft, contents)
-    differences = check_parity(serving, predictors, request.seed)
-    metrics = evaluate(predictors, splits.test) | recipe.figures(fitted, splits)
-    training = Training(
-        recipe=recipe.name,
-        seed=request.seed,
-        epochs=len(fitted.history),
-        data=splits.digests(),
-        libraries=list_libraries(),
-        git_commit=find_commit(),
-        seconds=round(seconds, 1),
-        parity_difference=differences,
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    manifest = Manifest.model_validate(draft.model_dump() | {"metrics": metrics, "training": training.model_dump()})
+    splits = load(recipe, request)
+    draft = prove(recipe, number, splits, fit_seeds(recipe, splits, request))
     with staging(request.models_dir, recipe.name, number) as folder:
-        for name, content in contents.items():
-            (folder / ARTIFACT_FILES[name]).write_bytes(content)
+        for name, content in draft.contents.items():
+            (folder / draft.manifest.artifacts[name].file).write_bytes(content)
         for file, draw in recipe.plots.items():
-            draw(folder / file, fitted, splits, predictors["onnx"])
-        write_manifest(folder, manifest)
-        check_as_served(folder)
-        return publish(folder, request.models_dir)
+            draw(folder / file, draft.report.chosen.fitted, splits, draft.predictor)
+        write_card(folder, draft.manifest, recipe, splits, draft.predictor, draft.report)
+        write_manifest(folder, draft.manifest)
+        check_as_served(folder, list(draft.contents))
+        published = publish(folder, request.models_dir)
+    for seed in request.seeds:
+        find_checkpoint(recipe, seed, request).unlink(missing_ok=True)
+    return published
+
+
+def assist(recipe: Recipe, request: Request) -> None:
+    """Take part in the fits of a run that the first rank makes; see `distributed`."""
+    fit_seeds(recipe, load(recipe, request), request)
+
+
+def load(recipe: Recipe, request: Request) -> Splits:
+    """Return a recipe's data; of several processes, the first one downloads it."""
+    return distributed.first_alone(lambda: recipe.load(request.data_dir))
+
+
+def prove(recipe: Recipe, number: int, splits: Splits, candidates: Sequence[Candidate]) -> Draft:
+    """Export the best candidate, prove its artifacts, and measure everything that manifest and card will say."""
+    chosen = choose_candidate(candidates)
+    serving = ServingNet(chosen.fitted.net, recipe.task).eval()
+    contents = export(serving, recipe.input.shape)
+    manifest = build_manifest(recipe, number, splits, contents, serving)
+    predictors = open_predictors(manifest, contents)
+    training = describe_training(recipe, chosen, splits, check_parity(serving, predictors, chosen.seed))
+    by_seed = {each.seed: measure_candidate(each, splits, manifest) for each in candidates}
+    metrics = evaluate(predictors, splits.test) | recipe.figures(chosen.fitted, splits) | summarize_seeds(by_seed)
+    if chosen.temperature != 1:
+        metrics["temperature"] = chosen.temperature
+    is_image = recipe.input.kind == "image"
+    if is_image and (rounded := quantize(contents["onnx"], predictors["onnx"], splits)) is not None:
+        contents, manifest = contents | {"onnx-int8": rounded.content}, rounded.predictor.manifest
+        metrics["int8_accuracy"] = count_hits(rounded.predictor, splits.test)
+    report = Report(
+        chosen=chosen,
+        candidates=candidates,
+        by_seed=by_seed,
+        parameters=sum(each.numel() for each in chosen.fitted.net.parameters()),
+        costs=measure_costs(manifest, contents),
+        robustness=measure_robustness(predictors["onnx"], splits.test) if is_image else {},
+    )
+    fields = manifest.model_dump() | {"metrics": metrics, "training": training.model_dump()}
+    return Draft(Manifest.model_validate(fields), contents, predictors["onnx"], report)
+
+
+def fit_seeds(recipe: Recipe, splits: Splits, request: Request) -> list[Candidate]:
+    """Fit a recipe from each seed, taking up where an earlier run of the same fit was cut short."""
+    epochs = recipe.epochs if request.epochs is None else request.epochs
+    device = choose_device(request.device, recipe)
+    settings = [(seed, Settings(epochs, device, find_checkpoint(recipe, seed, request))) for seed in request.seeds]
+    return [fit_seed(recipe, splits, seed, each) for seed, each in settings]
+
+
+def find_checkpoint(recipe: Recipe, seed: int, request: Request) -> Path:
+    """Return where a long fit keeps its state until it is published."""
+    return request.data_dir / CHECKPOINTS / f"{recipe.name}-seed{seed}.pt"
+
+
+def summarize_seeds(by_seed: Mapping[int, dict[str, float]]) -> dict[str, float]:
+    """Return mean and 95 % interval of the first test figure (accuracy, or mse) where there are several seeds."""
+    if len(by_seed) == 1:
+        return {}
+    name = next(iter(next(iter(by_seed.values()))))
+    interval = mean_interval([figures[name] for figures in by_seed.values()])
+    return {f"{name}_mean": interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def choose_device(wanted: str, recipe: Recipe) -> torch.device:
@@ -119,87 +159,14 @@ def choose_device(wanted: str, recipe: Recipe) -> torch.device:
     return device
 
 
-def build_manifest(
-    recipe: Recipe, number: int, splits: Splits, contents: dict[BackendName, bytes], serving: ServingNet
-) -> Manifest:
-    """Return the manifest of a version as far as it is known before its figures."""
-    return Manifest(
-        name=recipe.name,
-        version=number,
-        title=recipe.title,
-        description=recipe.description,
-        task=recipe.task,
-        input=add_ranges(recipe.input, splits.train),
-        output=recipe.output,
-        artifacts={
-            name: Artifact(file=ARTIFACT_FILES[name], sha256=digest(content), bytes=len(content))
-            for name, content in contents.items()
-        },
-        golden=choose_golden(splits.test, serving),
-    )
-
-
-def add_ranges(described: Input, train: Split) -> Input:
-    """Return a tabular input whose features have the range of the training data, rounded outward to whole numbers."""
-    if not isinstance(described, TabularInput):
-        return described
-    low, high = train.inputs.min(dim=0).values.floor(), train.inputs.max(dim=0).values.ceil()
-    features = tuple(
-        Feature(**feature.model_dump(exclude={"minimum", "maximum"}), minimum=low[i].item(), maximum=high[i].item())
-        for i, feature in enumerate(described.features)
-    )
-    return described.model_copy(update={"features": features})
-
-
-def choose_golden(split: Split, serving: ServingNet) -> Golden:
-    """Return a few instances, evenly spread over a split, with the eager net's outputs."""
-    chosen = torch.linspace(0, len(split) - 1, min(GOLDEN_SAMPLES, len(split))).long()
-    inputs: Array = as_floats(split.inputs[chosen]).numpy()
-    return Golden(inputs=_rows(inputs), outputs=_rows(run_net(serving, inputs)))
-
-
-def _rows(array: Array) -> tuple[tuple[float, ...], ...]:
-    """Return rows as Python numbers with no more digits than float32 has; read back as float32 they are the same."""
-    return tuple(tuple(float(np.format_float_scientific(number)) for number in row) for row in array)
-
-
-def check_as_served(folder: Path) -> None:
-    """Load a staged version as the service will: manifest, digests, golden samples, on both backends.
+def check_as_served(folder: Path, names: Sequence[BackendName]) -> None:
+    """Load a staged version as the service will: manifest, digests, golden samples, each artifact.
 
     Raises:
         CheckError: the service would refuse it.
     """
     try:
-        for name in ARTIFACT_FILES:
+        for name in names:
             load_predictor(folder, backend=name, device="cpu", threads=torch.get_num_threads())
     except ModelRefusedError as error:
         raise CheckError(f"the service would refuse the version: {error}") from error
-
-
-def list_libraries() -> dict[str, str]:
-    """Return the installed version of each library that shapes the result."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def find_commit() -> str | None:
-    """Return the git commit that holds this code as it runs; None outside a repository, or where a file differs."""
-    root = Path(__file__).parents[1]
-    changed = _git(root, "status", "--porcelain", "--", "training", "service")
-    return _git(root, "rev-parse", "--verify", "--quiet", "HEAD") or None if changed == "" else None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what a git command prints, or None where it fails or there is no git."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

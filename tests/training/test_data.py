@@ -17,7 +17,8 @@ def test_half_plane_is_the_tutorials() -> None:
     points = torch.randn(1000, 2)
     splits = data.load_half_plane()
     assert torch.equal(splits.train.inputs, points)
-    for split in (splits.train, splits.test):
+    for split in (splits.train, splits.validation, splits.test):
+        assert split is not None
         rule = 0.5 * split.inputs[:, 0] - 1.5 * split.inputs[:, 1] > 0
         assert torch.equal(split.targets[:, 0], rule.float())
 
@@ -52,11 +53,12 @@ def test_data_does_not_depend_on_the_seed_of_a_run() -> None:
 
 
 def test_test_points_are_fresh() -> None:
-    """No held-out point is a training point."""
+    """No point is in two splits."""
     for load in (data.load_half_plane, data.load_clouds, data.load_line):
         splits = load()
-        train = {tuple(row) for row in splits.train.inputs.tolist()}
-        assert not train & {tuple(row) for row in splits.test.inputs.tolist()}
+        parts = [splits.train, splits.test] + [splits.validation] * (splits.validation is not None)
+        points = [tuple(row) for part in parts if part is not None for row in part.inputs.tolist()]
+        assert len(set(points)) == len(points)
 
 
 def test_digest_sees_every_value_shape_and_dtype() -> None:

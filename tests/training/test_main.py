@@ -26,7 +26,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    for option in ("--list", "--all", "--models-dir", "--data-dir", "--seed", "--epochs", "--device", "--version"):
+    for option in ("--list", "--all", "--models-dir", "--data-dir", "--seeds", "--epochs", "--device", "--version"):
         assert option in printed
     assert "autograd" in printed
 
@@ -50,7 +50,7 @@ def test_tour(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "name a recipe"),
         (["nothing"], "no recipe is called 'nothing'"),
         (["linear", "--epochs", "0"], "'0' is not a whole number from 1"),
-        (["linear", "--seed", "-1"], "'-1' is not a whole number from 0"),
+        (["linear", "--seeds", "0,-1"], "'-1' is not a whole number from 0"),
         (["linear", "--epochs", "many"], "'many' is not a whole number"),
     ],
 )

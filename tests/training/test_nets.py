@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from service.manifest import Task
-from training.nets import DigitsNet, LinearNet, Normalize, ServingNet, linear_net
+from training.nets import (
+    DigitsCnn,
+    DigitsNet,
+    LinearNet,
+    Normalize,
+    NormedDigitsNet,
+    ServingNet,
+    divide_logits,
+    fold_norms,
+    linear_net,
+)
 
 
 def test_digits_net_is_the_tutorials() -> None:
@@ -38,3 +48,45 @@ def test_linear_net_holds_the_parameters() -> None:
     """Parameters found by hand, float64 or columns, become those of a float32 layer."""
     net = linear_net(torch.tensor([[2.0], [3.0]], dtype=torch.float64), torch.tensor([[1.0]]))
     assert net(torch.tensor([[1.0, 1.0]])).item() == 6
+
+
+def train_norms(net: torch.nn.Sequential) -> None:
+    """Give batch norms statistics and gains of their own."""
+    net.train()
+    for _ in range(3):
+        net(torch.rand(16, 784))
+    for layer in net:
+        if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.weight, -2, 2)
+            torch.nn.init.uniform_(layer.bias, -1, 1)
+    net.eval()
+
+
+def test_plain_net_is_the_normed_one() -> None:
+    """With its norms in its linear layers the net is the tutorial's architecture and gives the same logits."""
+    net = NormedDigitsNet(mean=0.13, deviation=1.0)
+    train_norms(net)
+    inputs = torch.rand(8, 784)
+    plain = net.plain()
+    assert type(plain) is DigitsNet
+    torch.testing.assert_close(plain(inputs), net(inputs), atol=1e-4, rtol=1e-4)
+
+
+def test_cnn_folds() -> None:
+    """At most a million parameters; folded, there is no norm, and the logits are the same."""
+    net = DigitsCnn(mean=0.13, deviation=0.3)
+    train_norms(net)
+    folded = fold_norms(net)
+    assert sum(parameter.numel() for parameter in net.parameters()) <= 1_000_000
+    assert not any(isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d) for layer in folded)
+    inputs = torch.rand(8, 784)
+    torch.testing.assert_close(folded(inputs), net(inputs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("net", [DigitsNet(0.0, 1.0), LinearNet(784)], ids=["digits", "linear"])
+def test_temperature_divides_the_logits(net: torch.nn.Module) -> None:
+    """Dividing the last layer's parameters divides what the net returns."""
+    inputs = torch.rand(4, 784)
+    before = net(inputs)
+    divide_logits(net, 2.5)
+    torch.testing.assert_close(net(inputs), before / 2.5)

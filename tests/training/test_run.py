@@ -10,23 +10,24 @@ from PIL import Image
 from service.manifest import Manifest, load_manifest
 from service.predictor import load_predictor, worst_excess
 from training import run as module
+from training.course import Follower
 from training.errors import CheckError, DeviceError
 from training.parity import build_batches
 from training.publish import write_manifest
-from training.recipes import RECIPES, Recipe
+from training.recipes import RECIPES
 from training.run import Request, choose_device, run
-
-FILES = {"manifest.json", "model.onnx", "model.pt"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trained_small(name: str, tmp_path: Path, mnist_dir: Path) -> None:
-    """Every recipe, trained for one epoch, publishes both artifacts, its plots, and a manifest that says how."""
+    """Every recipe, trained for one epoch, publishes both artifacts, plots, card, and a manifest that says how."""
     recipe = RECIPES[name]
-    folder = run(recipe, Request(tmp_path / "models", mnist_dir, seed=3, epochs=1))
+    folder = run(recipe, Request(tmp_path / "models", mnist_dir, seeds=(3,), epochs=1))
     assert folder == tmp_path / "models" / name / "1"
-    assert {path.name for path in folder.iterdir()} == FILES | set(recipe.plots)
     manifest = load_manifest(folder)
+    artifacts = {artifact.file for artifact in manifest.artifacts.values()}
+    assert {"model.onnx", "model.pt"} <= artifacts
+    assert {path.name for path in folder.iterdir()} == {"README.md", "manifest.json"} | artifacts | set(recipe.plots)
     assert manifest.training is not None
     assert (manifest.training.recipe, manifest.training.seed, manifest.training.epochs) == (name, 3, 1)
     assert {"train", "test"} <= set(manifest.training.data)
@@ -44,10 +45,20 @@ def test_recipe_trained_small(name: str, tmp_path: Path, mnist_dir: Path) -> Non
 
 def test_equal_runs_give_equal_artifacts(tmp_path: Path) -> None:
     """The same recipe and seed give the same bytes; another seed gives others."""
-    requests = [Request(tmp_path / str(i), seed=seed, epochs=2) for i, seed in enumerate((0, 0, 1))]
+    requests = [Request(tmp_path / str(i), seeds=(seed,), epochs=2) for i, seed in enumerate((0, 0, 1))]
     first, second, third = (load_manifest(run(RECIPES["linear"], request)).artifacts for request in requests)
     assert first == second
     assert all(first[name].sha256 != third[name].sha256 for name in first)
+
+
+def test_several_seeds(tmp_path: Path) -> None:
+    """With several seeds the figures have a mean and its interval, and the card a row for each."""
+    folder = run(RECIPES["linear"], Request(tmp_path, seeds=(0, 1, 2), epochs=2))
+    metrics = load_manifest(folder).metrics
+    assert metrics["mse_low"] < metrics["mse_mean"] < metrics["mse_high"]
+    card = (folder / "README.md").read_text()
+    assert "| 0, published |" in card
+    assert "| 2 |" in card
 
 
 def test_versions_stand_side_by_side(tmp_path: Path) -> None:
@@ -74,23 +85,20 @@ def test_failed_check_as_served_publishes_nothing(tmp_path: Path, monkeypatch: p
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_ranges_are_those_of_the_training_data() -> None:
-    """Feature ranges hold every training point and are whole numbers."""
-    recipe: Recipe = RECIPES["logistic-by-hand"]
-    train = recipe.load(Path()).train
-    described = module.add_ranges(recipe.input, train)
-    assert described.kind == "tabular"
-    for column, feature in enumerate(described.features):
-        assert feature.minimum is not None
-        assert feature.maximum is not None
-        assert feature.minimum <= train.inputs[:, column].min() <= train.inputs[:, column].max() <= feature.maximum
-        assert feature.minimum == int(feature.minimum)
-
-
-def test_golden_rows_read_back_exactly() -> None:
-    """Short decimal numbers, read as float32, are the inputs and outputs bit for bit."""
-    array = np.random.default_rng(0).standard_normal((4, 9)).astype(np.float32)
-    assert np.array_equal(np.array(module._rows(array), dtype=np.float32), array)
+def test_checkpoint_is_gone_once_published(tmp_path: Path, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that ended leaves its state until its version stands: what fails afterwards costs no second fit."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / "MNIST").symlink_to(mnist_dir / "MNIST")
+    request = Request(tmp_path / "models", data_dir, epochs=1)
+    monkeypatch.setattr(module, "prove", lambda *_: (_ for _ in ()).throw(CheckError("no")))
+    with pytest.raises(CheckError):
+        run(RECIPES["mnist-mlp-best"], request)
+    (state,) = (data_dir / ".checkpoints").iterdir()
+    monkeypatch.undo()
+    monkeypatch.delattr(Follower, "run_epoch")
+    run(RECIPES["mnist-mlp-best"], request)
+    assert not state.exists()
 
 
 @pytest.mark.parametrize("wanted", ["cuda:99", "abacus"])
@@ -104,15 +112,3 @@ def test_auto_trains_small_recipes_on_the_cpu() -> None:
     """A recipe whose steps are tiny does not go to a GPU by itself; mnist does where there is one."""
     assert choose_device("auto", RECIPES["linear"]).type == "cpu"
     assert choose_device("auto", RECIPES["mnist"]).type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize(
-    ("status", "head", "commit"),
-    [("", "abc", "abc"), (" M training/run.py", "abc", None), (None, None, None), ("", None, None)],
-)
-def test_commit_is_that_of_the_code(
-    status: str | None, head: str | None, commit: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A commit is recorded only if it holds the code as it ran."""
-    monkeypatch.setattr(module, "_git", lambda _, command, *__: status if command == "status" else head)
-    assert module.find_commit() == commit

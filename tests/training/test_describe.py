@@ -1,0 +1,40 @@
+"""The manifest says what the data, the net and the checkout are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training import describe as module
+from training.recipes import RECIPES, Recipe
+
+
+def test_ranges_are_those_of_the_training_data() -> None:
+    """Feature ranges hold every training point and are whole numbers."""
+    recipe: Recipe = RECIPES["logistic-by-hand"]
+    train = recipe.load(Path()).train
+    described = module.add_ranges(recipe.input, train)
+    assert described.kind == "tabular"
+    for column, feature in enumerate(described.features):
+        assert feature.minimum is not None
+        assert feature.maximum is not None
+        assert feature.minimum <= train.inputs[:, column].min() <= train.inputs[:, column].max() <= feature.maximum
+        assert feature.minimum == int(feature.minimum)
+
+
+def test_golden_rows_read_back_exactly() -> None:
+    """Short decimal numbers, read as float32, are the inputs and outputs bit for bit."""
+    array = np.random.default_rng(0).standard_normal((4, 9)).astype(np.float32)
+    assert np.array_equal(np.array(module._rows(array), dtype=np.float32), array)
+
+
+@pytest.mark.parametrize(
+    ("status", "head", "commit"),
+    [("", "abc", "abc"), (" M training/run.py", "abc", None), (None, None, None), ("", None, None)],
+)
+def test_commit_is_that_of_the_code(
+    status: str | None, head: str | None, commit: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is recorded only if it holds the code as it ran."""
+    monkeypatch.setattr(module, "_git", lambda _, command, *__: status if command == "status" else head)
+    assert module.find_commit() == commit

@@ -1,0 +1,70 @@
+"""A quantised graph is smaller, nearly as right, and left out where it is not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from service.manifest import BackendName
+from service.predictor import Predictor
+from training import data, mnist
+from training import quantize as module
+from training.data import Splits
+from training.describe import build_manifest
+from training.evaluate import predict
+from training.export import export
+from training.loop import Settings
+from training.nets import ServingNet
+from training.parity import open_predictors
+from training.quantize import quantize
+from training.recipes import RECIPES
+from training.robustness import count_hits
+
+
+@pytest.fixture(scope="module")
+def splits(mnist_dir: Path) -> Splits:
+    """Few real digits."""
+    return data.load_digits(mnist_dir)
+
+
+@pytest.fixture(scope="module")
+def trained(splits: Splits) -> tuple[dict[BackendName, bytes], Predictor]:
+    """Artifacts of the tutorial's net after four epochs, and a predictor of the ONNX one."""
+    torch.manual_seed(0)
+    fitted = mnist.fit_mnist(splits, Settings(4, torch.device("cpu")))
+    serving = ServingNet(fitted.net, "multiclass").eval()
+    contents = export(serving, (784,))
+    manifest = build_manifest(RECIPES["mnist"], 1, splits, contents, serving)
+    return contents, open_predictors(manifest, contents)["onnx"]
+
+
+def test_quantized_graph(
+    trained: tuple[dict[BackendName, bytes], Predictor], splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of the bytes, the same bytes each time, probabilities near by, and a manifest that says so."""
+    contents, plain = trained
+    monkeypatch.setattr(module, "MOST_LOST", 0.01)  # of 333 pictures one is 0.3 %
+    first, second = (quantize(contents["onnx"], plain, splits) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.content == second.content
+    assert len(first.content) < 0.3 * len(contents["onnx"])
+    assert b"/tmp" not in first.content
+    artifact = first.predictor.manifest.artifacts["onnx-int8"]
+    assert artifact.bytes == len(first.content)
+    assert artifact.tolerance is not None
+    assert artifact.tolerance >= 0.02
+    apart = np.abs(predict(first.predictor, splits.test) - predict(plain, splits.test))
+    assert np.mean(apart.max(axis=1)) < 0.02
+    assert abs(count_hits(first.predictor, splits.test) - count_hits(plain, splits.test)) <= 0.01
+
+
+def test_graph_that_loses_too_much_is_left_out(
+    trained: tuple[dict[BackendName, bytes], Predictor], splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing to lose, any loss is too much; without a validation split there is nothing to tell by."""
+    contents, plain = trained
+    monkeypatch.setattr(module, "MOST_LOST", -1.0)
+    assert quantize(contents["onnx"], plain, splits) is None
+    assert quantize(contents["onnx"], plain, Splits(splits.train, splits.test)) is None

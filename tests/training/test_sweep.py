@@ -1,0 +1,93 @@
+"""Sweeps: seeds and recipes side by side, by the recipes' own code."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.manifest import load_manifest
+from tests.servers import clean_environment
+from training.__main__ import main
+from training.sweep import Trial, build_parser, fit_one, print_table, publish_best, read_seeds
+
+
+def test_sweep_prints_a_table(tmp_path: Path) -> None:
+    """Two recipes from two seeds are four lines on standard output, and nothing is published."""
+    pytest.importorskip("ray", reason="needs '.[ray]'")
+    arguments = ("linear", "logistic-hours", "--seeds", "0-1", "--epochs", "3", "--models-dir", str(tmp_path / "m"))
+    done = subprocess.run(
+        [sys.executable, "-m", "training", "sweep", *arguments],
+        env=clean_environment({"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names == ["linear", "linear", "logistic-hours", "logistic-hours"]
+    assert not (tmp_path / "m").exists()
+
+
+def test_best_is_published_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The best trial's seed is run once more, as any run is."""
+    options = build_parser().parse_args(["linear", "--epochs", "2", "--models-dir", str(tmp_path), "--publish"])
+    publish_best([Trial("linear", 3, {"loss": 1.0}), Trial("linear", 1, {"loss": 2.0})], options)
+    assert "linear: published" in capsys.readouterr().out
+    training = load_manifest(tmp_path / "linear" / "1").training
+    assert training is not None
+    assert training.seed == 3
+
+
+def test_fit_is_the_recipes_own(tmp_path: Path) -> None:
+    """A trial has what was learned and what the test split says; equal seeds give equal figures."""
+    first, again, other = (fit_one("linear", seed, 2, "cpu", tmp_path) for seed in (1, 1, 2))
+    assert first.figures == again.figures
+    assert first.figures != other.figures
+    assert set(first.figures) >= {"loss", "test_mse"}
+
+
+def test_failed_fit_is_a_line_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a fit fails for stands in its line; the others stand."""
+    failed = fit_one("linear", 0, 2, "cuda:99", tmp_path)
+    assert "cannot be used here" in failed.error
+    good = Trial("linear", 1, {"loss": 2.0, "test_mse": 3.0})
+    print_table(sorted([failed, good], key=lambda trial: trial.rank))
+    lines = capsys.readouterr().out.splitlines()
+    assert "seed 1" in lines[0]
+    assert "cannot be used here" in lines[1]
+
+
+def test_trials_are_ranked_by_validation() -> None:
+    """The most hits on validation come first, then the lowest loss there; the test split decides nothing."""
+    worse = Trial("m", 0, {"validation_accuracy": 0.90, "validation_loss": 0.1, "test_accuracy": 0.99})
+    better = Trial("m", 1, {"validation_accuracy": 0.91, "validation_loss": 0.2, "test_accuracy": 0.10})
+    assert sorted([worse, better], key=lambda trial: trial.rank) == [better, worse]
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("7", [7]), ("1,5,9", [1, 5, 9])])
+def test_seeds_are_read(text: str, seeds: list[int]) -> None:
+    """Ranges and lists."""
+    assert read_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "3-0", "a", "-1", "0-", "0-99999"])
+def test_seeds_that_are_none(text: str) -> None:
+    """What is neither is refused."""
+    with pytest.raises(argparse.ArgumentTypeError):
+        read_seeds(text)
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` is its own, and an unknown recipe is named."""
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "--help"])
+    assert ended.value.code == 0
+    assert "--publish" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "nothing"])
+    assert ended.value.code == 2
+    assert "no recipe is called 'nothing'" in capsys.readouterr().err
+    assert build_parser().parse_args(["linear"]).seeds == range(4)

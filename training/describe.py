@@ -1,0 +1,121 @@
+"""Describe: what the manifest of a version says, as far as a run knows it."""
+
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from service.backends import Array
+from service.manifest import (
+    Artifact,
+    BackendName,
+    Feature,
+    Golden,
+    Input,
+    Manifest,
+    TabularInput,
+    Training,
+    digest,
+)
+from training.data import Split, Splits, as_floats
+from training.export import ARTIFACT_FILES
+from training.nets import ServingNet
+from training.parity import run_net
+from training.recipes import Recipe
+from training.seeds import Candidate
+
+GOLDEN_SAMPLES = 4
+LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxscript", "onnxruntime")
+
+
+def build_manifest(
+    recipe: Recipe, number: int, splits: Splits, contents: dict[BackendName, bytes], serving: ServingNet
+) -> Manifest:
+    """Return the manifest of a version as far as it is known before its figures."""
+    return Manifest(
+        name=recipe.name,
+        version=number,
+        title=recipe.title,
+        description=recipe.description,
+        task=recipe.task,
+        input=add_ranges(recipe.input, splits.train),
+        output=recipe.output,
+        artifacts={
+            name: Artifact(file=ARTIFACT_FILES[name], sha256=digest(content), bytes=len(content))
+            for name, content in contents.items()
+        },
+        golden=choose_golden(splits.test, serving),
+    )
+
+
+def add_ranges(described: Input, train: Split) -> Input:
+    """Return a tabular input whose features have the range of the training data, rounded outward to whole numbers."""
+    if not isinstance(described, TabularInput):
+        return described
+    low, high = train.inputs.min(dim=0).values.floor(), train.inputs.max(dim=0).values.ceil()
+    features = tuple(
+        Feature(**feature.model_dump(exclude={"minimum", "maximum"}), minimum=low[i].item(), maximum=high[i].item())
+        for i, feature in enumerate(described.features)
+    )
+    return described.model_copy(update={"features": features})
+
+
+def choose_golden(split: Split, serving: ServingNet) -> Golden:
+    """Return a few instances, evenly spread over a split, with the eager net's outputs."""
+    chosen = torch.linspace(0, len(split) - 1, min(GOLDEN_SAMPLES, len(split))).long()
+    inputs: Array = as_floats(split.inputs[chosen]).numpy()
+    return Golden(inputs=_rows(inputs), outputs=_rows(run_net(serving, inputs)))
+
+
+def _rows(array: Array) -> tuple[tuple[float, ...], ...]:
+    """Return rows as Python numbers with no more digits than float32 has; read back as float32 they are the same."""
+    return tuple(tuple(float(np.format_float_scientific(number)) for number in row) for row in array)
+
+
+def describe_training(
+    recipe: Recipe, chosen: Candidate, splits: Splits, differences: dict[BackendName, float]
+) -> Training:
+    """Return where the artifacts come from."""
+    return Training(
+        recipe=recipe.name,
+        seed=chosen.seed,
+        epochs=len(chosen.fitted.history),
+        data=splits.digests(),
+        libraries=list_libraries(),
+        git_commit=find_commit(),
+        seconds=round(chosen.seconds, 1),
+        parity_difference=differences,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def list_libraries() -> dict[str, str]:
+    """Return the installed version of each library that shapes the result."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def find_commit() -> str | None:
+    """Return the git commit that holds this code as it runs; None outside a repository, or where a file differs."""
+    root = Path(__file__).parents[1]
+    changed = _git(root, "status", "--porcelain", "--", "training", "service")
+    return _git(root, "rev-parse", "--verify", "--quiet", "HEAD") or None if changed == "" else None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what a git command prints, or None where it fails or there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,93 @@
+"""Seeds: the same recipe fitted several times, one of them chosen, and what chance makes of the figures."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import t as student  # type: ignore[import-untyped] # as scikit-learn depends on it
+
+from service import tasks
+from service.manifest import Manifest
+from training.calibration import choose_temperature
+from training.data import Splits, as_floats
+from training.evaluate import best_epoch, measure_results
+from training.loop import Fitted, Settings
+from training.nets import ServingNet, divide_logits
+from training.parity import run_net
+from training.recipes import Recipe
+
+CONFIDENCE = 0.95
+_NORMAL = 1.959964  # of the normal distribution, within so many deviations lie 95 %
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One fit of a recipe: its seed, the temperature that its net's logits have been divided by, and its seconds."""
+
+    seed: int
+    fitted: Fitted
+    temperature: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, and the ends of what probably holds the true one."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def fit_seed(recipe: Recipe, splits: Splits, seed: int, settings: Settings) -> Candidate:
+    """Fit a recipe from one seed, and calibrate it where there is a validation split to do it on."""
+    started = time.perf_counter()
+    torch.manual_seed(seed)
+    fitted = recipe.fit(splits, settings)
+    fitted.net.cpu().eval()
+    temperature = 1.0
+    if recipe.task != "regression" and splits.validation is not None:
+        temperature = choose_temperature(fitted.net, splits.validation, recipe.task)
+        divide_logits(fitted.net, temperature)
+    return Candidate(seed, fitted, temperature, fitted.earlier_seconds + time.perf_counter() - started)
+
+
+def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate that is right most often on validation, then the one of the lowest loss there.
+
+    Where no epoch was measured on validation, the first.
+    """
+
+    def rank(candidate: Candidate) -> tuple[float, float]:
+        epoch = best_epoch(candidate.fitted)
+        return -(epoch.validation_accuracy or 0.0), epoch.validation_loss or 0.0
+
+    return min(candidates, key=rank)
+
+
+def measure_candidate(candidate: Candidate, splits: Splits, manifest: Manifest) -> dict[str, float]:
+    """Return the figures of a candidate on the test split, through its net as it would be served."""
+    serving = ServingNet(candidate.fitted.net, manifest.task)
+    batches = torch.split(as_floats(splits.test.inputs), 1000)
+    outputs = np.concatenate([run_net(serving, batch.numpy()) for batch in batches])
+    return measure_results(tasks.interpret(outputs, manifest), splits.test, manifest)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of several seeds with the interval mean ± t·s/√n that holds the true mean in 95 of 100 cases."""
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Interval(mean, mean, mean)
+    reach = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return Interval(mean, mean - float(reach), mean + float(reach))
+
+
+def wilson_interval(hits: int, count: int) -> Interval:
+    """Return a share of hits with its 95 % interval (Wilson 1927): what another test set as large could have given."""
+    share, z = hits / count, _NORMAL
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return Interval(share, middle - reach, middle + reach)
