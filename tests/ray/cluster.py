@@ -104,6 +104,8 @@ class RayServer:
         own = {"SERVICE_MODELS_DIR": str(models_dir), "SERVICE_ACCESS_LOG": "false", "SERVICE_RELOAD_INTERVAL": "0.5"}
         options = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.4}} | options
         self.order("deploy", environment=own | dict(environment or {}), options=options)
+        scaling: Any = options.get("autoscaling_config") or {}
+        self._wait_until_settled(int(scaling.get("min_replicas") or options["num_replicas"]))
         self.wait_until_answered()
 
     def wait_until_answered(self) -> float:
@@ -117,6 +119,14 @@ class RayServer:
                 good = 0
             time.sleep(0.05)
         return time.monotonic() - began
+
+    def _wait_until_settled(self, count: int) -> None:
+        """Wait until what was served before is gone, and so many replicas are there."""
+        until = time.monotonic() + START_SECONDS
+        wanted = {"application": "RUNNING", "replicas": {"RUNNING": count}}
+        while wanted != {key: self.order("status")[key] for key in wanted} or len(self.replicas()) != count:
+            assert time.monotonic() < until, self.log()
+            time.sleep(0.1)
 
     def members(self) -> list[psutil.Process]:
         """Return the live processes of the cluster."""
