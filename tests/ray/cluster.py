@@ -105,7 +105,8 @@ class RayServer:
         options = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.4}} | options
         self.order("deploy", environment=own | dict(environment or {}), options=options)
         scaling: Any = options.get("autoscaling_config") or {}
-        self._wait_until_settled(int(scaling.get("min_replicas") or options["num_replicas"]))
+        count: Any = scaling.get("min_replicas") or options["num_replicas"]
+        self._wait_until_settled(count)
         self.wait_until_answered()
 
     def wait_until_answered(self) -> float:
