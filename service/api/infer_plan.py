@@ -6,10 +6,8 @@ knows what a model's inputs and outputs are called; it does not read their data.
 
 from typing import Any, NamedTuple
 
-import orjson
-
 from service.api import datatypes
-from service.api.tensors import kind_of
+from service.api.tensors import kind_of, read_object
 from service.errors import InvalidRequestError
 from service.manifest import AnyManifest, Manifest
 
@@ -56,12 +54,7 @@ def plan_of(header: bytes, manifest: AnyManifest) -> Plan:
     Raises:
         InvalidRequestError: with what and where.
     """
-    try:
-        fields = orjson.loads(header)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(f"the body is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequestError(f"the body is {kind_of(fields)}, expected an object with inputs")
+    fields = read_object(header, "an object with inputs")
     _check_fields(fields, _REQUEST_FIELDS, "the request")
     name = fields.get("id")
     if name is not None and not isinstance(name, str):

@@ -8,7 +8,6 @@ import hmac
 from collections.abc import Callable
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -16,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from service import __version__, metrics
 from service.api.infer_plan import input_specs, output_specs
 from service.api.operations import OrjsonResponse
-from service.api.tensors import kind_of
+from service.api.tensors import kind_of, read_object
 from service.catalog import Model, Served
 from service.errors import InvalidRequestError, NotFoundError, UnauthorizedError
 from service.keeper import Keeper
@@ -251,13 +250,7 @@ async def _read_object(request: Request) -> dict[str, Any]:
     body = await request.body()
     if not body.strip():
         return {}
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(f"the body is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequestError(f"the body is {kind_of(fields)}, expected an object")
-    return fields
+    return read_object(body)
 
 
 def check_admin(request: Request, admin_key: bytes, sent: bytes) -> None:

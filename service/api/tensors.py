@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from service.backends import Array
@@ -113,6 +114,21 @@ def read_instances(instances: object, manifest: Manifest) -> Array:
     if not _is_in_range(inputs, manifest):
         raise _out_of_range(inputs.reshape(len(rows), -1), manifest)
     return inputs
+
+
+def read_object(body: bytes, wanted: str = "an object") -> dict[str, Any]:
+    """Return the JSON object that a body is.
+
+    Raises:
+        InvalidRequestError: it is not JSON, or another kind of value; `wanted` says what was expected.
+    """
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequestError(f"the body is {kind_of(fields)}, expected {wanted}")
+    return fields
 
 
 def kind_of(value: object) -> str:

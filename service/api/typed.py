@@ -8,7 +8,7 @@ import orjson
 from service import tasks
 from service.api import pictures
 from service.api.head import RequestHead
-from service.api.tensors import kind_of, parse_instances, parse_large, read_instances
+from service.api.tensors import kind_of, parse_instances, parse_large, read_instances, read_object
 from service.backends import Array
 from service.errors import InvalidRequestError
 from service.manifest import AnyManifest, ImageInput, Manifest
@@ -107,13 +107,7 @@ def load_object(body: bytes) -> dict[str, Any]:
     """
     if not body.strip():
         raise InvalidRequestError('the body is empty; send {"instances": [...]}')
-    try:
-        fields = orjson.loads(body.removeprefix(_BYTE_ORDER_MARK))
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(f"the body is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequestError(f'the body is {kind_of(fields)}, expected an object like {{"instances": [...]}}')
-    return fields
+    return read_object(body.removeprefix(_BYTE_ORDER_MARK), 'an object like {"instances": [...]}')
 
 
 def _read_parameters(parameters: object, manifest: Manifest) -> tuple[float | None, int | None]:
