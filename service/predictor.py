@@ -52,21 +52,14 @@ class Predictor:
 AnyPredictor = Predictor | SignaturePredictor
 
 
-def load_predictor(
-    folder: Path,
-    backend: str = "auto",
-    device: str = "auto",
-    threads: int = 1,
-    preferred: str = "cuda:0",
-    serve_as: str | None = None,
-) -> Predictor:
+def load_predictor(folder: Path, backend: str = "auto", device: str = "auto", threads: int = 1) -> Predictor:
     """Do `load_any_predictor` for a model that has a task.
 
     Raises:
         ModelRefusedError: as there, or the model has none.
     """
     load_manifest(folder)
-    predictor = load_any_predictor(folder, backend, device, threads, preferred, serve_as)
+    predictor = load_any_predictor(folder, backend, device, threads)
     assert isinstance(predictor, Predictor)
     return predictor
 
