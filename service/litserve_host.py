@@ -130,10 +130,10 @@ class HttpServer(uvicorn.Server):
         """Tick until the end: often while there are connections, seldom while there are none, to cost little."""
         await asyncio.sleep(TICK_SECONDS)  # who has connected is taken in, also if the end has been asked for already
         while not await self.on_tick(1):
+            self._app.arrival.clear()  # before looking: a signal may come between any two lines
             if self.server_state.connections or self._exit_at is not None:
                 await asyncio.sleep(TICK_SECONDS)
                 continue
-            self._app.arrival.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_TICK_SECONDS):
                     await self._app.arrival.wait()
