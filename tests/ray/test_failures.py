@@ -72,42 +72,44 @@ def running(cluster: RayServer) -> int:
     return int(cluster.order("status")["replicas"].get("RUNNING", 0))
 
 
-def test_replica_is_killed_under_load(cluster: RayServer, models: Path) -> None:
-    """A replica killed with -9: no wrong answer, no hang, and another takes its place."""
-    cluster.deploy(models, num_replicas=2)
+def break_under_load(cluster: RayServer, models: Path, what: str, break_it: Callable[[], None]) -> None:
+    """Break something under load, wait until two replicas run again, and check what the clients saw."""
     known = Models(models)
     with load(cluster, known) as end:
         time.sleep(2)
-        victim = cluster.replicas()[0]
         began = time.monotonic()
-        victim.kill()
-        old = {process.pid for process in cluster.replicas()} | {victim.pid}
-        wire.wait_until(lambda: {process.pid for process in cluster.replicas()} - old, SECONDS)
-        wire.wait_until(lambda: running(cluster) == 2, SECONDS)
+        break_it()
+        wire.wait_until(lambda: len(cluster.replicas()) == 2 and running(cluster) == 2, SECONDS)
         seconds = time.monotonic() - began
         time.sleep(1)
         record = end()
-    show("replica killed", seconds, record)
+    show(what, seconds, record)
     check(record, known)
+
+
+def test_replica_is_killed_under_load(cluster: RayServer, models: Path) -> None:
+    """A replica killed with -9: no wrong answer, no hang, and another takes its place."""
+    cluster.deploy(models, num_replicas=2)
+    before = {process.pid for process in cluster.replicas()}
+
+    def kill() -> None:
+        cluster.replicas()[0].kill()
+        wire.wait_until(lambda: {process.pid for process in cluster.replicas()} - before, SECONDS)
+
+    break_under_load(cluster, models, "replica killed", kill)
 
 
 def test_node_is_killed_under_load(cluster: RayServer, models: Path) -> None:
     """A machine that goes takes no other's requests with it; what ran on it starts on the next that joins."""
     cluster.deploy(models, num_replicas=2, ray_actor_options={"num_cpus": 1.2})  # one fits on a node
-    known = Models(models)
     before = {process.pid for process in cluster.replicas()}
-    with load(cluster, known) as end:
-        time.sleep(2)
-        began = time.monotonic()
+
+    def lose_node() -> None:
         cluster.order("remove_node")
         wire.wait_until(lambda: len(before & {process.pid for process in cluster.replicas()}) == 1)  # it had one
         cluster.order("add_node")
-        wire.wait_until(lambda: len(cluster.replicas()) == 2 and running(cluster) == 2, SECONDS)
-        seconds = time.monotonic() - began
-        time.sleep(1)
-        record = end()
-    show("node killed", seconds, record)
-    check(record, known)
+
+    break_under_load(cluster, models, "node killed", lose_node)
 
 
 def test_scales_with_load_and_back(cluster: RayServer, models: Path) -> None:
