@@ -6,7 +6,7 @@ to visual document analysis); pen width, resolution and noise stand for pens, sc
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
@@ -35,6 +35,11 @@ class Augmentation:
     pen: float = 0.0
     coarse: float = 0.0
     noise: float = 0.0
+
+    def distorting(self, share: float) -> "Augmentation":
+        """Return these amounts with affine and elastic distortions of that share; pens, resolutions and grain stay."""
+        lengths = ("rotation", "scale", "stretch", "shear", "shift", "elastic")
+        return replace(self, **{name: share * getattr(self, name) for name in lengths})
 
 
 class Augmenter:

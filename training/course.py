@@ -24,6 +24,7 @@ from training.loop import Learner, measure
 from training.progress import Epoch, Progress
 
 CHECKPOINT_EVERY = 60.0  # seconds
+GENTLE = 0.4  # of the usual distortions
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Course:
     """The figures of a long fit.
 
     `rate` is the highest, reached after `warmup` of all steps and left for the last `fall` of them. `smoothing` is
-    that of the labels (Szegedy et al. 2016). `average` is how much of the averaged weights each step keeps. `mixed`
-    asks for bfloat16 on a GPU.
+    that of the labels (Szegedy et al. 2016). `average` is how much of the averaged weights each step keeps. `gentle` is
+    the share of the epochs, the last ones, in which pictures are distorted less, nearer to those that will be asked
+    about (He et al. 2019, https://arxiv.org/abs/1909.09148). `mixed` asks for bfloat16 on a GPU.
     """
 
     epochs: int
@@ -45,6 +47,7 @@ class Course:
     augmentation: Augmentation
     warmup: float = 0.2
     fall: float = 0.8
+    gentle: float = 0.0
     mixed: bool = False
 
 
@@ -58,7 +61,6 @@ class Follower:
         self._learning, self._averaged = floating_values(self.net), floating_values(self.average)
         self.train, self.validation = splits.train.to(device), splits.validation.to(device)
         self.random = torch.Generator(device).manual_seed(torch.initial_seed())
-        self.augment = Augmenter(course.augmentation, self.random)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=course.smoothing)
         self.optimizer = build_optimizer(self.net, course)
         steps = course.epochs * math.ceil(len(self.train) / course.batch_size)
@@ -72,8 +74,9 @@ class Follower:
         """Take one step a batch over the training split, and measure the averaged net on validation."""
         started = time.perf_counter()
         self.net.train()
+        augment = Augmenter(choose_augmentation(self.course, len(self.history)), self.random)
         loss, hits = torch.zeros((), device=self.random.device), torch.zeros((), device=self.random.device)
-        for inputs, targets in self._batches():
+        for inputs, targets in self._batches(augment):
             with torch.autocast(inputs.device.type, torch.bfloat16, self.course.mixed and inputs.is_cuda):
                 logits = self.net(inputs)
                 each = self.criterion(logits, targets)
@@ -88,10 +91,10 @@ class Follower:
         self.seconds += time.perf_counter() - started
         return epoch
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, augment: Augmenter) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.train), generator=self.random, device=self.random.device)
         for chosen in torch.split(order, self.course.batch_size):
-            yield self.augment(as_floats(self.train.inputs[chosen])), self.train.targets[chosen]
+            yield augment(as_floats(self.train.inputs[chosen])), self.train.targets[chosen]
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -139,6 +142,12 @@ class Follower:
         torch.cuda.set_rng_state_all(state["cuda"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.steps, self.seconds, self.earlier_seconds = state["steps"], state["seconds"], state["seconds"]
+
+
+def choose_augmentation(course: Course, epoch: int) -> Augmentation:
+    """Return what an epoch's pictures are distorted by; the first epoch is 0."""
+    gentle = epoch >= course.epochs - round(course.gentle * course.epochs)
+    return course.augmentation.distorting(GENTLE) if gentle else course.augmentation
 
 
 def floating_values(net: nn.Module) -> list[Tensor]:

@@ -26,16 +26,17 @@ MLP_BEST = Course(
     augmentation=_OTHER_PENS,
 )
 CNN = Course(
-    epochs=24,
+    epochs=36,
     batch_size=128,
     optimizer="sgd",
     rate=0.2,
     weight_decay=5e-4,
     smoothing=0.05,
     average=0.998,
-    warmup=0.25,
-    fall=0.5,
-    augmentation=_OTHER_PENS,
+    warmup=0.15,
+    fall=0.7,
+    augmentation=replace(_OTHER_PENS, coarse=0.15),
+    gentle=0.25,
     mixed=True,
 )
 

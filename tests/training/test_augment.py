@@ -35,6 +35,14 @@ def test_nothing_asked_changes_nothing() -> None:
     torch.testing.assert_close(augment(STILL, pictures).reshape(5, -1), pictures, atol=1e-4, rtol=0)
 
 
+def test_half_the_distortion() -> None:
+    """Every affine and elastic amount is halved, and nothing else."""
+    amounts = Augmentation(pen=0.1, coarse=0.2, noise=0.3)
+    half = amounts.distorting(0.5)
+    assert half == Augmentation(6.0, 0.06, 0.06, 0.075, 1.0, 0.35, pen=0.1, coarse=0.2, noise=0.3)
+    assert STILL.distorting(3.0) == STILL
+
+
 def test_shift_is_in_pixels() -> None:
     """Centres move by up to the amount in both directions, and hardly less than that over many pictures."""
     moved = find_centres(augment(replace(STILL, shift=2.0), draw_square(400))) - 13.5

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training import course as module
 from training.augment import Augmentation
-from training.course import Course, Follower, build_optimizer, build_schedule, follow
+from training.course import GENTLE, Course, Follower, build_optimizer, build_schedule, choose_augmentation, follow
 from training.data import Split, Splits, as_floats
 from training.errors import CheckError
 from training.nets import NormedDigitsNet
@@ -142,6 +142,16 @@ def test_rate_rises_and_falls() -> None:
     assert rates[20:51] == pytest.approx([0.5] * 31, rel=1e-3)
     assert rates[75] == pytest.approx(0.25, rel=1e-2)
     assert rates[-1] < 0.001
+
+
+def test_last_epochs_distort_less() -> None:
+    """The share of epochs that is gentle is the last; pens stay as they are; without one all epochs are alike."""
+    amounts = Augmentation(rotation=10.0, pen=0.1)
+    course = replace(COURSE, epochs=8, augmentation=amounts, gentle=0.25)
+    turns = [choose_augmentation(course, epoch).rotation for epoch in range(8)]
+    assert turns == [10.0] * 6 + [10.0 * GENTLE] * 2
+    assert choose_augmentation(course, 7).pen == 0.1
+    assert choose_augmentation(replace(course, gentle=0.0), 7) == amounts
 
 
 def test_gains_and_biases_do_not_decay() -> None:
