@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,22 @@ def test_call_that_never_ends_costs_one_worker(model: str, models: Path) -> None
         said = "a call of model napper does not end" if model == "napper" else "has stood still for 5 s and is killed"
         assert said in server.log()
         assert server.stop() == 0
+
+
+def test_call_that_never_ends_is_seen_when_its_version_is_gone(models: Path) -> None:
+    """A version that is removed while a call of it never ends takes its worker along; the next one serves."""
+    arguments = ("--workers", "1", "--request-timeout", "1", "--reload-interval", "0.1")
+    with Server(models, *arguments) as server, Wire(server.url) as endless:
+        first = {worker.pid for worker in server.workers()}
+        endless.send(build_predict("napper", [float(rounds_for(3600))]))
+        time.sleep(0.3)  # it runs now
+        fakes.write_version(models, replace(napper(), version=2))
+        shutil.rmtree(models / "napper" / "1")
+        assert endless.read().status == 504
+        wait_until(lambda: server.workers() and not first & {worker.pid for worker in server.workers()})
+        assert "a call of model napper does not end" in server.log()
+        nap = build_predict("napper", [1.0])
+        wait_until(lambda: exchange(server.url, nap).status == 200)
 
 
 @pytest.fixture
