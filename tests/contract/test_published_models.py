@@ -22,7 +22,7 @@ from training.recipes import RECIPES
 
 VERSIONS = sorted((ROOT / "models").glob("*/*/manifest.json"))
 IDS = [f"{path.parent.parent.name}/{path.parent.name}" for path in VERSIONS]
-DIGITS = [name for name in RECIPES if name.startswith("mnist") and (ROOT / "models" / name).is_dir()]
+DIGITS = [path for path in VERSIONS if path.parent.parent.name.startswith("mnist")]
 ROWS, ROWS_AT_ONCE = 1000, 250
 Rows = list[dict[str, Any]]
 
@@ -131,12 +131,12 @@ def test_verify_passes() -> None:
 
 @pytest.mark.full_mnist
 @pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR names no folder with the whole MNIST data set")
-@pytest.mark.parametrize("name", DIGITS)
-def test_served_accuracy_is_the_manifests(serving: Server, published: Path, name: str) -> None:
+@pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.parent.parent.name)
+def test_served_accuracy_is_the_manifests(serving: Server, path: Path) -> None:
     """On MNIST's 10,000 test images the service is right exactly as often as the manifest states."""
     from training.data import as_floats, load_digits  # noqa: PLC0415 - it needs the data set
 
-    manifest = load_manifest(published / name / "1")
+    manifest = load_manifest(path.parent)
     test = load_digits(Path(os.environ["MNIST_DIR"])).test
     served = ask(serving, manifest, as_floats(test.inputs).numpy())
     hits = sum(row["prediction"] == target for row, target in zip(served, test.targets.tolist(), strict=True))
