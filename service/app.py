@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,6 +30,7 @@ from service.api.operations import OrjsonResponse, build_routes
 from service.api.page import build_page, is_open
 from service.api.repository_protocol import build_protocol_routes, check_admin
 from service.backends import Array
+from service.batching import Batcher
 from service.catalog import Served
 from service.errors import (
     ServiceError,
@@ -39,6 +41,7 @@ from service.errors import (
 from service.keeper import Keeper
 from service.log import AccessLog
 from service.manifest import AnyManifest
+from service.metrics import ModelMetrics
 from service.repository import Repository
 from service.settings import Settings
 from service.tracing import open_tracer
@@ -55,7 +58,8 @@ class Application:
         self.repository = repository
         self.access_log = AccessLog(settings.log_format, settings.access_log)
         self.in_flight = self._shown_in_flight = 0
-        self._known: list[Served] = []  # what served at the last tick, and what was removed in the middle of a call
+        self._figures: set[ModelMetrics] = set()
+        self._batchers: WeakKeyDictionary[Batcher, str] = WeakKeyDictionary()  # also of versions removed in a call
         self.held_bytes = 0
         self.arrival = asyncio.Event()  # a connection has come
         self._most_held = max(MOST_HELD_BYTES, 2 * settings.max_request_bytes)
@@ -207,18 +211,19 @@ class Application:
             self._shown_in_flight = self.in_flight
             metrics.set_in_flight(self.in_flight)
         every = [served for model in self.repository.models.values() for served in model.versions.values()]
-        gone = [served for served in self._known if served not in every]
-        for served in gone:
-            served.metrics.write(0)
         for served in every:
             served.metrics.write(served.batcher.rows)
-        self._known = every + [served for served in gone if served.batcher.running]
+            self._batchers[served.batcher] = served.manifest.name
+        figures = {served.metrics for served in every}
+        for gone in self._figures - figures:  # the last of a version that is not served any more
+            gone.write(0)
+        self._figures = figures
         metrics.write_rest()
 
     def find_stuck(self) -> str:
         """Return the name of a model with a call that has run for twice the time that any request has, or nothing."""
         limit = max(SHORTEST_STUCK, 2 * self.settings.request_timeout)
-        return next((served.manifest.name for served in self._known if served.batcher.running > limit), "")
+        return next((name for batcher, name in self._batchers.items() if batcher.running > limit), "")
 
     async def _operate(self, path: str, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:
         began, held, limit = time.perf_counter(), 0, self.settings.max_request_bytes

@@ -11,7 +11,7 @@ from service.predictor import AnyPredictor
 from service.shelf import Fingerprint, ModelSettings
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Served:
     """One version that serves: the predictor, and the queue in front of it."""
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,15 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert list((tmp_path / "models").iterdir()) == []
 
 
+@pytest.fixture
+def hears_interrupts() -> Iterator[None]:
+    """Processes started here hear SIGINT, also where a shell has started the tests in the background, without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_interrupts")
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_process_ended_while_it_trains(tmp_path: Path, sent: signal.Signals, status: int) -> None:
     """A real process, ended by a signal in the middle of training, leaves the models folder as it was."""
