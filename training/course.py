@@ -24,7 +24,6 @@ from training.loop import Learner, measure
 from training.progress import Epoch, Progress
 
 CHECKPOINT_EVERY = 60.0  # seconds
-GENTLE = 0.4  # of the usual distortions
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,9 @@ class Course:
 
     `rate` is the highest, reached after `warmup` of all steps and left for the last `fall` of them. `smoothing` is
     that of the labels (Szegedy et al. 2016). `average` is how much of the averaged weights each step keeps. `gentle` is
-    the share of the epochs, the last ones, in which pictures are distorted less, nearer to those that will be asked
-    about (He et al. 2019, https://arxiv.org/abs/1909.09148). `mixed` asks for bfloat16 on a GPU.
+    the share of the epochs, the last ones, in which pictures are distorted `gentle_distortion` times as much, nearer to
+    those that will be asked about (He et al. 2019, https://arxiv.org/abs/1909.09148). `mixed` asks for bfloat16 on
+    a GPU.
     """
 
     epochs: int
@@ -48,6 +48,7 @@ class Course:
     warmup: float = 0.2
     fall: float = 0.8
     gentle: float = 0.0
+    gentle_distortion: float = 0.4
     mixed: bool = False
 
 
@@ -147,7 +148,7 @@ class Follower:
 def choose_augmentation(course: Course, epoch: int) -> Augmentation:
     """Return what an epoch's pictures are distorted by; the first epoch is 0."""
     gentle = epoch >= course.epochs - round(course.gentle * course.epochs)
-    return course.augmentation.distorting(GENTLE) if gentle else course.augmentation
+    return course.augmentation.distorting(course.gentle_distortion) if gentle else course.augmentation
 
 
 def floating_values(net: nn.Module) -> list[Tensor]:
@@ -192,7 +193,7 @@ def follow(
         checkpoint: where the state is kept, and taken up if it is of the same fit; None keeps nothing.
     """
     follower = Follower(net, course, splits, device)
-    identity = identify(course, splits)
+    identity = identify(follower, splits)
     if checkpoint is not None and (saved := load_checkpoint(checkpoint, identity)) is not None:
         follower.restore(saved)
     steps = math.ceil(len(follower.train) / course.batch_size)
@@ -209,11 +210,17 @@ def follow(
     return follower
 
 
-def identify(course: Course, splits: Splits) -> dict[str, Any]:
+def identify(follower: Follower, splits: Splits) -> dict[str, Any]:
     """Return what must be equal for a checkpoint to be of the same fit."""
     seen: dict[str, Split | None] = {"train": splits.train, "validation": splits.validation}
     digests = {name: split.digest() for name, split in seen.items() if split is not None}
-    return {"course": asdict(course), "seed": torch.initial_seed(), "data": digests, "torch": str(torch.__version__)}
+    return {
+        "net": {name: list(value.shape) for name, value in follower.net.state_dict().items()},
+        "course": asdict(follower.course),
+        "seed": torch.initial_seed(),
+        "data": digests,
+        "torch": str(torch.__version__),
+    }
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training import course as module
 from training.augment import Augmentation
-from training.course import GENTLE, Course, Follower, build_optimizer, build_schedule, choose_augmentation, follow
+from training.course import Course, Follower, build_optimizer, build_schedule, choose_augmentation, follow
 from training.data import Split, Splits, as_floats
 from training.errors import CheckError
 from training.nets import NormedDigitsNet
@@ -26,6 +26,7 @@ COURSE = Course(
     smoothing=0.05,
     average=0.9,
     augmentation=Augmentation(pen=0.1, coarse=0.1, noise=0.1),
+    gentle=0.25,
 )
 
 
@@ -103,6 +104,14 @@ def test_state_of_another_fit_is_not_taken_up(splits: Splits, tmp_path: Path) ->
     assert are_equal(fit(fewer, COURSE, checkpoint), fit(fewer, COURSE))
 
 
+def test_state_of_another_net_is_not_taken_up(splits: Splits, tmp_path: Path) -> None:
+    """A net whose layers were changed begins anew, with the same seed, course and data."""
+    fit(splits, COURSE, tmp_path / "state.pt")
+    torch.manual_seed(3)
+    followed = follow(nn.Linear(784, 10), COURSE, splits, CPU, "test", tmp_path / "state.pt")
+    assert followed.earlier_seconds == 0
+
+
 def test_best_average_is_kept(splits: Splits) -> None:
     """The net ends as the average with the lowest validation loss, which the history says."""
     torch.manual_seed(0)
@@ -149,7 +158,7 @@ def test_last_epochs_distort_less() -> None:
     amounts = Augmentation(rotation=10.0, pen=0.1)
     course = replace(COURSE, epochs=8, augmentation=amounts, gentle=0.25)
     turns = [choose_augmentation(course, epoch).rotation for epoch in range(8)]
-    assert turns == [10.0] * 6 + [10.0 * GENTLE] * 2
+    assert turns == [10.0] * 6 + [10.0 * course.gentle_distortion] * 2
     assert choose_augmentation(course, 7).pen == 0.1
     assert choose_augmentation(replace(course, gentle=0.0), 7) == amounts
 
