@@ -155,7 +155,7 @@ def choose_device(wanted: str, recipe: Recipe) -> torch.device:
         device = torch.device(wanted)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DeviceError(f"device {wanted!r} cannot be used here") from error
+        raise DeviceError(f"device {wanted!r} cannot be used here; give cpu, or auto for what there is") from error
     return device
 
 
