@@ -31,9 +31,3 @@ def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = pixels[order].astype(np.uint8).reshape(-1, 28, 28)
     write_mnist(root, images, labels[order].astype(np.uint8), test_count=1000)
     return root
-
-
-@pytest.fixture
-def published() -> Path:
-    """The repository's own models folder."""
-    return PUBLISHED
