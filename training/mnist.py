@@ -35,7 +35,7 @@ CNN = Course(
     average=0.998,
     warmup=0.15,
     fall=0.7,
-    augmentation=replace(_OTHER_PENS, coarse=0.15),
+    augmentation=replace(_OTHER_PENS, pen=0.3, coarse=0.15),
     gentle=0.25,
     mixed=True,
 )
