@@ -38,11 +38,12 @@ class State(NamedTuple):
 
 
 class Report(NamedTuple):
-    """How far a worker has come, and which versions have failed their checks there."""
+    """How far a worker has come, which versions have failed their checks there, and a digest of the folder it saw."""
 
     prepared: int = -1
     committed: int = -1
     failures: Failures = Failures({}, {})
+    seen: str = ""
 
 
 class Agreement:
@@ -99,6 +100,14 @@ class Agreement:
             refused |= report.failures.refused
             doubted |= report.failures.doubted
         return Failures(refused, doubted)
+
+    def is_settled(self) -> bool:
+        """Tell whether every living worker has prepared from the same folder, and doubts nothing in it.
+
+        Workers look a moment apart; what is published in between is new to some and unknown to others.
+        """
+        reports = [report for report in self._reports() if report.seen]  # others are still starting
+        return len({report.seen for report in reports}) <= 1 and not any(each.failures.doubted for each in reports)
 
     def leads(self) -> bool:
         """Tell whether this worker is the one that looks at the models folder; when it ends, another one is."""
@@ -163,8 +172,8 @@ class Agreement:
                 path.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(FileNotFoundError):  # another worker has just cleared it away
-                prepared, committed, failures = json.loads(path.read_bytes()).values()
-                yield Report(prepared, committed, Failures(*map(_decode, failures)))
+                prepared, committed, failures, seen = json.loads(path.read_bytes()).values()
+                yield Report(prepared, committed, Failures(*map(_decode, failures)), seen)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

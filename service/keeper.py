@@ -15,7 +15,7 @@ from service.catalog import NO_FAILURES, Failures
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
 from service.repository import Repository, give_back_memory
 from service.settings import Settings
-from service.shelf import Slot, list_slots, look, save_settings
+from service.shelf import Slot, digest, list_slots, look, save_settings
 
 logger = logging.getLogger("service")
 
@@ -52,7 +52,6 @@ class Keeper:
                 try:
                     await self._keep_up()
                     await self._look()
-                    self._trouble = ""
                 except Exception as error:  # whatever is wrong with the folder, what is served goes on
                     self._complain(error)
                 await self._wait_for_bell(interval)
@@ -77,6 +76,7 @@ class Keeper:
         self.repository.commit(change, self._agreement.read_failures())
         self._generation = generation
         self._report(generation, generation, Failures(change.refused, change.doubted))
+        self._trouble = ""
         del change
         await loop.run_in_executor(None, give_back_memory)
 
@@ -86,8 +86,10 @@ class Keeper:
             return
         self._looked_at = now
         seen = await asyncio.get_running_loop().run_in_executor(None, look, self._settings.models_dir)
-        if seen != self.repository.seen or self._agreement.read_failures().doubted:
+        if seen != self.repository.seen or not self._agreement.is_settled():
             self._agreement.change(lambda unloaded: unloaded, patient=True)
+        else:
+            self._trouble = ""
 
     async def _wait_for_bell(self, seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
@@ -96,7 +98,7 @@ class Keeper:
         self._bell.clear()
 
     def _report(self, prepared: int, committed: int, failures: Failures = NO_FAILURES) -> None:
-        self._agreement.report(Report(prepared, committed, failures))
+        self._agreement.report(Report(prepared, committed, failures, digest(self.repository.seen)))
 
     def _complain(self, error: Exception) -> None:
         """Log a trouble once, not at every look."""

@@ -31,7 +31,7 @@ class Repository:
         self.models: Mapping[str, Model] = {}
         self.draining = False
         self.loaded = False
-        self.seen: frozenset[tuple[str, int, int]] = frozenset()  # the folder, when it was last looked at
+        self.seen: frozenset[tuple[str, int, int]] = frozenset()  # the folder that was last prepared
         self._settings = settings
         self._threads = threads
         self._preferred_device = preferred_device
@@ -102,7 +102,7 @@ class Repository:
             OSError: the models folder is not there.
         """
         root = self._settings.models_dir
-        self.seen = look(root)
+        seen = look(root)
         served = next(iter(_list_served(self.models)), None)
         slots = [slot for slot in list_slots(root, self._settings.model_name, served) if slot.name not in unloaded]
         settings = {name: self._read_settings(name) for name in {slot.name for slot in slots}}
@@ -111,6 +111,7 @@ class Repository:
             chosen = settings[slot.name].chosen.versions
             if chosen is None or slot.version in chosen:
                 self._prepare_version(slot, patient, change)
+        self.seen = seen
         return change
 
     def _prepare_version(self, slot: Slot, patient: bool, change: Change) -> None:

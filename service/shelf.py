@@ -5,6 +5,7 @@ folder counts once it has a manifest, which is written last.
 """
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -51,6 +52,11 @@ def look(root: Path) -> frozenset[tuple[str, int, int]]:
     found: set[tuple[str, int, int]] = set()
     _look_into(os.fspath(root), _DEPTH, found)
     return frozenset(found)
+
+
+def digest(seen: frozenset[tuple[str, int, int]]) -> str:
+    """Return a short text that is equal for equal looks, in every process."""
+    return hashlib.sha256(repr(sorted(seen)).encode()).hexdigest()
 
 
 def _look_into(folder: str, depth: int, found: set[tuple[str, int, int]]) -> None:

@@ -86,6 +86,20 @@ def test_failures_of_all_workers_are_known(tmp_path: Path) -> None:
     assert other.read_failures() == Failures({}, {key: "half there"})
 
 
+def test_workers_are_settled_when_they_have_seen_the_same(tmp_path: Path) -> None:
+    """Workers that prepared from different folders, or doubt a version, are not settled; starting ones do not count."""
+    one, other, third = Agreement(tmp_path), Agreement(tmp_path), Agreement(tmp_path)
+    one.report(Report(1, 1, seen="a"))
+    third.report(Report())
+    assert one.is_settled()
+    other.report(Report(1, 1, seen="b"))
+    assert not one.is_settled()
+    other.report(Report(2, 2, seen="a"))
+    assert one.is_settled()
+    other.report(Report(2, 2, Failures({}, {Key("coin", 2): "half there"}), "a"))
+    assert not one.is_settled()
+
+
 def test_one_worker_leads(tmp_path: Path) -> None:
     """One worker looks at the folder; when its process has ended, another one does."""
     code = "import sys; from pathlib import Path; from service.agreement import Agreement\n"

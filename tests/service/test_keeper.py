@@ -213,6 +213,36 @@ def test_version_that_one_worker_doubts_is_looked_at_again(empty_dir: Path, tmp_
     keep(early, late, talk=talk)
 
 
+def test_version_that_appears_between_two_looks_serves_everywhere(empty_dir: Path, tmp_path: Path) -> None:
+    """What is published after one worker has looked and before another has is served by both."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    leader, other = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
+    prepare, prepare_other = leader.repository.prepare, other.repository.prepare
+    other_is_prepared = threading.Event()
+
+    def prepare_first(*arguments: Any) -> Change:
+        change = prepare_other(*arguments)
+        other_is_prepared.set()
+        return change
+
+    def prepare_second(*arguments: Any) -> Change:
+        leader.repository.prepare = prepare  # type: ignore[method-assign]
+        assert other_is_prepared.wait(10)
+        fakes.write_version(empty_dir, fakes.doubler(version=3))
+        return prepare(*arguments)
+
+    leader.repository.prepare = prepare_second  # type: ignore[method-assign,assignment]
+    other.repository.prepare = prepare_first  # type: ignore[method-assign,assignment]
+
+    async def talk(_: Keeper) -> None:
+        fakes.write_version(empty_dir, fakes.doubler(version=2))
+        async with asyncio.timeout(5):
+            while versions(leader) != [1, 2, 3] or versions(other) != [1, 2, 3]:
+                await asyncio.sleep(0.01)
+
+    keep(leader, other, talk=talk)
+
+
 def test_change_agreed_on_while_preparing_is_not_skipped(empty_dir: Path, tmp_path: Path) -> None:
     """A worker that finds a new version while another is told to unload a model does both."""
     fakes.write_version(empty_dir, fakes.doubler())
@@ -295,6 +325,31 @@ def test_single_version_whose_manifest_breaks_goes_on(empty_dir: Path) -> None:
     (folder / "manifest.json").write_text(manifest)
     keeper.repository.refresh()
     assert (versions(keeper), keeper.repository.models["doubler"].refused) == ([3], {})
+
+
+def test_worker_that_could_not_prepare_tries_again(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A change that a worker failed to follow is tried until it succeeds; the same trouble is logged once."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    keeper = build(empty_dir, interval=0.02)
+    prepare = keeper.repository.prepare
+    tries = 0
+
+    def fail_often(*arguments: Any) -> Change:
+        nonlocal tries
+        tries += 1
+        if tries <= 3:
+            raise RuntimeError("out of threads")
+        return prepare(*arguments)
+
+    keeper.repository.prepare = fail_often  # type: ignore[method-assign,assignment]
+
+    async def talk(_: Keeper) -> None:
+        fakes.write_version(empty_dir, fakes.doubler(version=2))
+        while versions(keeper) != [1, 2]:
+            await asyncio.sleep(0.01)
+
+    keep(keeper, talk=talk)
+    assert len([each for each in caplog.records if "could not be looked at" in each.getMessage()]) == 1
 
 
 def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
