@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,9 +32,9 @@ class Course:
 
     `rate` is the highest, reached after `warmup` of all steps and left for the last `fall` of them. `smoothing` is
     that of the labels (Szegedy et al. 2016). `average` is how much of the averaged weights each step keeps. `gentle` is
-    the share of the epochs, the last ones, in which pictures are distorted `gentle_distortion` times as much, nearer to
-    those that will be asked about (He et al. 2019, https://arxiv.org/abs/1909.09148). `mixed` asks for bfloat16 on
-    a GPU.
+    the share of the epochs, the last ones, whose pictures are those of `gentle_augmentation`, nearer to the ones that
+    will be asked about (He et al. 2019, https://arxiv.org/abs/1909.09148), and in which nothing is dropped out any more
+    (Liu et al. 2023, https://arxiv.org/abs/2303.01500). `mixed` asks for bfloat16 on a GPU.
     """
 
     epochs: int
@@ -48,7 +48,7 @@ class Course:
     warmup: float = 0.2
     fall: float = 0.8
     gentle: float = 0.0
-    gentle_distortion: float = 0.4
+    gentle_augmentation: Augmentation = field(default_factory=Augmentation)
     mixed: bool = False
 
 
@@ -74,8 +74,10 @@ class Follower:
     def run_epoch(self, progress: Progress) -> Epoch:
         """Take one step a batch over the training split, and measure the averaged net on validation."""
         started = time.perf_counter()
-        self.net.train()
-        augment = Augmenter(choose_augmentation(self.course, len(self.history)), self.random)
+        gentle = is_gentle(self.course, len(self.history))
+        set_training(self.net, dropout=not gentle)
+        course = self.course
+        augment = Augmenter(course.gentle_augmentation if gentle else course.augmentation, self.random)
         loss, hits = torch.zeros((), device=self.random.device), torch.zeros((), device=self.random.device)
         for inputs, targets in self._batches(augment):
             with torch.autocast(inputs.device.type, torch.bfloat16, self.course.mixed and inputs.is_cuda):
@@ -145,10 +147,17 @@ class Follower:
         self.steps, self.seconds, self.earlier_seconds = state["steps"], state["seconds"], state["seconds"]
 
 
-def choose_augmentation(course: Course, epoch: int) -> Augmentation:
-    """Return what an epoch's pictures are distorted by; the first epoch is 0."""
-    gentle = epoch >= course.epochs - round(course.gentle * course.epochs)
-    return course.augmentation.distorting(course.gentle_distortion) if gentle else course.augmentation
+def is_gentle(course: Course, epoch: int) -> bool:
+    """Tell whether an epoch is one of the gentle ones at the end; the first epoch is 0."""
+    return epoch >= course.epochs - round(course.gentle * course.epochs)
+
+
+def set_training(net: nn.Module, dropout: bool) -> None:
+    """Put a net into training, with or without its dropout."""
+    net.train()
+    for layer in net.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.train(dropout)
 
 
 def floating_values(net: nn.Module) -> list[Tensor]:

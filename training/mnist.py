@@ -25,6 +25,7 @@ MLP_BEST = Course(
     average=0.999,
     augmentation=_OTHER_PENS,
 )
+_CNN_PICTURES = replace(_OTHER_PENS, coarse=0.15)
 CNN = Course(
     epochs=36,
     batch_size=128,
@@ -35,8 +36,9 @@ CNN = Course(
     average=0.998,
     warmup=0.15,
     fall=0.7,
-    augmentation=replace(_OTHER_PENS, pen=0.3, coarse=0.15),
+    augmentation=_CNN_PICTURES,
     gentle=0.25,
+    gentle_augmentation=replace(_CNN_PICTURES.distorting(0.4), pen=0.3),
     mixed=True,
 )
 

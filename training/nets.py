@@ -102,6 +102,7 @@ class DigitsCnn(nn.Sequential):
             nn.Linear(512, 256, bias=False),
             nn.BatchNorm1d(256),
             nn.ReLU(),
+            nn.Dropout(0.3),
             nn.Linear(256, 10),
         )
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from training import course as module
-from training.augment import Augmentation
-from training.course import Course, Follower, build_optimizer, build_schedule, choose_augmentation, follow
+from training.augment import Augmentation, Augmenter
+from training.course import Course, Follower, build_optimizer, build_schedule, follow, is_gentle, set_training
 from training.data import Split, Splits, as_floats
 from training.errors import CheckError
 from training.nets import NormedDigitsNet
@@ -27,6 +27,7 @@ COURSE = Course(
     average=0.9,
     augmentation=Augmentation(pen=0.1, coarse=0.1, noise=0.1),
     gentle=0.25,
+    gentle_augmentation=Augmentation(rotation=2.0, pen=0.2),
 )
 
 
@@ -153,14 +154,29 @@ def test_rate_rises_and_falls() -> None:
     assert rates[-1] < 0.001
 
 
-def test_last_epochs_distort_less() -> None:
-    """The share of epochs that is gentle is the last; pens stay as they are; without one all epochs are alike."""
-    amounts = Augmentation(rotation=10.0, pen=0.1)
-    course = replace(COURSE, epochs=8, augmentation=amounts, gentle=0.25)
-    turns = [choose_augmentation(course, epoch).rotation for epoch in range(8)]
-    assert turns == [10.0] * 6 + [10.0 * course.gentle_distortion] * 2
-    assert choose_augmentation(course, 7).pen == 0.1
-    assert choose_augmentation(replace(course, gentle=0.0), 7) == amounts
+def test_last_epochs_are_gentle(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share of epochs that is gentle is the last; those see their own pictures, and drop nothing out."""
+    seen: list[tuple[Augmentation, bool]] = []
+
+    class Watched(Augmenter):
+        def __init__(self, amounts: Augmentation, generator: torch.Generator) -> None:
+            super().__init__(amounts, generator)
+            seen.append((amounts, dropout.training))
+
+    monkeypatch.setattr(module, "Augmenter", Watched)
+    net = DroppingNet()
+    dropout = net[2]
+    follow(net, COURSE, splits, CPU, "test", None)
+    assert seen == [(COURSE.augmentation, True)] * 3 + [(COURSE.gentle_augmentation, False)]
+    assert not any(is_gentle(replace(COURSE, gentle=0.0), epoch) for epoch in range(4))
+
+
+def test_norms_go_on_learning_without_dropout() -> None:
+    """Dropout alone is switched off, and on again."""
+    net = DroppingNet()
+    for dropout in (False, True):
+        set_training(net, dropout)
+        assert [layer.training for layer in net] == [True, True, dropout, True]
 
 
 def test_gains_and_biases_do_not_decay() -> None:
