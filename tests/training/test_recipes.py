@@ -120,7 +120,7 @@ def test_published_figures(published: Path) -> None:
             assert metrics[name][figure] == pytest.approx(metrics[name][f"least_squares_{figure}"], rel=0.01)
     assert metrics["logistic-by-hand"]["direction_cosine"] >= 0.9999
     assert metrics["logistic-clusters"]["training_accuracy"] >= 0.99
-    for name, accuracy in (("mnist", 0.978), ("mnist-mlp-best", 0.9945), ("mnist-cnn", 0.9968)):
+    for name, accuracy in (("mnist", 0.978), ("mnist-mlp-best", 0.9945), ("mnist-cnn", 0.997)):
         assert round(metrics[name]["accuracy_mean"], 4) >= accuracy
     for name in set(SHIPPED) - {"logistic-hours", "linear", "linear-by-hand"}:
         assert metrics[name]["ece"] <= 0.005
