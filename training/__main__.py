@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.arguments import read_positive, read_seeds
 from training.errors import TrainingError
 
 AUTOGRAD = "autograd"
 SWEEP = "sweep"
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 TERMINATED = 143
-LARGEST = 2**31 - 1  # that a manifest takes as a version
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,15 +32,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=_naturals,
+        type=read_seeds,
         default=(0,),
-        help="of initial parameters and shuffling, such as 0,1,2; the best on validation is published (default: 0)",
+        help="of initial parameters and shuffling, such as 0-2 or 0,5; published is the best on validation, or the"
+        " first where a recipe has none (default: 0)",
     )
-    parser.add_argument("--epochs", type=_positive, help="passes over the training data (default: the recipe's own)")
+    parser.add_argument(
+        "--epochs", type=read_positive, help="passes over the training data (default: the recipe's own)"
+    )
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto, a GPU where the recipe gains by it)"
     )
-    parser.add_argument("--version", type=_positive, help="version to publish as (default: the next free one)")
+    parser.add_argument("--version", type=read_positive, help="version to publish as (default: the next free one)")
     return parser
 
 
@@ -85,12 +88,17 @@ def _train(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if unknown:
         parser.error(f"no recipe is called {unknown[0]!r}; there are {', '.join(RECIPES)}")
     with distributed.launched(names, options.device) as device:
-        request = Request(options.models_dir, options.data_dir, options.seeds, options.epochs, device, options.version)
+        seeds = tuple(options.seeds)
+        request = Request(options.models_dir, options.data_dir, seeds, options.epochs, device, options.version)
         for name in dict.fromkeys(names):
             if not distributed.is_first():
                 assist(RECIPES[name], request)
                 continue
-            folder = run(RECIPES[name], request)
+            try:
+                folder = run(RECIPES[name], request)
+            except KeyboardInterrupt:
+                print(f"interrupted; {name} was not published", file=sys.stderr)
+                return INTERRUPTED
             print(f"{name}: published {folder}  {_summary(folder)}", flush=True)
     return 0
 
@@ -100,20 +108,6 @@ def _summary(folder: Path) -> str:
 
     metrics = load_manifest(folder).metrics
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-def _naturals(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_between(0, part) for part in text.split(",")))
-
-
-def _positive(text: str) -> int:
-    return _between(1, text)
-
-
-def _between(least: int, text: str) -> int:
-    if not text.isdecimal() or not least <= int(text) <= LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {LARGEST}")
-    return int(text)
 
 
 def _leave(_signal: int, _frame: object) -> None:

@@ -16,7 +16,8 @@ _DRAWN = "Drawn from a formula by `training/data.py`; there is nothing to licens
 _MNIST = (
     "MNIST (Y. LeCun, C. Cortes, C. J. C. Burges, http://yann.lecun.com/exdb/mnist), digits of about 500 American"
     " census workers and high-school students, CC BY-SA 3.0: 55,000 pictures train, 5,000 held out of the training set"
-    " choose epoch, temperature and seed, the 10,000 of the test set are read once, for this card."
+    " choose epoch, temperature and seed. A run reads the 10,000 of the test set at its end and chooses nothing by"
+    " them; which earlier trials had looked at them stands in docs/training-log.md."
 )
 _DIGITS_LIMITS = (
     "It knows ten digits, one to a picture: letters, several digits and scribbles are given a digit too, at times a"

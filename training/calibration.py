@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from service.manifest import Task
 from training.data import Split, as_floats
+from training.loop import EVALUATION_BATCH
 
 BINS = 15
 LEAST_FOR_CALIBRATION = 30  # instances; fewer say nothing about it
@@ -60,7 +61,7 @@ def measure_reliability(probabilities: Floats, targets: NDArray[np.integer] | Fl
 @torch.no_grad()
 def choose_temperature(net: nn.Module, split: Split, task: Task) -> float:
     """Return the temperature with the lowest mean loss on a split, or 1 where that does not lower the error too."""
-    logits = torch.cat([net(as_floats(inputs)) for inputs in torch.split(split.inputs, 1000)]).double()
+    logits = torch.cat([net(as_floats(inputs)) for inputs in torch.split(split.inputs, EVALUATION_BATCH)]).double()
     chosen = fit_temperature(logits, split.targets, task)
     before, after = (
         measure_reliability(to_probabilities(logits / each, task), split.targets.reshape(-1).numpy()).error

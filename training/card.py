@@ -59,7 +59,7 @@ def write_card(
     ]
     if manifest.task != "regression":
         parts.append(f"## By class\n{_tell_classes(results, splits.test, manifest)}")
-        parts.append(f"## Calibration\n{_tell_calibration(results, splits, manifest, report)}")
+        parts.append(f"## Calibration\n{_tell_calibration(results, splits, report)}")
     if manifest.task == "binary":
         parts.append(f"## Threshold\n{_tell_thresholds(predictor, splits, manifest)}")
     if report.robustness:
@@ -100,12 +100,12 @@ def _tell_figures(manifest: Manifest, report: Report, count: int) -> str:
         rows.append(["95 % interval of the mean", *ends])
     text = "On the test split, by seed:\n\n" + table(["seed", *names], rows)
     if len(report.by_seed) > 1:
-        text += "\n\nThe interval is mean ± t·s/√n over the seeds: what another seed's luck would change."
+        text += "\n\nThe interval is mean ± t·s/√n over the seeds: it holds the mean over all seeds in 95 of 100 cases."
     if manifest.task != "regression" and count >= LEAST_FOR_CALIBRATION:
         sure = wilson_interval(round(manifest.metrics["accuracy"] * count), count)
         text += (
-            f"\n\nThe published version's accuracy of {say('accuracy', sure.mean)} is of {count:,} instances; for"
-            f" others of the same kind, 95 % (Wilson): {say('accuracy', sure.low)} … {say('accuracy', sure.high)}."
+            f"\n\nThe published version's accuracy of {say('accuracy', sure.mean)} is of {count:,} instances; over"
+            f" all of their kind, 95 % (Wilson): {say('accuracy', sure.low)} … {say('accuracy', sure.high)}."
         )
     more = [
         f"`{name}` {value:.6g}"
@@ -127,7 +127,7 @@ def _tell_classes(results: Array, test: Split, manifest: Manifest) -> str:
     return table(["class", "instances", "recall", "precision"], rows)
 
 
-def _tell_calibration(results: Array, splits: Splits, manifest: Manifest, report: Report) -> str:
+def _tell_calibration(results: Array, splits: Splits, report: Report) -> str:
     if len(splits.test) < LEAST_FOR_CALIBRATION:
         return f"{len(splits.test)} instances cannot tell whether probabilities are right. Do not rely on them."
     reliability = measure_reliability(results, splits.test.targets.numpy().reshape(-1))

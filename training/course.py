@@ -7,7 +7,6 @@ history) is written every minute, so that a fit that was cut short goes on to th
 
 import copy
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from training.augment import Augmentation, Augmenter
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import Split, Splits, as_floats
 from training.errors import CheckError
 from training.loop import Learner, measure
@@ -212,8 +212,8 @@ def follow(
             progress.epoch(follower.run_epoch(progress))
             is_last = len(follower.history) == course.epochs
             if checkpoint is not None and (is_last or time.monotonic() - saved_at > CHECKPOINT_EVERY):
-                save_checkpoint(checkpoint, identity, follower.state())
-                saved_at = time.monotonic()
+                is_kept = save_checkpoint(checkpoint, identity, follower.state())
+                checkpoint, saved_at = checkpoint if is_kept else None, time.monotonic()
     follower.net.load_state_dict(follower.best)
     follower.net.eval()
     return follower
@@ -229,21 +229,5 @@ def identify(follower: Follower, splits: Splits) -> dict[str, Any]:
         "seed": torch.initial_seed(),
         "data": digests,
         "torch": str(torch.__version__),
+        "device": [follower.random.device.type, torch.cuda.device_count()],  # whose generators the state holds
     }
-
-
-def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the saved state of a fit, or None where there is none of this very fit."""
-    if not path.is_file():
-        return None
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    state: dict[str, Any] = saved["state"]
-    return state if saved["identity"] == identity else None
-
-
-def save_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write a state beside its place and rename it there, so that there is always a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save({"identity": identity, "state": state}, partial)
-    os.replace(partial, path)

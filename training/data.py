@@ -1,6 +1,6 @@
 """The data sets, each drawn or loaded exactly as its tutorial does it, in splits that never overlap unless said.
 
-This module knows nothing of nets. Every data set has a seed of its own, so that `--seed` changes initial parameters
+This module knows nothing of nets. Every data set has a seed of its own, so that `--seeds` changes initial parameters
 and shuffling, never the data.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import make_regression
 from torch import Tensor
 
@@ -151,9 +152,7 @@ def load_line() -> Splits:
         line and noise. Inputs float32 (N, 1), targets float32 (N, 1): a column, since (N,) would broadcast against
         the net's (N, 1) into N × N differences.
     """
-    inputs, targets, coefficient = make_regression(
-        n_samples=100, n_features=1, noise=LINE_NOISE, coef=True, bias=LINE_INTERCEPT, random_state=0
-    )
+    inputs, targets, coefficient = _make_line()
     generator = torch.Generator().manual_seed(FRESH_POINTS_SEED)
     fresh = torch.randn(1000, 1, generator=generator)
     noise = LINE_NOISE * torch.randn(1000, 1, generator=generator)
@@ -163,10 +162,15 @@ def load_line() -> Splits:
 
 def true_slope() -> float:
     """Return the slope of the line behind `load_line`: 42.3855."""
-    coefficient = make_regression(
+    return float(_make_line()[2])
+
+
+def _make_line() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return inputs (100, 1), targets (100,) and the slope of the tutorial's points."""
+    inputs, targets, slope = make_regression(
         n_samples=100, n_features=1, noise=LINE_NOISE, coef=True, bias=LINE_INTERCEPT, random_state=0
-    )[2]
-    return float(coefficient)
+    )
+    return inputs, targets, slope
 
 
 def least_squares(split: Split) -> tuple[float, float]:

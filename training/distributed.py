@@ -46,12 +46,7 @@ def launched(names: list[str], device: str) -> Iterator[str]:
         raise DeviceError(f"{alone[0]} is trained by one process; several can train {', '.join(RECIPES)}")
     if ":" in device:
         raise DeviceError(f"device {device!r} is one, and there are several processes; give cuda or cpu")
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    else:
-        device = "cpu"
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    device = _join(device)
     try:
         with ExitStack() as silenced:
             if not is_first():
@@ -59,8 +54,27 @@ def launched(names: list[str], device: str) -> Iterator[str]:
                 silenced.enter_context(redirect_stdout(nowhere))
                 silenced.enter_context(redirect_stderr(nowhere))
             yield device
+    except RuntimeError as error:  # what a rank ends with that waits for one which is gone
+        if is_first():
+            raise
+        raise DeviceError(f"this process ends with another, whose message says why ({type(error).__name__})") from error
     finally:
         distributed.destroy_process_group()
+
+
+def _join(device: str) -> str:
+    """Meet the other ranks; return the device of this one."""
+    try:
+        if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        else:
+            device = "cpu"
+        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DeviceError(f"the processes cannot be joined on {device}; start them by torchrun: {reason}") from error
+    return device
 
 
 def first_alone(act: Callable[[], Result]) -> Result:

@@ -17,11 +17,9 @@ from service.predictor import Predictor
 from training.calibration import LEAST_FOR_CALIBRATION, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, Split, Splits, as_floats, least_squares
 from training.errors import CheckError
-from training.loop import Fitted, count_correct
+from training.loop import EVALUATION_BATCH, Fitted, count_correct
 from training.nets import LinearNet
 from training.progress import Epoch
-
-EVALUATION_BATCH = 1000
 
 
 def predict(predictor: Predictor, split: Split) -> Array:

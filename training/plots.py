@@ -25,6 +25,7 @@ Draw = Callable[[Path, Fitted, Splits, Predictor], None]
 BLUE, ORANGE, GREEN, GREY, INK = "#2f6db3", "#e07b24", "#2a9d5c", "#8a8f98", "#23272e"
 _DPI = 110
 _LARGE_DISPARITY = 30
+_COLUMNS = 10
 
 
 @contextmanager
@@ -178,7 +179,7 @@ def draw_misclassified(path: Path, fitted: Fitted, splits: Splits, predictor: Pr
 
 
 def _draw_grid(
-    path: Path, title: str, split: Split, chosen: list[int], titles: list[str], predictor: Predictor, columns: int = 10
+    path: Path, title: str, split: Split, chosen: list[int], titles: list[str], predictor: Predictor
 ) -> None:
     figure = Figure(figsize=(9.6, 3.0), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -187,7 +188,7 @@ def _draw_grid(
     assert image.kind == "image"
     size = (image.image.height, image.image.width)
     for position, (index, label) in enumerate(zip(chosen, titles, strict=True)):
-        axes = figure.add_subplot(2, columns, position + 1)
+        axes = figure.add_subplot(2, _COLUMNS, position + 1)
         axes.imshow(as_floats(split.inputs[index]).reshape(size).numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_title(label, fontsize=9 if len(label) > 1 else 12, color=INK)
         axes.set_axis_off()

@@ -130,8 +130,9 @@ def fit_seeds(recipe: Recipe, splits: Splits, request: Request) -> list[Candidat
 
 
 def find_checkpoint(recipe: Recipe, seed: int, request: Request) -> Path:
-    """Return where a long fit keeps its state until it is published."""
-    return request.data_dir / CHECKPOINTS / f"{recipe.name}-seed{seed}.pt"
+    """Return where a long fit keeps its state until it is published; a trial of fewer epochs has a place of its own."""
+    epochs = recipe.epochs if request.epochs is None else request.epochs
+    return request.data_dir / CHECKPOINTS / f"{recipe.name}-seed{seed}-epochs{epochs}.pt"
 
 
 def summarize_seeds(by_seed: Mapping[int, dict[str, float]]) -> dict[str, float]:

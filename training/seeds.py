@@ -14,7 +14,7 @@ from service.manifest import Manifest
 from training.calibration import choose_temperature
 from training.data import Splits, as_floats
 from training.evaluate import best_epoch, measure_results
-from training.loop import Fitted, Settings
+from training.loop import EVALUATION_BATCH, Fitted, Settings
 from training.nets import ServingNet, divide_logits
 from training.parity import run_net
 from training.recipes import Recipe
@@ -71,7 +71,7 @@ def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
 def measure_candidate(candidate: Candidate, splits: Splits, manifest: Manifest) -> dict[str, float]:
     """Return the figures of a candidate on the test split, through its net as it would be served."""
     serving = ServingNet(candidate.fitted.net, manifest.task)
-    batches = torch.split(as_floats(splits.test.inputs), 1000)
+    batches = torch.split(as_floats(splits.test.inputs), EVALUATION_BATCH)
     outputs = np.concatenate([run_net(serving, batch.numpy()) for batch in batches])
     return measure_results(tasks.interpret(outputs, manifest), splits.test, manifest)
 
@@ -86,7 +86,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def wilson_interval(hits: int, count: int) -> Interval:
-    """Return a share of hits with its 95 % interval (Wilson 1927): what another test set as large could have given."""
+    """Return a share of hits with its 95 % interval (Wilson 1927), which holds the true share in 95 of 100 cases."""
     share, z = hits / count, _NORMAL
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     reach = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))

@@ -1,20 +1,21 @@
 """`python -m training sweep mnist --seeds 0-3`: recipes and seeds side by side, on one machine or a Ray cluster.
 
 Each fit is a Ray task that runs the recipe's own code. The table is ranked by validation, where a recipe has such a
-split; the test figure stands beside it and chooses nothing. Nothing is published unless `--publish` is given.
+split, and in the order of the seeds elsewhere; the test figure stands beside it and chooses nothing. Nothing is
+published unless `--publish` is given.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from training.arguments import read_positive, read_seeds
 from training.errors import DataError, TrainingError
-
-MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Trial:
 
     @property
     def rank(self) -> tuple[str, bool, float, float]:
-        """Order by recipe, then the best on validation first, or by the training loss where there is no validation."""
+        """Order by recipe, then the best on validation first, as `seeds.choose_candidate` does; failures last."""
         figures = self.figures
-        loss = figures.get("validation_loss", figures.get("loss", 0.0))
-        return self.recipe, bool(self.error), -figures.get("validation_accuracy", 0.0), loss
+        hits, loss = figures.get("validation_accuracy", 0.0), figures.get("validation_loss", 0.0)
+        return self.recipe, bool(self.error), -hits, loss
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,8 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recipes", nargs="+", metavar="recipe", help="see python -m training --list")
     parser.add_argument("--seeds", type=read_seeds, default=range(4), help="0-3, or 1,5,9 (default: 0-3)")
-    parser.add_argument("--epochs", type=int, help="passes over the training data (default: the recipe's own)")
-    parser.add_argument("--device", default="cpu", help="auto, cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--epochs", type=read_positive, help="passes over the training data (default: the recipe's own)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda (default: auto, a GPU where --gpus gives one)"
+    )
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where data sets are (default: data)")
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where to publish (default: models)")
     parser.add_argument("--publish", action="store_true", help="publish each recipe's best seed, fitted once more")
@@ -52,18 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=float, default=0.0, help="share of a GPU that one fit takes (default: 0)")
     parser.add_argument("--address", help="of a Ray cluster, such as auto (default: this machine alone)")
     return parser
-
-
-def read_seeds(text: str) -> Sequence[int]:
-    """Return the seeds of `0-3` or `1,5,9`."""
-    try:
-        first, _, last = text.partition("-")
-        seeds = list(range(int(first), int(last) + 1)) if last else [int(part) for part in text.split(",")]
-    except ValueError:
-        seeds = []
-    if not 0 < len(seeds) <= MOST_SEEDS or min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 0-3 or 1,5,9")
-    return seeds
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,12 +83,17 @@ def sweep(options: argparse.Namespace) -> list[Trial]:
     """Return the trials, each recipe's best first.
 
     Raises:
-        DataError: Ray is not installed.
+        DataError: Ray is not installed, or a data set is not there and cannot be fetched.
     """
     try:
         import ray  # noqa: PLC0415 - an extra that nothing else of training needs
     except ImportError as error:
         raise DataError("a sweep needs Ray: pip install '.[train,ray]'") from error
+    from training.recipes import RECIPES  # noqa: PLC0415
+
+    names, folder = list(dict.fromkeys(options.recipes)), options.data_dir.resolve()
+    for name in names:
+        RECIPES[name].load(folder)  # once, before many would download it at the same time
     root = str(Path(__file__).parents[1])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     threads = {"OMP_NUM_THREADS": str(options.cpus), "PYTHONPATH": paths}
@@ -103,17 +101,33 @@ def sweep(options: argparse.Namespace) -> list[Trial]:
     ray.init(options.address or "local", runtime_env={"env_vars": threads}, log_to_driver=False, **dashboard)
     try:
         task = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus)(fit_one)
-        folder = options.data_dir.resolve()
-        wanted = [(name, seed) for name in dict.fromkeys(options.recipes) for seed in options.seeds]
-        pending = [task.remote(name, seed, options.epochs, options.device, folder) for name, seed in wanted]
-        trials: list[Trial] = []
+        wanted = [(name, seed) for name in names for seed in options.seeds]
+        pending = {
+            task.remote(name, seed, options.epochs, options.device, folder): (name, seed) for name, seed in wanted
+        }
+        trials: dict[tuple[str, int], Trial] = {}
         while pending:
-            done, pending = ray.wait(pending)
-            trials += ray.get(done)
+            (done,), _ = ray.wait(list(pending))
+            name, seed = pending.pop(done)
+            trials[name, seed] = collect(partial(ray.get, done), name, seed)
             print(f"{len(trials)} of {len(wanted)} fitted", file=sys.stderr)
     finally:
         ray.shutdown()
-    return sorted(trials, key=lambda trial: trial.rank)
+    return sorted((trials[each] for each in wanted), key=lambda trial: trial.rank)
+
+
+def collect(read: Callable[[], Trial], name: str, seed: int) -> Trial:
+    """Return a trial; one whose process died, such as for want of memory, becomes a line of the table too."""
+    try:
+        return read()
+    except Exception as error:  # Ray's own, of many kinds
+        return Trial(name, seed, {}, error=describe(error))
+
+
+def describe(error: Exception) -> str:
+    """Return an error as one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if isinstance(error, TrainingError) else f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def fit_one(name: str, seed: int, epochs: int | None, device: str, data_dir: Path) -> Trial:
@@ -139,8 +153,8 @@ def fit_one(name: str, seed: int, epochs: int | None, device: str, data_dir: Pat
         manifest = build_manifest(recipe, 1, splits, export(serving, recipe.input.shape), serving)
         learned = {key: value for key, value in vars(best_epoch(candidate.fitted)).items() if value is not None}
         tested = {f"test_{key}": value for key, value in measure_candidate(candidate, splits, manifest).items()}
-    except TrainingError as error:
-        return Trial(name, seed, {}, time.perf_counter() - started, str(error))
+    except Exception as error:  # such as no memory left: the other fits go on
+        return Trial(name, seed, {}, time.perf_counter() - started, describe(error))
     return Trial(name, seed, learned | tested, candidate.seconds)
 
 

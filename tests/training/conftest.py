@@ -14,10 +14,10 @@ PUBLISHED = Path(__file__).parents[2] / "models"
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Keep every test to two threads, as an opened backend sets the number for the whole process."""
+def _one_thread() -> Iterator[None]:
+    """Keep every test to one thread: an opened backend sets the number for all, and tests run side by side."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 

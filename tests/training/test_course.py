@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from training import course as module
 from training.augment import Augmentation, Augmenter
-from training.course import Course, Follower, build_optimizer, build_schedule, follow, is_gentle, set_training
+from training.checkpoint import load_checkpoint
+from training.course import (
+    Course,
+    Follower,
+    build_optimizer,
+    build_schedule,
+    follow,
+    identify,
+    is_gentle,
+    set_training,
+)
 from training.data import Split, Splits, as_floats
 from training.errors import CheckError
 from training.nets import NormedDigitsNet
@@ -111,6 +121,40 @@ def test_state_of_another_net_is_not_taken_up(splits: Splits, tmp_path: Path) ->
     torch.manual_seed(3)
     followed = follow(nn.Linear(784, 10), COURSE, splits, CPU, "test", tmp_path / "state.pt")
     assert followed.earlier_seconds == 0
+
+
+def test_state_of_another_device_is_not_taken_up(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random streams of one device cannot go on on another: a fit begins anew, and says so."""
+    fit(splits, COURSE, tmp_path / "state.pt")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
+    assert (
+        load_checkpoint(tmp_path / "state.pt", identify(Follower(DroppingNet(), COURSE, splits, CPU), splits)) is None
+    )
+    assert "another fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04half"])
+def test_damaged_state_is_said_and_not_taken_up(
+    content: bytes, splits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that cannot be read costs time and a line, and is replaced."""
+    state = tmp_path / "state.pt"
+    state.write_bytes(content)
+    whole = fit(splits, COURSE, state)
+    assert capsys.readouterr().err.splitlines()[0] == f"{state} cannot be read; beginning anew"
+    assert are_equal(fit(splits, COURSE, state), whole)
+    assert f"going on from {state}, after epoch 4" in capsys.readouterr().err
+
+
+def test_state_that_cannot_be_kept_ends_nothing(
+    splits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that cannot be made is said once; the fit is the same."""
+    (tmp_path / "file").write_text("in the way")
+    assert are_equal(fit(splits, COURSE, tmp_path / "file" / "state.pt"), fit(splits, COURSE))
+    assert capsys.readouterr().err.count("no state is kept") == 1
 
 
 def test_best_average_is_kept(splits: Splits) -> None:

@@ -62,6 +62,34 @@ def test_what_cannot_be_shared_out_is_said(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_failure_of_one_is_one_line_of_each(mnist_dir: Path, tmp_path: Path) -> None:
+    """What the first process fails for is said by it; the others, which wait for it, end with a line too."""
+    (tmp_path / "mnist" / "1").mkdir(parents=True)
+    done = launch("mnist", "--version", "1", "--data-dir", str(mnist_dir), "--models-dir", str(tmp_path))
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert any("versions are never overwritten" in line for line in ours)
+    assert any("this process ends with another" in line for line in ours)
+    assert "training/run.py" not in done.stderr  # no traceback of ours; torchrun adds its own
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_processes_that_cannot_meet_are_said(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, or variables that torchrun would have set: one sentence."""
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": None, "MASTER_ADDR": None}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Found no NVIDIA driver\nand more")
+
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    with pytest.raises(DeviceError, match="cannot be joined") as refused, distributed.launched(["mnist"], device):
+        pass
+    assert "\n" not in str(refused.value)
+
+
 def test_one_process_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torchrun nothing is shared, averaged or waited for."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)

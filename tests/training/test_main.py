@@ -51,7 +51,7 @@ def test_tour(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "name a recipe"),
         (["nothing"], "no recipe is called 'nothing'"),
         (["linear", "--epochs", "0"], "'0' is not a whole number from 1"),
-        (["linear", "--seeds", "0,-1"], "'-1' is not a whole number from 0"),
+        (["linear", "--seeds", "0,-1"], "'0,-1' is not like 0-3 or 1,5,9"),
         (["linear", "--epochs", "many"], "'many' is not a whole number"),
     ],
 )
@@ -114,7 +114,7 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
     monkeypatch.setattr(run_module, "write_manifest", interrupt)
     assert main(["linear", "--epochs", "1", "--models-dir", str(tmp_path / "models")]) == 130
-    assert capsys.readouterr().err == "interrupted; nothing was published\n"
+    assert capsys.readouterr().err == "interrupted; linear was not published\n"
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -151,7 +151,7 @@ def test_process_ended_while_it_trains(tmp_path: Path, sent: signal.Signals, sta
         process.send_signal(sent)
         _, error = process.communicate(timeout=30)
     assert process.returncode == status
-    assert error == ("interrupted; nothing was published\n" if sent == signal.SIGINT else "")
+    assert error == ("interrupted; logistic-by-hand was not published\n" if sent == signal.SIGINT else "")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [
         "models",
         "models/other",

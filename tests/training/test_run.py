@@ -1,5 +1,6 @@
 """A whole run publishes what serves as the net does; a failed one publishes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from training.errors import CheckError, DeviceError
 from training.parity import build_batches
 from training.publish import write_manifest
 from training.recipes import RECIPES
-from training.run import Request, choose_device, run
+from training.run import Request, choose_device, find_checkpoint, run
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -99,6 +100,14 @@ def test_checkpoint_is_gone_once_published(tmp_path: Path, mnist_dir: Path, monk
     monkeypatch.delattr(Follower, "run_epoch")
     run(RECIPES["mnist-mlp-best"], request)
     assert not state.exists()
+
+
+def test_trial_leaves_the_state_of_a_long_fit_alone(tmp_path: Path) -> None:
+    """A fit of fewer epochs keeps its state in another file."""
+    recipe, request = RECIPES["mnist-cnn"], Request(data_dir=tmp_path)
+    whole = find_checkpoint(recipe, 0, request)
+    assert whole == find_checkpoint(recipe, 0, replace(request, epochs=recipe.epochs))
+    assert whole != find_checkpoint(recipe, 0, replace(request, epochs=1))
 
 
 @pytest.mark.parametrize("wanted", ["cuda:99", "abacus"])

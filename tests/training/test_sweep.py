@@ -3,14 +3,18 @@
 import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.manifest import load_manifest
 from tests.servers import clean_environment
 from training.__main__ import main
-from training.sweep import Trial, build_parser, fit_one, print_table, publish_best, read_seeds
+from training.arguments import read_positive, read_seeds
+from training.recipes import RECIPES
+from training.sweep import Trial, build_parser, collect, fit_one, print_table, publish_best
 
 
 def test_sweep_prints_a_table(tmp_path: Path) -> None:
@@ -60,6 +64,23 @@ def test_failed_fit_is_a_line_of_the_table(tmp_path: Path, capsys: pytest.Captur
     assert "cannot be used here" in lines[1]
 
 
+def test_any_failure_of_a_fit_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody foresaw, and a process that died, cost one line and not the sweep."""
+
+    def fail(*_: object) -> Any:
+        raise MemoryError("no room\nfor it")
+
+    monkeypatch.setitem(RECIPES, "linear", replace(RECIPES["linear"], fit=fail))
+    assert fit_one("linear", 0, 2, "cpu", tmp_path).error == "MemoryError: no room"
+    assert collect(fail, "linear", 5) == Trial("linear", 5, {}, error="MemoryError: no room")
+
+
+def test_without_validation_the_first_seed_is_best() -> None:
+    """As in a run with several seeds: the training loss chooses nothing."""
+    trials = [Trial("m", 0, {"loss": 2.0}), Trial("m", 1, {"loss": 1.0})]
+    assert sorted(trials, key=lambda trial: trial.rank) == trials
+
+
 def test_trials_are_ranked_by_validation() -> None:
     """The most hits on validation come first, then the lowest loss there; the test split decides nothing."""
     worse = Trial("m", 0, {"validation_accuracy": 0.90, "validation_loss": 0.1, "test_accuracy": 0.99})
@@ -67,17 +88,24 @@ def test_trials_are_ranked_by_validation() -> None:
     assert sorted([worse, better], key=lambda trial: trial.rank) == [better, worse]
 
 
-@pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("7", [7]), ("1,5,9", [1, 5, 9])])
+@pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("7", [7]), ("1,5,9,5", [1, 5, 9])])
 def test_seeds_are_read(text: str, seeds: list[int]) -> None:
     """Ranges and lists."""
-    assert read_seeds(text) == seeds
+    assert list(read_seeds(text)) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "3-0", "a", "-1", "0-", "0-99999"])
+@pytest.mark.parametrize("text", ["", "3-0", "a", "-1", "0-", "0-99999", "0-1-2", "²", "1,", str(2**31)])
 def test_seeds_that_are_none(text: str) -> None:
     """What is neither is refused."""
     with pytest.raises(argparse.ArgumentTypeError):
         read_seeds(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "²", str(2**31)])
+def test_epochs_that_are_none(text: str) -> None:
+    """A fit takes one epoch at least."""
+    with pytest.raises(argparse.ArgumentTypeError):
+        read_positive(text)
 
 
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
