@@ -6,6 +6,7 @@ SERVE  := $(VENV)/.serve
 DEV    := $(VENV)/.dev
 PEERS  := $(VENV)/.peers
 ARGS   ?=
+JOBS   ?= 2
 
 .PHONY: help serve test test-compose train bench chaos soak fuzz lint format lock clean
 help: ## list the commands
@@ -14,8 +15,8 @@ help: ## list the commands
 serve: $(SERVE) ## start the service on :8000 (ARGS="--port 9000" for another flag)
 	@exec $(BIN)/python -m service serve $(ARGS)
 
-test: $(DEV) ## run every test (ARGS="tests/service -x" for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## run every test (ARGS="tests/service -x" for some, JOBS=0 for one process)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-compose: $(DEV) ## build the images and run them; needs Docker, and is skipped without
 	$(BIN)/python -m pytest tests/compose -rP $(ARGS)

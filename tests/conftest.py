@@ -14,6 +14,16 @@ settings.register_profile("tests", deadline=None)  # a busy machine is no findin
 settings.load_profile("tests")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file to one of the processes that `-n` starts; all of Ray's, which share a cluster, to the first."""
+    folder = ROOT / "tests" / "ray"
+    for item in items:
+        group = folder if item.path.is_relative_to(folder) else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(ROOT))))
+    items.sort(key=lambda item: not item.path.is_relative_to(folder))  # stable: the rest keeps its random order
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """Undo what a command does to logging, which belongs to the whole process."""

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -296,18 +297,24 @@ def test_half_copied_folder_is_ignored(tmp_path: Path) -> None:
     whole = fakes.write_version(tmp_path / "copy", build("copied"))
     content = (whole / "model.onnx").read_bytes()
     pieces = [content[start : start + 32] for start in range(0, len(content), 32)]
-    # A second between looks: a machine under load may keep this process from writing for most of one.
-    with Server(root, *FLAGS, "--reload-interval", "1") as server:
+
+    def copy(folder: Path) -> None:
+        shutil.copy(whole / "manifest.json", folder)
+        with (folder / "model.onnx").open("wb", buffering=0) as file:
+            for piece in pieces:
+                time.sleep(3 / len(pieces))
+                file.write(piece)
+
+    # A second between looks, and a thread that only copies: a pause as long as a look would make the half look whole.
+    with Server(root, *FLAGS, "--reload-interval", "1") as server, ThreadPoolExecutor(1) as pool:
         folder = root / "copied" / "1"
         folder.mkdir(parents=True)
-        shutil.copy(whole / "manifest.json", folder)
-        with (folder / "model.onnx").open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-                file.flush()
-                assert server.get("/v2/models/copied").status_code == 404
-                assert server.get("/v2/health/ready").status_code == 200
-                time.sleep(3 / len(pieces))
+        copying = pool.submit(copy, folder)
+        while not copying.done():
+            status = server.get("/v2/models/copied").status_code
+            assert status == 404 or copying.done()
+            assert server.get("/v2/health/ready").status_code == 200
+        copying.result()
         wait_for(lambda: serves(server, "copied") == {1})
         assert "model copied version 1 is not served" not in server.log()
 

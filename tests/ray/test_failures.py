@@ -117,7 +117,7 @@ def test_scales_with_load_and_back(cluster: RayServer, models: Path) -> None:
     scaling = {
         "min_replicas": 1,
         "max_replicas": 4,
-        "target_ongoing_requests": 1,
+        "target_ongoing_requests": 0.25,  # so that the load asks for all four, however slow its clients are
         "upscale_delay_s": 1,
         "downscale_delay_s": 12,  # longer than a replica takes to start, or those that start are stopped again
         "look_back_period_s": 2,
