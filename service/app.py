@@ -63,9 +63,8 @@ class Application:
         self.held_bytes = 0
         self.arrival = asyncio.Event()  # a connection has come
         self._most_held = max(MOST_HELD_BYTES, 2 * settings.max_request_bytes)
-        self._keys = [key.strip().encode() for key in settings.api_key.split(",") if key.strip()]
-        if self._keys and settings.admin_key:
-            self._keys.append(settings.admin_key.strip().encode())
+        keys = [*settings.api_key.split(","), settings.admin_key] if settings.api_key else []
+        self._keys = [key.strip().encode() for key in keys if key.strip()]  # an empty one would let everybody in
         self.keeper = keeper
         self._tracer = open_tracer()
         self._admin_key = settings.admin_key.strip().encode()

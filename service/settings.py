@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.errors import StartError
 from service.manifest import sentence
@@ -56,6 +56,14 @@ class Settings(BaseModel):
     admin_key: str = Field(default="", repr=False, description="key for load and unload; empty: refused from outside")
     access_log: bool = Field(default=True, description="write a line for every request")
     log_format: Literal["text", "json"] = Field(default="text", description="log lines for people or for machines")
+
+    @field_validator("api_key", "admin_key")
+    @classmethod
+    def _strip_key(cls, value: str) -> str:
+        """Drop what surrounds a key; a secret that is set but blank must not leave the door open."""
+        if value and not value.replace(",", "").strip():
+            raise ValueError("this key is blank; give one, or leave the setting empty for none")
+        return value.strip()
 
 
 def add_flags(parser: argparse.ArgumentParser, names: list[str] | None = None) -> None:

@@ -132,6 +132,16 @@ def test_keys_are_asked_for_where_they_are_set(build: Build) -> None:
     assert app.request("GET", "/health/ready").status == 200
 
 
+def test_blank_key_lets_nobody_in(models_dir: Path) -> None:
+    """Whatever the settings hold, a request without a key does not pass for one with a blank key."""
+    settings = Settings(models_dir=models_dir, device="cpu", backend="onnx", api_key="caller")
+    client = Client(create_app(settings.model_copy(update={"api_key": "caller, ", "admin_key": " "})))
+    assert client.request("GET", "/v1/models").status == 401
+    assert client.request("GET", "/v1/models", headers=[("X-API-Key", "")]).status == 401
+    assert client.request("GET", "/v1/models", headers=[("X-API-Key", "caller")]).status == 200
+    client.close()
+
+
 def test_request_id_is_echoed_or_made(build: Build) -> None:
     """A usable id comes back as it was; an unusable one is replaced; two requests never share one."""
     app = build()

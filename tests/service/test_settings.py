@@ -44,6 +44,9 @@ def test_port_is_honoured(flags: dict[str, str], environment: dict[str, str], po
         ({"backend": "pickle"}, {}, "--backend='pickle': "),
         ({"max_batch_size": "1.5"}, {}, "--max-batch-size='1.5': "),
         ({"log_format": "xml"}, {}, "--log-format='xml': "),
+        ({"api_key": ","}, {}, "--api-key=',': this key is blank"),
+        ({"admin_key": " "}, {}, "--admin-key=' ': this key is blank"),
+        ({"api_key": "caller"}, {"SERVICE_ADMIN_KEY": "\n"}, "SERVICE_ADMIN_KEY='\\n': this key is blank"),
     ],
 )
 def test_bad_value_is_one_line_that_names_its_origin(
@@ -73,6 +76,13 @@ def test_every_setting_has_a_flag_that_sets_it() -> None:
 def test_keys_are_not_shown() -> None:
     """Keys stay out of what is printed of the settings."""
     assert "secret" not in repr(Settings(api_key="secret", admin_key="secret"))
+
+
+def test_keys_lose_what_surrounds_them() -> None:
+    """The newline at the end of a file with a secret is not part of the key; an empty setting is no key."""
+    settings = load_settings({"admin_key": " admin\n"}, {"SERVICE_API_KEY": "caller\n"})
+    assert (settings.api_key, settings.admin_key) == ("caller", "admin")
+    assert load_settings({"admin_key": ""}, {"SERVICE_API_KEY": ""}).api_key == ""
 
 
 def test_settings_are_frozen() -> None:
