@@ -81,10 +81,9 @@ class Batcher:
     Args:
         predict: float32 (N, *shape) to float32 (N, K); raises ServiceError; safe in any thread.
         cost: of one `predict`.
-        max_batch_size: rows in one call.
+        max_batch_size: rows in one call; 1 where requests cannot share one, and each is answered as its call ends.
         queue_size: rows that may wait or run; a request beyond it is refused with 503.
         metrics: told of every backend call, and of requests that were not run.
-        joins: whether requests can share a call; where not, inputs and results are whatever `predict` takes and gives.
     """
 
     def __init__(
@@ -94,9 +93,7 @@ class Batcher:
         max_batch_size: int,
         queue_size: int,
         metrics: Figures,
-        joins: bool = True,
     ) -> None:
-        self._joins = joins
         self._metrics = metrics
         self._predict = predict
         self._max_batch_size = max_batch_size
@@ -178,7 +175,7 @@ class Batcher:
             self._flushing = False
         if batch:
             began = time.perf_counter()
-            outcomes = _run(self._predict, batch, self._max_batch_size, self._joins)
+            outcomes = _run(self._predict, batch, self._max_batch_size)
             if time.perf_counter() - began > SLOW_SECONDS:
                 self._leave_to_thread()
             self._observe(batch, began)
@@ -197,7 +194,7 @@ class Batcher:
         self._running = self._take(self._threaded, self._max_batch_size)
         if self._running:
             self._began = began = time.perf_counter()
-            job = self._executor.submit(_run, self._predict, self._running, self._max_batch_size, self._joins)
+            job = self._executor.submit(_run, self._predict, self._running, self._max_batch_size)
             job.add_done_callback(lambda done: self._call_loop(self._finish_thread, done.result(), began))
 
     def _call_loop(self, callback: Callable[..., None], *arguments: object) -> None:
@@ -288,16 +285,15 @@ def best_of_three(predict: Callable[[Any], Any], inputs: Any) -> float:  # noqa:
     return best
 
 
-def _run(predict: Callable[[Any], Any], batch: list[_Entry], size: int, joins: bool) -> "list[Array | ServiceError]":
+def _run(predict: Callable[[Any], Any], batch: list[_Entry], size: int) -> "list[Array | ServiceError]":
     """Return each entry's outcome; when a batch of several fails, each is run alone, so that a bad one fails alone."""
     try:
-        if not joins:
-            return [predict(entry.inputs) for entry in batch]
-        inputs = batch[0].inputs if len(batch) == 1 else np.concatenate([entry.inputs for entry in batch])
-        results = _predict_in_parts(predict, inputs, size)
+        if len(batch) == 1:  # its inputs and results may be anything that `predict` takes and gives
+            return [_predict_in_parts(predict, batch[0].inputs, size)]
+        results = _predict_in_parts(predict, np.concatenate([entry.inputs for entry in batch]), size)
     except Exception as error:  # the waiters must hear of anything that goes wrong
         if len(batch) > 1:
-            return [_run(predict, [entry], size, joins)[0] for entry in batch]
+            return [_run(predict, [entry], size)[0] for entry in batch]
         return [error if isinstance(error, ServiceError) else InferenceError(repr(error))]
     outcomes: list[Array | ServiceError] = []
     start = 0

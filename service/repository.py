@@ -149,11 +149,10 @@ class Repository:
             self._preferred_device,
             serve_as=slot.name if is_single else None,
         )
-        rows = settings.max_batch_size
+        rows = 1 if predictor.manifest.task == "tensors" else settings.max_batch_size  # tensors share no call
         cost = predictor.measure_cost(rows)
         figures = ModelMetrics(slot.name, slot.version)
-        joins = predictor.manifest.task != "tensors"
-        batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, figures, joins)
+        batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, figures)
         return Served(predictor, batcher, figures)
 
     def commit(self, change: Change, elsewhere: Failures = NO_FAILURES) -> None:

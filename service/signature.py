@@ -93,9 +93,9 @@ class SignaturePredictor:
         del rows
         zeros = Tensors((spec.name, _zeros(spec)) for spec in self.manifest.inputs)
         try:
-            return Cost(fixed=best_of_three(self.predict, zeros), each=1e-6)
+            return Cost(fixed=0.0, each=best_of_three(self.predict, zeros))
         except (InferenceError, InvalidRequestError):
-            return Cost(fixed=1.0, each=1e-6)
+            return Cost(fixed=0.0, each=1.0)
 
 
 def open_signature(content: bytes, manifest: SignatureManifest, device: str, threads: int) -> SignaturePredictor:

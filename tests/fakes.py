@@ -193,3 +193,41 @@ def shapeshifter() -> FakeModel:
 
 
 GOOD = (doubler, coin, switch, compass, canvas)
+
+
+TYPES = {
+    "BOOL": TensorProto.BOOL, "UINT8": TensorProto.UINT8, "UINT16": TensorProto.UINT16, "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64, "INT8": TensorProto.INT8, "INT16": TensorProto.INT16, "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64, "FP16": TensorProto.FLOAT16, "FP32": TensorProto.FLOAT, "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}  # fmt: skip
+
+
+def write_signature(
+    root: Path, name: str, inputs: dict[str, Any], outputs: dict[str, Any], *nodes: onnx.NodeProto
+) -> None:
+    """Write a model that has no task; inputs and outputs are {name: (datatype, shape)}, -1 for an open dimension."""
+
+    def describe(tensors: dict[str, Any]) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(
+                key, TYPES[datatype], [f"{key}{at}" if size < 0 else size for at, size in enumerate(shape)]
+            )
+            for key, (datatype, shape) in tensors.items()
+        ]
+
+    graph = helper.make_graph(list(nodes), name, describe(inputs), describe(outputs))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    content = model.SerializeToString()
+    folder = root / name / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(content)
+    manifest = {
+        "name": name,
+        "version": 1,
+        "task": "tensors",
+        "inputs": [{"name": key, "datatype": each[0], "shape": each[1]} for key, each in inputs.items()],
+        "outputs": [{"name": key, "datatype": each[0], "shape": each[1]} for key, each in outputs.items()],
+        "artifacts": {"onnx": {"file": "model.onnx", "sha256": digest(content), "bytes": len(content)}},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -3,74 +3,39 @@
 import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import orjson
 import pytest
 import requests
 import tritonclient.http as triton
-from onnx import TensorProto, helper
+from onnx import helper
 from tritonclient.utils import np_to_triton_dtype
 
 from service.api.datatypes import DATATYPES, Tensor, write_binary, write_json
-from service.manifest import digest
 from tests import fakes
 from tests.servers import Server
 
-TYPES = {
-    "BOOL": TensorProto.BOOL, "UINT8": TensorProto.UINT8, "UINT16": TensorProto.UINT16, "UINT32": TensorProto.UINT32,
-    "UINT64": TensorProto.UINT64, "INT8": TensorProto.INT8, "INT16": TensorProto.INT16, "INT32": TensorProto.INT32,
-    "INT64": TensorProto.INT64, "FP16": TensorProto.FLOAT16, "FP32": TensorProto.FLOAT, "FP64": TensorProto.DOUBLE,
-    "BYTES": TensorProto.STRING,
-}  # fmt: skip
 LENGTH = "Inference-Header-Content-Length"
-
-
-def write_model(root: Path, name: str, inputs: dict[str, Any], outputs: dict[str, Any], *nodes: onnx.NodeProto) -> None:
-    """Write a model that has no task; inputs and outputs are {name: (datatype, shape)}, -1 for an open dimension."""
-
-    def describe(tensors: dict[str, Any]) -> list[onnx.ValueInfoProto]:
-        return [
-            helper.make_tensor_value_info(
-                key, TYPES[datatype], [f"{key}{at}" if size < 0 else size for at, size in enumerate(shape)]
-            )
-            for key, (datatype, shape) in tensors.items()
-        ]
-
-    graph = helper.make_graph(list(nodes), name, describe(inputs), describe(outputs))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    content = model.SerializeToString()
-    folder = root / name / "1"
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(content)
-    manifest = {
-        "name": name,
-        "version": 1,
-        "task": "tensors",
-        "inputs": [{"name": key, "datatype": each[0], "shape": each[1]} for key, each in inputs.items()],
-        "outputs": [{"name": key, "datatype": each[0], "shape": each[1]} for key, each in outputs.items()],
-        "artifacts": {"onnx": {"file": "model.onnx", "sha256": digest(content), "bytes": len(content)}},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture(scope="module")
 def tensors_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with an echo of each datatype, one of them all, an adder with two inputs, and a model with a task."""
     root = tmp_path_factory.mktemp("tensors") / "models"
-    for datatype in TYPES:
+    for datatype in fakes.TYPES:
         about = {"x": (datatype, [-1])}
-        write_model(
+        fakes.write_signature(
             root, f"echo-{datatype.lower()}", about, {"y": about["x"]}, helper.make_node("Identity", ["x"], ["y"])
         )
-    nodes = [helper.make_node("Identity", [f"in_{datatype}"], [f"out_{datatype}"]) for datatype in TYPES]
-    names = {place: {f"{place}_{datatype}": (datatype, [-1, -1]) for datatype in TYPES} for place in ("in", "out")}
-    write_model(root, "echo", names["in"], names["out"], *nodes)
+    nodes = [helper.make_node("Identity", [f"in_{datatype}"], [f"out_{datatype}"]) for datatype in fakes.TYPES]
+    names = {
+        place: {f"{place}_{datatype}": (datatype, [-1, -1]) for datatype in fakes.TYPES} for place in ("in", "out")
+    }
+    fakes.write_signature(root, "echo", names["in"], names["out"], *nodes)
     whole = ("INT64", [-1])
-    write_model(
+    fakes.write_signature(
         root,
         "adder",
         {"a": whole, "b": whole},
@@ -78,7 +43,7 @@ def tensors_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
         helper.make_node("Add", ["a", "b"], ["sum"]),
         helper.make_node("Sub", ["a", "b"], ["difference"]),
     )
-    write_model(
+    fakes.write_signature(
         root, "ratio", {"x": ("FP32", [-1])}, {"y": ("FP32", [-1])}, helper.make_node("Reciprocal", ["x"], ["y"])
     )
     fakes.write_version(root, fakes.doubler().only("onnx"))
@@ -136,7 +101,7 @@ def test_ten_thousand_random_tensors_come_back(tensors_server: Server) -> None:
             binary = turn % 4 != 0
             drawn = {
                 datatype: draw_tensor(generator, datatype, tuple(generator.integers(1, 4, 2).tolist()), not binary)
-                for datatype in TYPES
+                for datatype in fakes.TYPES
             }
             parts, described = [], []
             for datatype, tensor in drawn.items():
@@ -148,7 +113,7 @@ def test_ten_thousand_random_tensors_come_back(tensors_server: Server) -> None:
                     about["data"] = write_json(tensor)
                 described.append(about)
             outputs = [
-                {"name": f"out_{each}", "parameters": {"binary_data": binary or each == "FP16"}} for each in TYPES
+                {"name": f"out_{each}", "parameters": {"binary_data": binary or each == "FP16"}} for each in fakes.TYPES
             ]
             header = orjson.dumps({"inputs": described, "outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
             answer = session.post(url, data=b"".join((header, *parts)), headers={LENGTH: str(len(header))}, timeout=30)
@@ -173,7 +138,7 @@ def test_ten_thousand_random_tensors_come_back(tensors_server: Server) -> None:
 
 @pytest.mark.parametrize("binary_out", [True, False])
 @pytest.mark.parametrize("binary_in", [True, False])
-@pytest.mark.parametrize("datatype", TYPES)
+@pytest.mark.parametrize("datatype", fakes.TYPES)
 def test_every_datatype_with_tritons_client(datatype: str, binary_in: bool, binary_out: bool, client: Any) -> None:
     """Every datatype goes through Triton's client each way; FP16 does not go by JSON, and that is said."""
     tensor = draw_tensor(np.random.default_rng(random.getrandbits(64)), datatype, (5,), text=True)
@@ -201,8 +166,8 @@ def test_several_inputs_and_outputs(client: Any) -> None:
 def test_signature_is_described(client: Any) -> None:
     """Metadata and configuration have every tensor with its datatype and shape."""
     metadata = client.get_model_metadata("echo")
-    assert metadata["inputs"] == [{"name": f"in_{each}", "datatype": each, "shape": [-1, -1]} for each in TYPES]
-    assert [output["datatype"] for output in metadata["outputs"]] == list(TYPES)
+    assert metadata["inputs"] == [{"name": f"in_{each}", "datatype": each, "shape": [-1, -1]} for each in fakes.TYPES]
+    assert [output["datatype"] for output in metadata["outputs"]] == list(fakes.TYPES)
     assert metadata["platform"] == "onnx_onnxv1"
     config = client.get_model_config("adder")
     assert "max_batch_size" in config
