@@ -38,8 +38,9 @@ class _Handler(logging.StreamHandler[TextIO]):
         except (OSError, ValueError):  # it is not a file, but in a program's memory
             super().emit(record)
             return
+        line = (self.format(record) + self.terminator).encode(errors="backslashreplace")  # a file's name may be no text
         with contextlib.suppress(OSError):  # nobody reads the log any more
-            _write_now(target, _split((self.format(record) + self.terminator).encode()))
+            _write_now(target, _split(line))
 
 
 def configure(log_format: str) -> None:

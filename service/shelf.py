@@ -6,8 +6,10 @@ folder counts once it has a manifest, which is written last.
 
 import contextlib
 import hashlib
+import logging
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from service.errors import InvalidRequestError, ModelRefusedError
 from service.manifest import MANIFEST_FILE, load_any_manifest, sentence
+
+logger = logging.getLogger("service")
 
 SETTINGS_FILE = "settings.json"
 _DEPTH = 2  # folders between the models folder and a file of a version
@@ -86,8 +90,16 @@ def list_slots(root: Path, model_name: str = "", served: tuple[str, int] | None 
     for folder in (path.parent for path in root.glob(f"*/*/{MANIFEST_FILE}")):
         name, version = folder.parent.name, folder.name
         if not name.startswith(".") and version.isascii() and version.isdigit() and str(int(version)) == version:
-            slots.append(Slot(name, int(version), folder, _fingerprint(folder)))
+            if name.isprintable():
+                slots.append(Slot(name, int(version), folder, _fingerprint(folder)))
+            else:  # such as bytes that are no text, which no answer could name
+                _warn_once(f"folder {name!a} is not served: a model's name is lower-case letters, digits, - and _")
     return sorted(slots, key=lambda slot: (slot.name, slot.version))
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    logger.warning("%s", sentence)
 
 
 def _read_single(root: Path, model_name: str, otherwise: tuple[str, int]) -> Slot:

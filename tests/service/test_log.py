@@ -46,6 +46,17 @@ def test_other_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixtur
     assert "loud" in text
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_name_that_is_no_text_is_logged(log_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's name with bytes that are no text is written with escapes, and stops nobody."""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as pipe, open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        log.configure(log_format)
+        logger.error("grüße, %s", os.fsdecode(b"caf\xe9"))
+        assert rb"caf\udce9" in pipe.read(2**16)
+
+
 def test_reader_that_stalls_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """When nobody reads the log any more lines are dropped, whole, and who logs goes on; later lines arrive."""
     reader, writer = os.pipe()

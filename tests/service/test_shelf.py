@@ -29,6 +29,17 @@ def test_versions_are_listed_by_name_and_number(empty_dir: Path) -> None:
     ]
 
 
+def test_name_that_is_no_text_is_skipped(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder whose name no answer could hold is left out, and that is said once."""
+    folder = fakes.write_version(empty_dir, fakes.coin())
+    for name in (b"caf\xe9", b"two\nlines"):
+        shutil.copytree(folder.parent, empty_dir / os.fsdecode(name))
+    for _ in range(2):
+        assert [slot.name for slot in list_slots(empty_dir)] == ["coin"]
+    lines = sorted(record.getMessage().partition(":")[0] for record in caplog.records)
+    assert lines == [r"folder 'caf\udce9' is not served", r"folder 'two\nlines' is not served"]
+
+
 def test_fingerprint_changes_with_a_file(empty_dir: Path) -> None:
     """A fingerprint is the same while the files are, and another when one is written, replaced or added."""
     folder = fakes.write_version(empty_dir, fakes.coin())
