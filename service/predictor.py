@@ -1,6 +1,10 @@
 """A predictor is one version of a model, ready to answer: its manifest, an opened backend, and the checks it passed."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,8 @@ from service.batching import Cost, measure_cost
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
 from service.manifest import AnyManifest, BackendName, Manifest, load_any_manifest, load_artifact, load_manifest
 from service.signature import SignaturePredictor, open_signature
+
+logger = logging.getLogger("service")
 
 ABSOLUTE_TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-4
@@ -50,6 +56,7 @@ class Predictor:
 
 
 AnyPredictor = Predictor | SignaturePredictor
+Place = tuple[BackendName, str]  # a backend, and the device it runs on
 
 
 def load_predictor(folder: Path, backend: str = "auto", device: str = "auto", threads: int = 1) -> Predictor:
@@ -79,7 +86,7 @@ def load_any_predictor(
         backend: "auto", "onnx", "torchscript" or "onnx-int8".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         threads: CPU threads one backend call may use.
-        preferred: which accelerator "auto" takes where there are several.
+        preferred: which accelerator "auto" and "cuda" take where there are several.
         serve_as: the name to serve a folder under that is not `<name>/<version>`, as KServe mounts it.
 
     Raises:
@@ -96,15 +103,29 @@ def load_any_predictor(
     names = choose_backends(manifest, backend)
     if not names:
         raise ModelRefusedError(_no_backend(manifest, backend))
-    name, where = _choose_place(names, device, preferred)
+    places = _choose_places(names, device, preferred)
     # Every artifact is checked, also those that do not run here: a version is intact or it is not.
     contents = {each: load_artifact(folder, artifact) for each, artifact in manifest.artifacts.items()}
+    for place, (name, where) in pairwise(places):
+        try:
+            return _open(contents, manifest, place, threads)
+        except StartError as error:  # a build may list a device whose libraries then do not load
+            _warn_once(f"{error}; models run by {name} on {where} instead")
+    return _open(contents, manifest, places[-1], threads)
+
+
+def _open(contents: Mapping[BackendName, bytes], manifest: AnyManifest, place: Place, threads: int) -> AnyPredictor:
+    name, device = place
     if not isinstance(manifest, Manifest):
-        return open_signature(contents["onnx"], manifest, where, threads)
-    opened = open_backend(name, contents[name], manifest, where, threads)
-    predictor = Predictor(manifest, opened)
+        return open_signature(contents["onnx"], manifest, device, threads)
+    predictor = Predictor(manifest, open_backend(name, contents[name], manifest, device, threads))
     check_golden(predictor)
     return predictor
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    logger.warning("%s", sentence)
 
 
 def check_golden(predictor: Predictor) -> None:
@@ -138,15 +159,15 @@ def worst_excess(actual: Array, expected: Array) -> float:
     return worst if np.isfinite(worst) else float("inf")
 
 
-def _choose_place(names: list[BackendName], device: str, preferred: str) -> tuple[BackendName, str]:
-    """Return the backend and device to use: for "auto" the first backend that reaches a GPU, else the first."""
+def _choose_places(names: list[BackendName], device: str, preferred: str) -> list[Place]:
+    """Return where to try to run a model, best first: for "auto" a GPU by each backend, then the CPU."""
     if device == "auto":
         places = [(name, choose_device(device, name, preferred)) for name in names]
-        return next((place for place in places if place[1] != "cpu"), places[0])
+        return [*(place for place in places if place[1] != "cpu"), (names[0], "cpu")]
     problems = []
     for name in names:
         try:
-            return name, choose_device(device, name)
+            return [(name, choose_device(device, name, preferred))]
         except StartError as error:
             problems.append(str(error))
     raise StartError("; ".join(problems))

@@ -74,7 +74,8 @@ def open_backend(name: BackendName, content: bytes, manifest: Manifest, device: 
 def choose_device(wanted: str, name: BackendName, preferred: str = "cuda:0") -> str:
     """Return the device a backend will be opened on.
 
-    For "auto" that is `preferred` where the backend can use it, else its first accelerator, else "cpu".
+    For "auto" that is `preferred` where the backend can use it, else its first accelerator, else "cpu"; for "cuda"
+    likewise, of the GPUs alone.
 
     Raises:
         StartError: `wanted` names a device that this backend cannot use here.
@@ -84,10 +85,9 @@ def choose_device(wanted: str, name: BackendName, preferred: str = "cuda:0") -> 
     accelerators = list_accelerators(name)
     if wanted == "auto":
         return preferred if preferred in accelerators else [*accelerators, "cpu"][0]
-    if wanted == "cuda" and preferred in accelerators:
-        return preferred
-    if wanted in accelerators:
-        return wanted
+    fitting = [device for device in accelerators if wanted in (device, device.partition(":")[0])]
+    if fitting:
+        return preferred if preferred in fitting else fitting[0]
     usable = ", ".join(["cpu", *accelerators])
     raise StartError(f"device {wanted} is not usable by the {name} backend here; usable: {usable}")
 

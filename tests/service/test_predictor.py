@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from service import predictor as module
@@ -111,9 +112,35 @@ def test_auto_takes_the_first_backend_that_reaches_a_gpu(monkeypatch: pytest.Mon
     """Where only PyTorch reaches a GPU, "auto" runs TorchScript there; without one, ONNX on the CPU."""
     reach = {"onnx": "cpu", "torchscript": "cuda:0"}
     monkeypatch.setattr(module, "choose_device", lambda device, name, preferred="": reach[name])
-    assert module._choose_place(["onnx", "torchscript"], "auto", "cuda:0") == ("torchscript", "cuda:0")
+    assert module._choose_places(["onnx", "torchscript"], "auto", "cuda:0")[0] == ("torchscript", "cuda:0")
     reach["torchscript"] = "cpu"
-    assert module._choose_place(["onnx", "torchscript"], "auto", "cuda:0") == ("onnx", "cpu")
+    assert module._choose_places(["onnx", "torchscript"], "auto", "cuda:0")[0] == ("onnx", "cpu")
+
+
+def test_auto_says_that_a_gpu_could_not_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a build lists a GPU that it then cannot use, "auto" runs on the CPU, says so once, and shows the CPU."""
+    monkeypatch.setattr("service.backends.list_accelerators", lambda name: ["cuda:0"] if name == "onnx" else [])
+    real = ort.InferenceSession  # whose first provider's libraries do not load
+    monkeypatch.setattr(ort, "InferenceSession", lambda *given, providers: real(*given, providers=providers[-1:]))
+    module._warn_once.cache_clear()
+    for version in (1, 2):
+        folder = fakes.write_version(tmp_path, fakes.doubler(version=version))
+        backend = load_predictor(folder).backend
+        assert (backend.name, backend.device, backend.provider) == ("onnx", "cpu", "CPUExecutionProvider")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("fell back to the CPU where cuda:0 was asked for; models run by onnx on cpu instead")
+    with pytest.raises(StartError, match="fell back to the CPU where cuda:0 was asked for"):
+        load_predictor(folder, "auto", "cuda")
+
+
+def test_worker_keeps_to_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several GPUs, "cuda" takes that on which the worker was placed, as "auto" does; else the first."""
+    monkeypatch.setattr("service.backends.list_accelerators", lambda name: ["cuda:0", "cuda:1"])
+    for device in ("auto", "cuda"):
+        assert module._choose_places(["onnx"], device, "cuda:1")[0] == ("onnx", "cuda:1")
+        assert module._choose_places(["onnx"], device, "cpu")[0] == ("onnx", "cuda:0")
 
 
 def test_worst_excess_is_the_stated_tolerance() -> None:
