@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from service.batching import Batcher
+from service.errors import StartError
 from service.manifest import AnyManifest
 from service.metrics import ModelMetrics
 from service.predictor import AnyPredictor
@@ -85,3 +86,4 @@ class Change:
     opened: dict[Key, Served] = field(default_factory=dict)
     refused: dict[Key, str] = field(default_factory=dict)
     doubted: dict[Key, str] = field(default_factory=dict)
+    unusable: list[StartError] = field(default_factory=list)  # why some could not use the device asked for

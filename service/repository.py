@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from service import metrics
 from service.batching import Batcher
 from service.catalog import NO_FAILURES, Change, Failures, Key, Model, ReadSettings, Served
-from service.errors import InferenceError, ModelRefusedError, NotFoundError, StartError, UnavailableError
+from service.errors import ModelRefusedError, NotFoundError, ServiceError, StartError, UnavailableError
 from service.metrics import ModelMetrics
 from service.predictor import load_any_predictor
 from service.settings import Settings
@@ -79,11 +79,14 @@ class Repository:
         """Load every version for the first time, but for the models in `unloaded`.
 
         Raises:
-            StartError: the models folder or the device asked for is not there.
+            StartError: the models folder is not there, or no model can use the device asked for.
         """
         if not self._settings.models_dir.is_dir():
             raise StartError(f"models folder {self._settings.models_dir} does not exist; pass --models-dir")
-        self.refresh(unloaded)
+        change = self.prepare(unloaded)
+        if change.unusable and not change.opened:
+            raise change.unusable[0]
+        self.commit(change)
         self.loaded = True
 
     def refresh(self, unloaded: Collection[str] = (), patient: bool = False) -> None:
@@ -128,8 +131,14 @@ class Repository:
             return
         try:
             change.opened[key] = self._open(slot)
-        except (ModelRefusedError, InferenceError) as error:
-            (change.doubted if patient else change.refused)[key] = str(error)
+        except Exception as error:  # whatever is wrong with one version, the others are served
+            if isinstance(error, StartError):
+                change.unusable.append(error)
+            reason = str(error)
+            if not isinstance(error, ServiceError):
+                logger.exception("model %s version %d could not be opened", *key)
+                reason = f"it could not be opened ({type(error).__name__}); the log says more"
+            (change.doubted if patient else change.refused)[key] = reason
 
     def _read_settings(self, name: str) -> ReadSettings:
         try:

@@ -3,12 +3,14 @@
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from service.backends import onnx_runtime
 from service.errors import NotFoundError, StartError, UnavailableError
-from service.predictor import Predictor
+from service.predictor import AnyPredictor, Predictor, load_any_predictor
 from service.repository import Repository
 from service.settings import Settings
 from tests import fakes
@@ -97,3 +99,44 @@ def test_model_that_is_not_finite_at_zero_is_served(empty_dir: Path) -> None:
     assert isinstance(predictor, Predictor)
     np.testing.assert_array_equal(predictor.predict(np.ones((1, 1), np.float32)), [[0]])
     assert not repository.problem
+
+
+def test_version_that_cannot_use_the_device_stops_no_other(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version whose backend does not reach the device asked for is refused, also at a start; the others serve."""
+    monkeypatch.setattr("service.backends.list_accelerators", lambda name: ["cuda:0"] if name == "onnx" else [])
+    real = onnx_runtime.open_session
+    monkeypatch.setattr(onnx_runtime, "open_session", lambda content, device, threads: real(content, "cpu", threads))
+    settings = Settings(models_dir=empty_dir, device="cuda")
+    fakes.write_version(empty_dir, fakes.coin().only("torchscript"))
+    with pytest.raises(StartError, match="device cuda is not usable by the torchscript backend"):
+        Repository(settings).load()
+    fakes.write_version(empty_dir, fakes.doubler())
+    repository = Repository(settings)
+    repository.load()
+    fakes.write_version(empty_dir, fakes.compass().only("torchscript"))
+    fakes.write_version(empty_dir, fakes.doubler(version=2))
+    repository.refresh(patient=True)
+    repository.refresh(patient=True)
+    assert sorted(repository.models["doubler"].versions) == [1, 2]
+    for name in ("coin", "compass"):
+        assert f"{name}: device cuda is not usable by the torchscript backend here" in repository.problem
+
+
+def test_version_that_fails_unexpectedly_stops_no_other(
+    empty_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever opening a version raises, it is refused, with a stack in the log, and the others serve."""
+    fakes.write_version(empty_dir, fakes.coin())
+    fakes.write_version(empty_dir, fakes.doubler())
+
+    def fail_for_coin(folder: Path, *arguments: Any, **more: Any) -> AnyPredictor:
+        if folder.parent.name == "coin":
+            raise MemoryError("no room")
+        return load_any_predictor(folder, *arguments, **more)
+
+    monkeypatch.setattr("service.repository.load_any_predictor", fail_for_coin)
+    repository = Repository(Settings(models_dir=empty_dir, device="cpu"))
+    repository.load()
+    assert repository.get("doubler").manifest.version == 1
+    assert repository.problem == "coin: it could not be opened (MemoryError); the log says more"
+    assert any(record.exc_info for record in caplog.records)
