@@ -8,6 +8,7 @@ others' bells (named pipes), so nobody polls. Without a folder (one process) a c
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -130,8 +131,10 @@ class Agreement:
             yield
             return
         path = self._folder / (_BELL + self._own)
-        os.mkfifo(path)
-        bell = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # for writing too, or it would end with the last writer
+        staging = self._folder / f".{path.name}"
+        os.mkfifo(staging)
+        bell = os.open(staging, os.O_RDWR | os.O_NONBLOCK)  # for writing too, or it would end with the last writer
+        staging.rename(path)  # others find it only now: one that nobody has opened yet, they would clear away
 
         def answer() -> None:
             with contextlib.suppress(BlockingIOError):
@@ -156,10 +159,11 @@ class Agreement:
         for path in self._folder.glob(_BELL + "*"):
             try:
                 bell = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:  # its worker has died
-                path.unlink(missing_ok=True)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # its worker has died
+                    path.unlink(missing_ok=True)
                 continue
-            with contextlib.suppress(BlockingIOError), open(bell, "wb", buffering=0) as file:
+            with contextlib.suppress(BlockingIOError, BrokenPipeError), open(bell, "wb", buffering=0) as file:
                 file.write(b"!")
 
     def _reports(self) -> Iterable[Report]:
@@ -202,8 +206,6 @@ def _decode(rows: Iterable[tuple[str, int, str]]) -> dict[Key, str]:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return error.errno == errno.EPERM  # another user's, and so not gone
     return True

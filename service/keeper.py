@@ -20,6 +20,7 @@ from service.shelf import Slot, digest, list_slots, look, save_settings
 logger = logging.getLogger("service")
 
 CHANGE_SECONDS = 30.0
+RETRY_SECONDS = 1.0
 POLL_SECONDS = 0.1  # while others are waited for: one that dies rings no bell
 
 
@@ -45,16 +46,23 @@ class Keeper:
 
     async def keep(self) -> None:
         """Look after the repository until cancelled."""
-        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                with self._agreement.listen(asyncio.get_running_loop(), self._bell.set):
+                    await self._keep_listening()
+            except Exception:  # a worker that no longer follows would hold up every change
+                logger.exception("the other workers cannot be heard; trying again")
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _keep_listening(self) -> None:
         interval = self._settings.reload_interval / 2 or None  # half for the look, half for loading
-        with self._agreement.listen(loop, self._bell.set):
-            while True:
-                try:
-                    await self._keep_up()
-                    await self._look()
-                except Exception as error:  # whatever is wrong with the folder, what is served goes on
-                    self._complain(error)
-                await self._wait_for_bell(interval)
+        while True:
+            try:
+                await self._keep_up()
+                await self._look()
+            except Exception as error:  # whatever is wrong with the folder, what is served goes on
+                self._complain(error)
+            await self._wait_for_bell(interval)
 
     async def _keep_up(self) -> None:
         while (state := self._agreement.read()).generation != self._generation:

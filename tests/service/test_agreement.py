@@ -1,6 +1,7 @@
 """Tests of service.agreement."""
 
 import asyncio
+import errno
 import multiprocessing
 import os
 import shutil
@@ -139,3 +140,53 @@ def test_bell_rings_when_anybody_writes(shared: bool, tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert list(tmp_path.glob("bell-*")) == ([] if shared else [tmp_path / "bell-1-0"])
+
+
+def test_bell_that_is_being_hung_up_is_not_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that rings while another makes its bell does not take it for one that a dead worker left."""
+    one, other = Agreement(tmp_path), Agreement(tmp_path)
+    real, rings = os.open, iter([other])
+
+    def open_late(path: Path, flags: int, mode: int = 0o777) -> int:
+        for ringing in rings:
+            ringing.report(Report())
+        return real(path, flags, mode)
+
+    async def run() -> None:
+        heard = asyncio.Event()
+        monkeypatch.setattr(os, "open", open_late)
+        with one.listen(asyncio.get_running_loop(), heard.set):
+            other.report(Report(1, 1))
+            await asyncio.wait_for(heard.wait(), 5)
+
+    asyncio.run(run())
+
+
+def test_bell_whose_worker_ends_just_now_hurts_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that ends between the opening of its bell and the ringing does not fail the one that rings."""
+    os.mkfifo(tmp_path / "bell-1-0")
+    listener = os.open(tmp_path / "bell-1-0", os.O_RDWR | os.O_NONBLOCK)
+    real = os.open
+
+    def open_at_last(path: Path, flags: int, mode: int = 0o777) -> int:
+        bell = real(path, flags, mode)
+        if path.name.startswith("bell-"):
+            os.close(listener)
+        return bell
+
+    monkeypatch.setattr(os, "open", open_at_last)
+    Agreement(tmp_path).report(Report(1, 1))
+
+
+def test_bell_that_cannot_be_opened_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that may open no more files does not clear away the others' bells."""
+    os.mkfifo(tmp_path / "bell-1-0")
+
+    def open_nothing(path: Path, flags: int, mode: int = 0o777) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    agreement = Agreement(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("service.agreement.os.open", open_nothing)
+        agreement._ring()
+    assert list(tmp_path.glob("bell-*")) == [tmp_path / "bell-1-0"]

@@ -1,6 +1,7 @@
 """Tests of service.keeper: the folder, the agreement and the repository brought together, without a server."""
 
 import asyncio
+import os
 import shutil
 import threading
 from collections.abc import Callable, Coroutine
@@ -350,6 +351,31 @@ def test_worker_that_could_not_prepare_tries_again(empty_dir: Path, caplog: pyte
 
     keep(keeper, talk=talk)
     assert len([each for each in caplog.records if "could not be looked at" in each.getMessage()]) == 1
+
+
+def test_worker_that_cannot_listen_tries_again(
+    empty_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker whose bell cannot be hung up says so, and follows changes once it can be."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    keeper = build(empty_dir, tmp_path)
+    failures = iter([OSError("no room for a bell")])
+    real = os.mkfifo
+
+    def make_at_last(path: Path) -> None:
+        for failure in failures:
+            raise failure
+        real(path)
+
+    monkeypatch.setattr(os, "mkfifo", make_at_last)
+    monkeypatch.setattr(keeper_module, "RETRY_SECONDS", 0.01)
+
+    async def talk(keeper: Keeper) -> None:
+        await keeper.unload("doubler")
+        assert versions(keeper) == []
+
+    keep(keeper, talk=talk)
+    assert [each.getMessage() for each in caplog.records] == ["the other workers cannot be heard; trying again"]
 
 
 def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
