@@ -133,18 +133,21 @@ def _read_outputs(outputs: object, manifest: AnyManifest, binary: bool) -> tuple
             raise InvalidRequestError(f"{where} asks for {name!r:.60}; the model gives {', '.join(known)}")
         if any(name == other.name for other in wanted):
             raise InvalidRequestError(f"{where} asks for {name!r} a second time")
-        wanted.append(_read_wanted(name, _read_parameters(output, where), binary, known[name][1], where))
+        wanted.append(_read_wanted(name, _read_parameters(output, where), binary, known[name], where))
     return tuple(wanted)
 
 
-def _read_wanted(name: str, parameters: dict[str, Any], binary: bool, shape: list[int], where: str) -> Wanted:
+def _read_wanted(
+    name: str, parameters: dict[str, Any], binary: bool, spec: tuple[str, list[int]], where: str
+) -> Wanted:
+    datatype, shape = spec
     as_binary = parameters.get("binary_data", binary)
     if not isinstance(as_binary, bool):
         raise InvalidRequestError(f"{where}.parameters.binary_data is {kind_of(as_binary)}, expected true or false")
     classes = parameters.get("classification", 0)
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
         raise InvalidRequestError(f"{where}.parameters.classification is not a whole number from 0")
-    if classes and len(shape) != 2:  # noqa: PLR2004 - (N, classes)
+    if classes and (len(shape) != 2 or datatype in ("BOOL", "BYTES")):  # noqa: PLR2004 - (N, classes)
         raise InvalidRequestError(f"{where} asks for classes of {name!r}, which has none")
     return Wanted(name, as_binary, min(classes, shape[-1]) if shape[-1:] > [0] else classes)
 

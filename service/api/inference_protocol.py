@@ -87,8 +87,9 @@ def _read_raw(body: bytes, manifest: AnyManifest) -> Array | Tensors:
     ((name, (datatype, shape)),) = specs.items()
     open_places = [place for place, size in enumerate(shape) if size < 0]
     if datatype == "BYTES":
-        content = np.empty(1, dtype=object)
-        content[0] = body
+        content = np.empty([1] * len(shape), dtype=object)
+        content[...] = body
+        _check_shape(name, content.shape, shape)
         return _as_inputs(name, content, manifest)
     if isinstance(manifest, Manifest):
         filled = [1, *shape[1:]]
@@ -136,15 +137,16 @@ def _choose_inputs(plan: Plan, tensors: list[Tensor], manifest: SignatureManifes
         datatype, shape = specs[part.name]
         if part.datatype != datatype:
             raise InvalidRequestError(f"input {part.name!r} has datatype {part.datatype}, the model takes {datatype}")
-        fits = len(part.shape) == len(shape) and all(
-            want in (-1, have) for have, want in zip(part.shape, shape, strict=True)
-        )
-        if not fits:
-            raise InvalidRequestError(f"input {part.name!r} has shape {list(part.shape)}, the model takes {shape}")
+        _check_shape(part.name, part.shape, shape)
     missing = specs.keys() - {part.name for part in plan.parts}
     if missing:
         raise InvalidRequestError(f"the request lacks the input {min(missing)!r}")
     return Tensors((part.name, tensor) for part, tensor in zip(plan.parts, tensors, strict=True))
+
+
+def _check_shape(name: str, shape: tuple[int, ...], wanted: list[int]) -> None:
+    if len(shape) != len(wanted) or any(want not in (-1, have) for have, want in zip(shape, wanted, strict=True)):
+        raise InvalidRequestError(f"input {name!r} has shape {list(shape)}, the model takes {wanted}")
 
 
 def _choose_input(plan: Plan, tensors: list[Tensor], manifest: Manifest) -> Array:
@@ -227,7 +229,8 @@ def _build_output(wanted: Wanted, results: Array | Tensors, manifest: AnyManifes
     if tensor.ndim != 2:  # noqa: PLR2004 - (N, classes)
         raise InvalidRequestError(f"output {wanted.name!r} has shape {list(tensor.shape)}, which has no classes")
     labels = known if tensor.shape[1] == len(known) else ()
-    order = np.argsort(-tensor, axis=1, kind="stable")[:, : wanted.classes]
+    falling = ~tensor if tensor.dtype.kind in "iu" else -tensor  # minus a whole number would wrap
+    order = np.argsort(falling, axis=1, kind="stable")[:, : wanted.classes]
     classes = np.empty(order.shape, dtype=object)
     for row, columns in enumerate(order.tolist()):
         for place, column in enumerate(columns):

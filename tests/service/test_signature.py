@@ -1,4 +1,4 @@
-"""Tests of service.signature: models without a task, in a repository."""
+"""Tests of models without a task: service.signature in a repository, and what the protocol makes of them."""
 
 import asyncio
 import threading
@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from onnx import helper
 
+from service.api import inference_protocol as oip
+from service.api.datatypes import DATATYPES
+from service.api.head import RequestHead
+from service.api.infer_plan import plan_of
 from service.batching import Batcher, Cost
+from service.errors import InvalidRequestError
+from service.manifest import SignatureManifest
 from service.repository import Repository
 from service.settings import Settings
 from service.signature import SignaturePredictor, Tensors
 from tests import fakes
 
+X = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}
 REQUEST = Tensors(x=np.zeros(1, np.float32))
 
 
@@ -79,3 +87,52 @@ def test_cost_grows_with_the_requests(empty_dir: Path) -> None:
     cost = load_echo(empty_dir).get("echo").predictor.measure_cost(64)
     assert cost.fixed == 0
     assert 0 < cost.each < 1
+
+
+def describe_tensors(datatype: str, shape: list[int]) -> SignatureManifest:
+    """Return the manifest of a model without a task from x to y."""
+    specs = {
+        place: [{"name": name, "datatype": datatype, "shape": shape}]
+        for place, name in (("inputs", "x"), ("outputs", "y"))
+    }
+    artifact = {"file": "model.onnx", "sha256": "0" * 64, "bytes": 1}
+    fields = {"name": "echo", "version": 1, "task": "tensors", "artifacts": {"onnx": artifact}} | specs
+    return SignatureManifest.model_validate_json(orjson.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "row", "top"),
+    [
+        ("UINT8", [0, 1, 200, 255], ["255.000000:3", "200.000000:2", "1.000000:1"]),
+        ("INT8", [-128, 5, 5, -1], ["5.000000:1", "5.000000:2", "-1.000000:3"]),
+        ("UINT64", [2**63, 0, 2**64 - 2**12, 1], ["18446744073709547520.000000:2", "9223372036854775808.000000:0"]),
+        ("FP16", [0.5, np.nan, 1, -1], ["1.000000:2", "0.500000:0", "-1.000000:3"]),
+    ],
+)
+def test_classification_of_any_numbers(datatype: str, row: list[float], top: list[str]) -> None:
+    """The largest come first whatever the datatype; of equal ones the first, and what is no number last."""
+    manifest = describe_tensors(datatype, [-1, 4])
+    wanted = {"name": "y", "parameters": {"classification": len(top)}}
+    call = oip.InferCall(Tensors(), plan_of(orjson.dumps({"inputs": [X], "outputs": [wanted]}), manifest))
+    results = Tensors(y=np.array([row], DATATYPES[datatype]))
+    (output,) = orjson.loads(oip.encode(results, manifest, call)[1])["outputs"]
+    assert output["data"] == top
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
+def test_what_are_no_numbers_have_no_classes(datatype: str) -> None:
+    """Flags and text have no largest: the request is refused."""
+    wanted = {"name": "y", "parameters": {"classification": 1}}
+    body = orjson.dumps({"inputs": [X], "outputs": [wanted]})
+    with pytest.raises(InvalidRequestError, match=r"outputs\[0\] asks for classes of 'y', which has none"):
+        plan_of(body, describe_tensors(datatype, [-1, 4]))
+
+
+def test_raw_text_has_the_shape_of_its_input() -> None:
+    """A raw body of BYTES is one element of as many dimensions as the input has; an input of more refuses it."""
+    head = RequestHead(b"id", json_length=b"0")
+    inputs = oip.decode(b"word", describe_tensors("BYTES", [-1, 1]), head).inputs
+    assert isinstance(inputs, Tensors)
+    assert inputs["x"].tolist() == [[b"word"]]
+    with pytest.raises(InvalidRequestError, match=r"input 'x' has shape \[1, 1\], the model takes \[-1, 2\]"):
+        oip.decode(b"word", describe_tensors("BYTES", [-1, 2]), head)
