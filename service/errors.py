@@ -2,7 +2,7 @@
 
 ServiceError
 ├── RequestError            the caller can mend it; `status` is the answer's HTTP status
-│   ├── InvalidRequestError      400  decode: body, values, parameters
+│   ├── InvalidRequestError      400  decode: body, values, parameters; values without a finite answer
 │   ├── UnauthorizedError        401  key missing or wrong
 │   ├── NotFoundError            404  repository: no such model or version
 │   ├── MethodNotAllowedError    405  rim: the path answers other methods
@@ -11,7 +11,7 @@ ServiceError
 │   └── HeadTooLargeError        431  rim: too many or too long header fields
 ├── UnavailableError        503  repository or batching: loading, full, draining; `Retry-After` is sent
 ├── DeadlineExceededError   504  batching: no answer by the request's deadline
-├── InferenceError          500  backend: the graph raised, or gave other than finite (N, K)
+├── InferenceError          500  backend: the graph raised, or gave other than (N, K)
 ├── ModelRefusedError       never an answer: a version that fails a check and so is not served
 └── StartError              never an answer: the service cannot start as configured
 """

@@ -242,7 +242,8 @@ def _run_worker(
     api: ls.LitAPI, device: str, index: int, status: _Status, callbacks: object, lifeline: tuple[int, int]
 ) -> None:
     """Run in the child: LitServe's worker, ended by signals and with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    # Ctrl-C reaches the whole group: until the HTTP server's own handler drains this worker, the parent alone decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_at_once)  # until the HTTP server's own handler stands
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     os.close(lifeline[1])
