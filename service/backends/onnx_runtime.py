@@ -1,5 +1,9 @@
 """Run ONNX graphs with onnxruntime (https://onnxruntime.ai/docs/api/python/api_summary.html)."""
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 
@@ -36,14 +40,29 @@ class OnnxBackend:
 
 
 def list_devices() -> list[str]:
-    """Return the GPUs that this build of onnxruntime can use."""
+    """Return the GPUs that this build of onnxruntime can use, by CUDA's numbers."""
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return []
-    return [
-        f"cuda:{device.device.device_id}"
-        for device in ort.get_ep_devices()
-        if device.ep_name == "CUDAExecutionProvider"
-    ] or ["cuda:0"]
+    return [f"cuda:{index}" for index in range(count_gpus())]
+
+
+def count_gpus(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many GPUs CUDA gives this process, without loading CUDA; 1 where the system does not say.
+
+    onnxruntime does not tell: the `device_id` of its `OrtHardwareDevice` says which kind of device it is.
+    """
+    nodes = len([path for path in (root / "dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
+    known = len(list((root / "proc/driver/nvidia/gpus").glob("*")))
+    count = min((found for found in (nodes, known) if found), default=0)  # a container may be given some of them
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return count or 1
+    seen = 0
+    for entry in map(str.strip, environment["CUDA_VISIBLE_DEVICES"].split(",")):
+        is_number = entry.isdecimal() and (not count or int(entry) < count)
+        if not is_number and not entry.startswith(("GPU-", "MIG-")):
+            break  # CUDA looks no further than the first that is none
+        seen += 1
+    return seen
 
 
 def open_onnx(content: bytes, manifest: Manifest, device: str, threads: int, name: BackendName = "onnx") -> OnnxBackend:

@@ -2,16 +2,18 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 from service import backends
-from service.backends import choose_backends, choose_device, list_accelerators, open_backend
+from service.backends import choose_backends, choose_device, list_accelerators, onnx_runtime, open_backend
 from service.errors import InferenceError, ModelRefusedError, StartError
 from service.manifest import BackendName
 from tests import fakes
@@ -196,3 +198,37 @@ def test_accelerators_are_those_that_torch_sees() -> None:
     found = list_accelerators("torchscript")
     assert all(name == "mps" or name.startswith("cuda:") for name in found)
     assert len([name for name in found if name.startswith("cuda")]) == torch.cuda.device_count()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "known", "visible", "count"),
+    [
+        (3, 3, None, 3),
+        (1, 8, None, 1),  # a container that was given one of eight
+        (2, 0, None, 2),
+        (0, 2, None, 2),
+        (0, 0, None, 1),
+        (3, 3, "", 0),
+        (3, 3, "-1", 0),
+        (3, 3, "2, 0", 2),
+        (3, 3, "0,3,1", 1),
+        (3, 3, "GPU-1b2c,GPU-3d4e", 2),
+        (0, 0, "0,1", 2),
+    ],
+)
+def test_gpus_are_counted(nodes: int, known: int, visible: str | None, count: int, tmp_path: Path) -> None:
+    """GPUs are those with a device file that the driver knows; CUDA_VISIBLE_DEVICES says which are ours."""
+    for name in ("nvidiactl", "nvidia-uvm", "nvidia-caps", *(f"nvidia{index}" for index in range(nodes))):
+        (tmp_path / "dev" / name).mkdir(parents=True)
+    for index in range(known):
+        (tmp_path / f"proc/driver/nvidia/gpus/0000:0{index}:00.0").mkdir(parents=True)
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert onnx_runtime.count_gpus(tmp_path, environment) == count
+
+
+def test_onnx_devices_have_cudas_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices are numbered from 0, whatever onnxruntime says of their kind; a build without CUDA has none."""
+    assert onnx_runtime.list_devices() == []
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnx_runtime, "count_gpus", lambda: 2)
+    assert onnx_runtime.list_devices() == ["cuda:0", "cuda:1"]
