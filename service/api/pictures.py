@@ -57,9 +57,9 @@ def split_form(body: bytes, content_type: bytes) -> list[Part]:
         InvalidRequestError: there is no boundary, the body does not end, or there are too many parts.
     """
     boundary = _parse_header(content_type.decode("latin-1")).get_boundary()
-    if not boundary or len(boundary) > 70:  # noqa: PLR2004 - RFC 2046, section 5.1.1
+    if not boundary or not boundary.isascii() or len(boundary) > 70:  # noqa: PLR2004 - RFC 2046, section 5.1.1
         raise InvalidRequestError("the form's Content-Type has no usable boundary")
-    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1"), MAX_PARTS + 2)
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("ascii"), MAX_PARTS + 2)
     ends = [index for index, piece in enumerate(pieces) if index and piece.startswith(b"--")]
     if not ends:
         many = len(pieces) > MAX_PARTS + 2

@@ -136,6 +136,7 @@ def test_malformed_base64_instances_are_400(instance: dict[str, Any], words: str
         (b"--b--\r\n", "multipart/form-data; boundary=b"),
         (b"--b--\r\n", "multipart/form-data"),
         (b"--b\r\n\r\n" * 2000 + b"--b--", "multipart/form-data; boundary=b"),
+        (b"--b--\r\n", "multipart/form-data; boundary*=utf-8''%E2%82%AC"),
     ],
 )
 def test_malformed_forms_are_400(body: bytes, kind: str, server: Server) -> None:
