@@ -210,7 +210,8 @@ def centre_ink(ink: Plane, width: int, height: int) -> Plane:
     scale = min(round(height * _BOX) / cut.shape[0], round(width * _BOX) / cut.shape[1])
     tall, wide = (max(1, round(side * scale)) for side in cut.shape)
     box = _resize(cut, wide, tall)
-    box = np.clip(box / max(float(np.percentile(box[box > _EDGE / 4], _FULL)), 1e-3), 0, 1)
+    clear = box[box > _EDGE / 4]  # there is none where a hairline has been scaled down
+    box = np.clip(box / (float(np.percentile(clear, _FULL)) if clear.size else float(box.max())), 0, 1)
     mass = box.sum()
     top = round(height / 2 - float((box.sum(axis=1) * np.arange(tall)).sum() / mass))
     left = round(width / 2 - float((box.sum(axis=0) * np.arange(wide)).sum() / mass))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from benchmarks.strokes import draw_all
 from tests.servers import Server
@@ -161,6 +161,15 @@ def test_openapi_describes_every_way(server: Server) -> None:
     assert list(content) == wanted
     assert list(paths["/v1/models/coin:predict"]["post"]["requestBody"]["content"]) == wanted[:1]
     assert "/v1/models/canvas:preview" in paths
+
+
+def test_hairline_is_a_digit(published: Path) -> None:
+    """A 7 of one pixel's width on a large sheet is answered, and is read."""
+    sheet = Image.new("L", (1000, 1000), 255)
+    ImageDraw.Draw(sheet).line([(250, 200), (750, 200), (450, 850)], fill=0)
+    with Server(published, "--workers", "1", "--device", "cpu") as server:
+        answer = server.predict("mnist", [pack(encode(sheet))])
+    assert (answer.status_code, answer.json()["predictions"][0]["label"]) == (200, "7")
 
 
 def test_digits_that_a_person_draws_are_read(published: Path) -> None:

@@ -230,6 +230,18 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPat
         read_images([half, half], build_spec(), ["a", "b"])
 
 
+@pytest.mark.parametrize("side", [200, 500, 1000])
+def test_hairlines_are_ink(side: int) -> None:
+    """Strokes of one pixel, and two dots, are ink up to full strength, however far they are scaled down."""
+    hairline, dots = Image.new("L", (side, side), 255), Image.new("L", (side, side), 255)
+    ImageDraw.Draw(hairline).line([(5, 5), (side - 5, side - 5)], fill=0)
+    dots.putpixel((3, 3), 0)
+    dots.putpixel((side - 5, side - 5), 0)
+    for picture in (hairline, dots):
+        field = read_image(encode(picture), build_spec())[0]
+        assert (field.min(), field.max()) == (0, 1)
+
+
 def test_ink_is_told_from_paper_by_the_border() -> None:
     """Where more than half the picture is ink, the border still says what is paper."""
     grey = np.ones((40, 40))
