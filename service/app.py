@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from service.backends import Array
 from service.batching import Batcher
 from service.catalog import Served
 from service.errors import (
+    DeadlineExceededError,
     ServiceError,
     TooLargeError,
     UnauthorizedError,
@@ -47,6 +49,7 @@ from service.settings import Settings
 from service.tracing import open_tracer
 
 SHORTEST_STUCK = 5.0  # seconds
+READERS = 2  # threads of a worker that read heavy bodies, however many cores the machine has
 MOST_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not answered yet
 
 
@@ -61,6 +64,7 @@ class Application:
         self._figures: set[ModelMetrics] = set()
         self._batchers: WeakKeyDictionary[Batcher, str] = WeakKeyDictionary()  # also of versions removed in a call
         self.held_bytes = 0
+        self.readers = ThreadPoolExecutor(READERS, "read")  # what waits for them and is given up is never read
         self.arrival = asyncio.Event()  # a connection has come
         self._most_held = max(MOST_HELD_BYTES, 2 * settings.max_request_bytes)
         keys = [*settings.api_key.split(","), settings.admin_key] if settings.api_key else []
@@ -129,7 +133,7 @@ class Application:
         try:
             served = self.admit(target, method, head)
             body = await read_body(receive, head, self.settings.max_request_bytes, deadline, hold)
-            call = await self._decode(target, body, served.manifest, head)
+            call = await self._decode(target, body, served.manifest, head, deadline)
             rows = len(call.inputs)
             hold(max(held, call.inputs.nbytes))
             waiter: asyncio.Future[Array] = loop.create_future()
@@ -148,11 +152,17 @@ class Application:
         self.note(target, head, 200, rows, began, served)
         await send_answer(send, 200, answer, [*split_fields(fields), *head.echoed])
 
-    async def _decode(self, target: Target, body: bytes, manifest: AnyManifest, head: RequestHead) -> Any:  # noqa: ANN401
+    async def _decode(
+        self, target: Target, body: bytes, manifest: AnyManifest, head: RequestHead, deadline: float
+    ) -> Any:  # noqa: ANN401 - each API has its own call
         arguments = target.api, body, manifest, head, self.settings.max_request_bytes
         if not codecs.is_heavy(target.api, body, head):
             return codecs.decode(*arguments)
-        return await asyncio.get_running_loop().run_in_executor(None, codecs.decode, *arguments)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.get_running_loop().run_in_executor(self.readers, codecs.decode, *arguments)
+        except TimeoutError:
+            raise DeadlineExceededError("the body could not be read by the request's deadline") from None
 
     def _preview_routes(self) -> list[BaseRoute]:
         paths = ("/v1/models/{name}:preview", "/v1/models/{name}/versions/{version}:preview")
@@ -169,7 +179,7 @@ class Application:
         deadline = asyncio.get_running_loop().time() + head.choose_timeout(self.settings.request_timeout)
         served = self.admit(target, request.method, head)
         body = await read_body(request.receive, head, self.settings.max_request_bytes, deadline)
-        call = await self._decode(target, body, served.manifest, head)
+        call = await self._decode(target, body, served.manifest, head, deadline)
         manifest = served.manifest
         return OrjsonResponse({"model": manifest.name, "version": manifest.version, "instances": call.inputs})
 

@@ -188,7 +188,8 @@ class PredictProtocol(HttpToolsProtocol):
         """Decode a heavy body in a thread: it would hold the loop for milliseconds."""
         try:
             async with asyncio.timeout_at(prediction.deadline):
-                call = await self.loop.run_in_executor(None, codecs.decode, *self._arguments(prediction, body))
+                arguments = self._arguments(prediction, body)
+                call = await self.loop.run_in_executor(self.app.readers, codecs.decode, *arguments)
             prediction.call = call
             self._queue(prediction)
         except TimeoutError:

@@ -8,8 +8,10 @@ light paper and light ink on dark paper are told apart by the border's brightnes
 """
 
 import io
+import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +22,11 @@ from service.errors import InvalidRequestError
 from service.manifest import ImageInput, ImageSpec
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MAX_PIXELS = 32_000_000  # of all pictures of one request: at most 128 MB when decoded
+MAX_PIXELS = 32_000_000  # of all pictures of one request: up to 500 MB while a WebP is decoded, 250 MB for others
 MAX_SIDE = 16_384
 
+_LARGE_PIXELS = 4_000_000  # of all pictures of one request; with more, it waits for its turn
+_STRIP_PIXELS = 1_000_000  # of a decoded picture that are converted and reduced at a time
 _WORK_SIDE = 512  # pixels; a picture twice as large, or larger, is reduced before its ink is looked for
 _SMOOTH_SIDE = 64  # pixels; a larger picture has its grain smoothed, where there is contrast to look for
 _BOX = 20 / 28
@@ -32,6 +36,7 @@ _FULL = 90  # percentile of the ink's pixels that is made full ink, as it is in 
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; `_check_sizes` refuses
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # a strange picture is no matter for the log
+_large_turn = threading.Lock()  # one large request is decoded at a time, or a few small files would take all memory
 
 Plane = NDArray[np.float64]  # (height, width): brightness, or how much ink there is, in [0, 1]
 
@@ -54,8 +59,9 @@ def read_images(contents: Sequence[bytes], spec: ImageInput, names: Sequence[str
             has been decoded.
     """
     pictures = [_open(content, name) for content, name in zip(contents, names, strict=True)]
-    _check_sizes(pictures, names)
-    rows = [fit_picture(_load(picture, name), spec.image) for picture, name in zip(pictures, names, strict=True)]
+    total = _check_sizes(pictures, names)
+    with _large_turn if total > _LARGE_PIXELS else nullcontext():
+        rows = [fit_picture(_load(picture, name), spec.image) for picture, name in zip(pictures, names, strict=True)]
     return np.stack([_arrange(row, spec) for row in rows]).astype(np.float32)
 
 
@@ -69,7 +75,8 @@ def _open(content: bytes, name: str) -> Image.Image:
         raise InvalidRequestError(f"{name} is not a PNG, JPEG, WebP or BMP picture that can be read") from error
 
 
-def _check_sizes(pictures: Sequence[Image.Image], names: Sequence[str]) -> None:
+def _check_sizes(pictures: Sequence[Image.Image], names: Sequence[str]) -> int:
+    """Return how many pixels the pictures have together, once that is found to be within the limits."""
     for picture, name in zip(pictures, names, strict=True):
         width, height = picture.size
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
@@ -79,22 +86,35 @@ def _check_sizes(pictures: Sequence[Image.Image], names: Sequence[str]) -> None:
     if total > MAX_PIXELS:
         limit = f"{MAX_PIXELS // 1_000_000} million a request"
         raise InvalidRequestError(f"the pictures have {total} pixels together, over the limit of {limit}")
+    return total
 
 
 def _load(picture: Image.Image, name: str) -> Image.Image:
     """Decode the first frame as L, RGB, RGBA or F (0 to 255), upright, its longer side below 1,024 pixels."""
     try:
         picture.draft(None, (_WORK_SIDE, _WORK_SIDE))  # of a large JPEG photo, decodes as little as an eighth a side
-        plain = _simplify(picture)
+        picture.load()
+        factor = max(picture.size) // _WORK_SIDE
+        plain = _shrink(picture, factor) if factor > 1 else _simplify(picture)
     except Exception as error:  # as in `_open`
         raise InvalidRequestError(f"{name} is a {picture.format} file that is cut short or broken") from error
-    factor = max(plain.size) // _WORK_SIDE
-    if factor > 1:
-        plain = plain.reduce((min(factor, plain.width), min(factor, plain.height)))
+    plain.info = picture.info  # which says which side is up
     try:
         return ImageOps.exif_transpose(plain)
     except Exception:  # a note on orientation that cannot be read is no note
         return plain
+
+
+def _shrink(picture: Image.Image, factor: int) -> Image.Image:
+    """Do `_simplify` and divide both sides by a factor, strip by strip: no second picture of full size is made."""
+    width, height = picture.size
+    step = factor * max(1, _STRIP_PIXELS // (width * factor))
+    strips = (picture.crop((0, top, width, min(top + step, height))) for top in range(0, height, step))
+    parts = [_simplify(strip).reduce((min(factor, width), min(factor, height))) for strip in strips]
+    whole = Image.new(parts[0].mode, (parts[0].width, sum(part.height for part in parts)))
+    for number, part in enumerate(parts):
+        whole.paste(part, (0, number * step // factor))
+    return whole
 
 
 def _simplify(picture: Image.Image) -> Image.Image:

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import select
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.strokes import draw_all
 from tests.servers import Server
+from tests.wire import build_request, open_wires
 
 PATH = "/v1/models/canvas:predict"
 
@@ -170,6 +173,28 @@ def test_hairline_is_a_digit(published: Path) -> None:
     with Server(published, "--workers", "1", "--device", "cpu") as server:
         answer = server.predict("mnist", [pack(encode(sheet))])
     assert (answer.status_code, answer.json()["predictions"][0]["label"]) == (200, "7")
+
+
+def test_many_large_pictures_are_read_in_turn_and_in_time(models_dir: Path) -> None:
+    """Twelve small files of 31 million pixels each take a worker little memory; who waits ends by the deadline."""
+    bomb = encode(Image.fromarray(np.zeros((5600, 5600), np.uint16)))
+    assert len(bomb) < 10**5
+    fields = ("Content-Type: image/png", "X-Request-Timeout: 2")
+    asked = [build_request(PATH, bomb, *fields), build_request(f"{PATH[:-8]}:preview", bomb, *fields)] * 6
+    with Server(models_dir, "--workers", "1") as server, open_wires(server.url, len(asked)) as wires:
+        (worker,) = server.workers()
+        server.predict("canvas", [pack(encode(Image.new("L", (9, 9))))])  # Pillow is imported
+        before, most, began = worker.memory_info().rss, 0, time.monotonic()
+        for wire, request in zip(wires, asked, strict=True):
+            wire.send(request)
+        waiting = {wire.socket: wire for wire in wires}
+        while waiting:
+            for each in select.select(list(waiting), [], [], 0.01)[0]:
+                assert waiting.pop(each).read().status in (200, 504)
+            most = max(most, worker.memory_info().rss)
+        assert time.monotonic() - began < 6
+        assert most - before < 250 * 2**20
+        assert server.predict("canvas", [[0] * 784]).status_code == 200
 
 
 def test_digits_that_a_person_draws_are_read(published: Path) -> None:

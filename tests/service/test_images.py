@@ -1,6 +1,8 @@
 """Tests of service.images."""
 
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -230,6 +232,24 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPat
         read_images([half, half], build_spec(), ["a", "b"])
 
 
+@pytest.mark.parametrize("size", [(1500, 2000), (2049, 777)])
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGB", "I;16"])
+def test_large_pictures_are_read_in_strips(mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large picture of any mode, on its side, gives the same numbers in many strips as in one."""
+    turned = draw_seven((size[1], size[0])).transpose(Image.Transpose.ROTATE_90)
+    deep = Image.fromarray(np.asarray(turned).astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = encode(deep if mode == "I;16" else turned.convert("RGB").convert(mode), exif=exif.tobytes())
+    fields = []
+    for pixels in (1, 10**9):
+        monkeypatch.setattr(images, "_STRIP_PIXELS", pixels)
+        fields.append(read_image(file, build_spec())[0])
+    assert (fields[0] == fields[1]).all()
+    upright = read_image(encode(draw_seven((size[1], size[0]))), build_spec())[0]
+    assert near(fields[0], upright)
+
+
 @pytest.mark.parametrize("side", [200, 500, 1000])
 def test_hairlines_are_ink(side: int) -> None:
     """Strokes of one pixel, and two dots, are ink up to full strength, however far they are scaled down."""
@@ -240,6 +260,32 @@ def test_hairlines_are_ink(side: int) -> None:
     for picture in (hairline, dots):
         field = read_image(encode(picture), build_spec())[0]
         assert (field.min(), field.max()) == (0, 1)
+
+
+def test_large_requests_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large pictures one is decoded at a time; a small one does not wait for it."""
+    decoding, most = 0, 0
+    load = images._load
+
+    def slow_load(picture: Image.Image, name: str) -> Image.Image:
+        nonlocal decoding, most
+        if picture.width < 1000:
+            assert decoding
+            return load(picture, name)
+        decoding += 1
+        most = max(most, decoding)
+        time.sleep(0.1)
+        decoding -= 1
+        return load(picture, name)
+
+    monkeypatch.setattr(images, "_load", slow_load)
+    large, small = encode(Image.new("1", (3000, 2000))), encode(draw_seven())
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(read_image, large, build_spec()) for _ in range(3)]
+        time.sleep(0.05)
+        read_image(small, build_spec())
+        assert all(each.result().shape == (1, 28, 28) for each in asked)
+    assert most == 1
 
 
 def test_ink_is_told_from_paper_by_the_border() -> None:
