@@ -8,7 +8,7 @@ import hmac
 from collections.abc import Callable
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
@@ -247,7 +247,10 @@ async def _change(keeper: Keeper, request: Request) -> Response:
 
 
 async def _read_object(request: Request) -> dict[str, Any]:
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise InvalidRequestError("the client closed the connection before the body was complete") from None
     if not body.strip():
         return {}
     return read_object(body)

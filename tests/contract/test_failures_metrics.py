@@ -95,6 +95,15 @@ def test_other_requests_are_counted_by_code(two: Server) -> None:
     assert total(two, "service_other_requests_total", code="400") == 1
 
 
+def test_client_that_goes_is_no_failure_of_the_service(two: Server) -> None:
+    """A connection that ends within the body of an operation is counted as the client's, without a stack in the log."""
+    with Wire(two.url) as wire:
+        wire.send(build_request("/v2/repository/index", None, "Content-Length: 100") + b"{")
+    wait_until(lambda: total(two, "service_other_requests_total") == 1, 5)
+    assert total(two, "service_other_requests_total", code="400") == 1
+    assert "Traceback" not in two.log()
+
+
 def access_lines(server: Server) -> list[str]:
     """Return the lines of the access log."""
     return [line for line in server.log().splitlines() if " access: " in line or '"logger": "access"' in line]
