@@ -7,7 +7,7 @@ answer an `X-Request-ID` and every failure the body `{"error": sentence}`.
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,11 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
 from service.agreement import Agreement, Report
-from service.api import codecs
+from service.api import codecs, typed
 from service.api.asgi import read_body, send_answer, send_error, split_fields, wait_for_result
 from service.api.failures import as_service_error, encode_error, error_headers, explain
 from service.api.head import RequestHead, Target, check_call, check_media, match_predict, read_head
-from service.api.operations import OrjsonResponse, build_routes
+from service.api.operations import build_routes
 from service.api.page import build_page, is_open
 from service.api.repository_protocol import build_protocol_routes, check_admin
 from service.backends import Array
@@ -50,6 +50,7 @@ from service.tracing import open_tracer
 
 SHORTEST_STUCK = 5.0  # seconds
 READERS = 2  # threads of a worker that read heavy bodies, however many cores the machine has
+MOST_OPERATION_BYTES = 2**16  # of a body for anything but instances; it is read on the event loop
 MOST_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not answered yet
 
 
@@ -64,7 +65,7 @@ class Application:
         self._figures: set[ModelMetrics] = set()
         self._batchers: WeakKeyDictionary[Batcher, str] = WeakKeyDictionary()  # also of versions removed in a call
         self.held_bytes = 0
-        self.readers = ThreadPoolExecutor(READERS, "read")  # what waits for them and is given up is never read
+        self.readers = ThreadPoolExecutor(READERS, "read")
         self.arrival = asyncio.Event()  # a connection has come
         self._most_held = max(MOST_HELD_BYTES, 2 * settings.max_request_bytes)
         keys = [*settings.api_key.split(","), settings.admin_key] if settings.api_key else []
@@ -158,9 +159,13 @@ class Application:
         arguments = target.api, body, manifest, head, self.settings.max_request_bytes
         if not codecs.is_heavy(target.api, body, head):
             return codecs.decode(*arguments)
+        return await self._run(deadline, codecs.decode, *arguments)
+
+    async def _run(self, deadline: float, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+        """Run in a thread what would hold the event loop; what still waits for one at the deadline is never run."""
         try:
             async with asyncio.timeout_at(deadline):
-                return await asyncio.get_running_loop().run_in_executor(self.readers, codecs.decode, *arguments)
+                return await asyncio.get_running_loop().run_in_executor(self.readers, function, *arguments)
         except TimeoutError:
             raise DeadlineExceededError("the body could not be read by the request's deadline") from None
 
@@ -180,8 +185,11 @@ class Application:
         served = self.admit(target, request.method, head)
         body = await read_body(request.receive, head, self.settings.max_request_bytes, deadline)
         call = await self._decode(target, body, served.manifest, head, deadline)
-        manifest = served.manifest
-        return OrjsonResponse({"model": manifest.name, "version": manifest.version, "instances": call.inputs})
+        count, most = len(call.inputs), self.settings.queue_size
+        if count > most:
+            raise TooLargeError(f"the request has {count} instances; at most {most} are taken at once")
+        answer = await self._run(deadline, typed.encode_preview, call.inputs, served.manifest)
+        return Response(answer, media_type="application/json")
 
     def note(
         self, target: Target, head: RequestHead, status: int, rows: int, began: float, served: Served | None
@@ -236,6 +244,8 @@ class Application:
 
     async def _operate(self, path: str, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:
         began, held, limit = time.perf_counter(), 0, self.settings.max_request_bytes
+        if not path.endswith(":preview"):
+            limit = min(limit, MOST_OPERATION_BYTES)
 
         async def receive_within_limits() -> Message:
             nonlocal held

@@ -157,6 +157,13 @@ def encode_results(results: Array, manifest: Manifest, call: Call) -> bytes:
     return orjson.dumps(answer, option=_NUMPY)
 
 
+def encode_preview(inputs: Array, manifest: AnyManifest) -> bytes:
+    """Return the body that shows instances as the graph is given them; of many, others get a turn between any two."""
+    about = orjson.dumps({"model": manifest.name, "version": manifest.version})
+    rows = b",".join(orjson.dumps(row, option=_NUMPY) for row in inputs)
+    return b'%b,"instances":[%b]}' % (about[:-1], rows)
+
+
 def build_predictions(results: Array, manifest: Manifest, call: Call) -> list[dict[str, Any]]:
     """Return one prediction per row, in the words of the manifest's task."""
     if manifest.task == "regression":

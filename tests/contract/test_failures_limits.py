@@ -85,6 +85,16 @@ def test_client_is_told_to_go_on(small: Server) -> None:
         assert RIGHT in wire.send(GOOD).read().body
 
 
+@pytest.mark.parametrize("path", ["/v2/repository/index", "/v2/repository/models/doubler/load"])
+def test_large_body_of_an_operation_is_413(path: str, small: Server) -> None:
+    """What is no prediction has 64 KB for its body, for it is read on the event loop."""
+    body = b"{}".ljust(2**16)
+    assert exchange(small.url, build_request(path, body)).status == 200
+    for request in (build_request(path, body + b" "), build_request(path, b'{"ready":[' + b"[]," * 10**5 + b"[]]}")):
+        reply = exchange(small.url, request)
+        assert (reply.status, reply.error) == (413, "the body is over the limit of 65536 bytes")
+
+
 def bomb(kind: str, size: int) -> bytes:
     """Return spaces, compressed."""
     if kind == "gzip":
@@ -237,8 +247,10 @@ def test_rows_of_one_request_are_limited(small: Server) -> None:
     """As many rows as the queue holds are answered; one more is a 413 that says how many may come."""
     most = exchange(small.url, build_predict("doubler", *[[1.0]] * 512))
     assert len(json.loads(most.body)["predictions"]) == 512
-    more = exchange(small.url, build_predict("doubler", *[[1.0]] * 513))
-    assert (more.status, more.error) == (413, "the request has 513 instances; at most 512 are taken at once")
+    more = build_predict("doubler", *[[1.0]] * 513)
+    for request in (more, more.replace(b":predict", b":preview")):
+        reply = exchange(small.url, request)
+        assert (reply.status, reply.error) == (413, "the request has 513 instances; at most 512 are taken at once")
 
 
 def test_pipelined_requests_are_answered_in_order(small: Server) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from service.api import typed
 from service.app import create_app
+from service.backends import Array
 from service.errors import StartError
+from service.manifest import AnyManifest
 from service.settings import Settings
 from tests import fakes
 from tests.asgi import Answer, Client, call
@@ -95,6 +99,23 @@ def test_large_body_is_read_off_the_loop(build: Build) -> None:
     rows[-1][-1] = 2
     refused = build().request("POST", "/v1/models/canvas:predict", json.dumps({"instances": rows}).encode())
     assert_refused(refused, 400, "instances[999][783] is 2, outside [0, 1]")
+
+
+def test_preview_is_written_off_the_loop(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shows many instances is encoded in a thread, row by row."""
+    threads: list[str] = []
+    encode = typed.encode_preview
+
+    def note_thread(inputs: Array, manifest: AnyManifest) -> bytes:
+        threads.append(threading.current_thread().name)
+        return encode(inputs, manifest)
+
+    monkeypatch.setattr(typed, "encode_preview", note_thread)
+    rows = [[number / 1000] * 784 for number in range(1000)]
+    answer = build().request("POST", "/v1/models/canvas:preview", json.dumps({"instances": rows}).encode())
+    assert answer.json() == {"model": "canvas", "version": 1, "instances": rows}
+    assert answer.headers["content-type"] == "application/json"
+    assert threads[0].startswith("read")
 
 
 @pytest.mark.parametrize(

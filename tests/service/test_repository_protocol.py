@@ -59,7 +59,7 @@ def test_index_has_every_version_and_why_not(client: Client) -> None:
     assert client.request("POST", "/v2/repository/index", b' {"ready": false} ').json() == answer.json()
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{", b'{"ready": 1}', b"[" * 250_000, b'{"a":' * 100_000, b"\xff", b"null"])
+@pytest.mark.parametrize("body", [b"[]", b"{", b'{"ready": 1}', b"[" * 60_000, b'{"a":' * 10_000, b"\xff", b"null"])
 def test_malformed_index_is_refused(body: bytes, client: Client) -> None:
     """A body that is no object, or nested without end, is a 400 with one sentence."""
     answer = client.request("POST", "/v2/repository/index", body)
