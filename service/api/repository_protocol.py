@@ -5,6 +5,7 @@ configuration and statistics.
 """
 
 import hmac
+import ipaddress
 from collections.abc import Callable
 from typing import Any
 
@@ -269,5 +270,14 @@ def check_admin(request: Request, admin_key: bytes, sent: bytes) -> None:
     # Another machine's requests can come through a proxy here, or through a page in a browser here.
     foreign = ("forwarded", "x-forwarded-for", "x-real-ip", "origin", "sec-fetch-site")
     forwarded = any(name in request.headers for name in foreign)
-    if forwarded or request.client is None or request.client.host not in ("127.0.0.1", "::1"):
+    if forwarded or request.client is None or not _is_here(request.client.host):
         raise UnauthorizedError("what is served can be changed from this machine only; set --admin-key to allow others")
+
+
+def _is_here(host: str) -> bool:
+    """Tell whether a peer's address is a loopback one; a socket of both families shows IPv4 as ::ffff:127.0.0.1."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

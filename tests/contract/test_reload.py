@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -434,6 +435,18 @@ def test_rollback_by_call_and_by_command(told: Live, capsys: pytest.CaptureFixtu
     assert run("load")[0] == 1
     assert main(["models", "list", "--port", "1"]) == 1
     shutil.rmtree(told.root / model)
+
+
+def test_this_machine_may_change_what_listens_on_both_families(empty_dir: Path) -> None:
+    """With `--host ::`, the command on the same machine, which comes by IPv4, is this machine's own."""
+    try:
+        socket.create_server(("::", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    publish(empty_dir, build("resident"))
+    with Server(empty_dir, *FLAGS, "--host", "::") as server:
+        done = run_service("models", "unload", "resident", "--port", server.url.rpartition(":")[2])
+        assert (done.returncode, done.stdout) == (0, "resident: serving nothing; latest none\n"), done.stderr
 
 
 def test_admin_key_guards_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

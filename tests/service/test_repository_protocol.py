@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from service.api.repository_protocol import EXTENSIONS
 from service.app import create_app
@@ -129,6 +130,31 @@ def test_without_a_key_only_this_machine_may_change(header: tuple[str, str], cli
     answer = client.request("POST", "/v2/repository/models/doubler/unload", headers=[header])
     assert (answer.status, list(answer.json())) == (401, ["error"])
     assert get(client, "/v2/models/doubler/ready")["ready"] is True
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 404),
+        ("127.9.9.9", 404),
+        ("::1", 404),
+        ("::ffff:127.0.0.1", 404),
+        ("::ffff:10.0.0.1", 401),
+        ("10.0.0.1", 401),
+        ("fe80::1%eth0", 401),
+        ("localhost", 401),
+        ("", 401),
+    ],
+)
+def test_this_machine_has_several_addresses(host: str, status: int, client: Client) -> None:
+    """Every loopback address is this machine's own, also an IPv4 one on a socket of both families."""
+    app = client.app
+
+    async def seen_from(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "client": (host, 1)}, receive, send)
+
+    client.app = seen_from
+    assert client.request("POST", "/v2/repository/models/nosuch/load").status == status
 
 
 @pytest.mark.parametrize(("key", "status"), [(None, 401), ("caller", 401), ("wrong", 401), ("", 401), ("admin", 404)])
