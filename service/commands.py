@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -150,14 +151,23 @@ def models(settings: Settings, flags: dict[str, Any]) -> int:
 def _call(settings: Settings, url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - decoded JSON
     key = settings.admin_key or settings.api_key.partition(",")[0]
     headers = {"Content-Type": "application/json"} | ({"X-API-Key": key} if key else {})
-    request = Request(url, json.dumps(body).encode(), headers)
     try:
+        request = Request(url, json.dumps(body).encode(), headers)
         with urlopen(request, timeout=_CALL_SECONDS) as answer:
             return json.load(answer)
     except HTTPError as error:
-        raise InvalidRequestError(json.load(error).get("error", str(error))) from error
+        raise InvalidRequestError(_read_sentence(error)) from error
+    except (ValueError, HTTPException) as error:
+        raise UnavailableError(f"no model service answers at {url}: {error}") from error
     except OSError as error:
         raise UnavailableError(f"no service answers at {url}: {getattr(error, 'reason', error)}") from error
+
+
+def _read_sentence(error: HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"])
+    except (ValueError, LookupError, TypeError, HTTPException, OSError):  # it is a proxy's, or another service's
+        return f"{error.url} answers {error.code} {error.reason}"
 
 
 def package(settings: Settings, flags: dict[str, Any]) -> int:

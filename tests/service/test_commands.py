@@ -2,6 +2,9 @@
 
 import io
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,57 @@ def test_versions_are_listed_by_number(empty_dir: Path) -> None:
     assert find_version(empty_dir, "doubler", "9").name == "9"
     with pytest.raises(NotFoundError, match=r"there is no x in .*; there are doubler"):
         find_version(empty_dir, "x")
+
+
+class Foreign(BaseHTTPRequestHandler):
+    """Answers every POST as a proxy in front of nothing does, or another service; the path says how."""
+
+    def do_POST(self) -> None:
+        """Answer."""
+        code, _, text = self.path[1:].partition("/")[0].partition("-")
+        self.send_response(int(code))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def foreign() -> Iterator[str]:
+    """The address of a server that is no model service."""
+    with HTTPServer(("127.0.0.1", 0), Foreign) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("502-<html>", "/502-<html>/v2/repository/index answers 502 Bad Gateway"),
+        ("502-[]", "answers 502 Bad Gateway"),
+        ('400-{"error":"no"}', "error: no"),
+        ("200-<html>", "no model service answers at "),
+    ],
+)
+def test_what_is_no_model_service_is_one_line(
+    path: str, message: str, foreign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a proxy or another service answers is one line and exit code 1, whatever it is."""
+    assert main(["models", "list", "--url", f"{foreign}/{path}"]) == 1
+    error = capsys.readouterr().err
+    assert (error.startswith("error: "), message in error, error.count("\n")) == (True, True, 1), error
+
+
+@pytest.mark.parametrize("url", ["foo", "http:", "http://127.0.0.1:x", "http://127.0.0.1:1/a b", "http://[::"])
+def test_address_that_is_none_is_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An address that cannot be asked is one line and exit code 1."""
+    assert main(["models", "list", "--url", url]) == 1
+    error = capsys.readouterr().err
+    assert (error.startswith("error: "), url in error, error.count("\n")) == (True, True, 1), error
 
 
 def test_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
