@@ -18,9 +18,10 @@ import numpy as np
 from service.api import typed
 from service.backends import is_installed
 from service.errors import InvalidRequestError, ModelRefusedError, NotFoundError, ServiceError, UnavailableError
-from service.manifest import MANIFEST_FILE, Manifest, load_any_manifest
+from service.manifest import Manifest, load_any_manifest
 from service.predictor import Predictor, load_any_predictor, load_predictor, worst_excess
 from service.settings import Settings
+from service.shelf import Slot, list_slots
 
 _PARITY_ROWS = 256
 _CALL_SECONDS = 60
@@ -49,53 +50,50 @@ def predict(settings: Settings, flags: dict[str, Any]) -> int:
     except OSError as error:
         raise InvalidRequestError(f"{source} cannot be read: {error.strerror}") from error
     name, _, version = flags["model"].partition("/")
-    predictor = load_predictor(find_version(settings.models_dir, name, version), settings.backend, settings.device)
+    slot = find_version(settings.models_dir, name, version)
+    serve_as = slot.name if slot.folder == settings.models_dir else None
+    predictor = load_predictor(slot.folder, settings.backend, settings.device, serve_as=serve_as)
     call = typed.decode_call(body, predictor.manifest)
     print(typed.encode_results(predictor.predict(call.inputs), predictor.manifest, call).decode())
     return 0
 
 
-def find_version(root: Path, name: str, version: str = "") -> Path:
-    """Return the folder of a version, or of the newest one.
+def find_version(root: Path, name: str, version: str = "") -> Slot:
+    """Return where a version stands, or the newest one.
 
     Raises:
         NotFoundError: there is no such version.
     """
-    folders = [path for path in list_versions(root) if path.parent.name == name and version in ("", path.name)]
-    if not folders:
-        known = ", ".join(sorted({path.parent.name for path in list_versions(root)})) or "(none)"
+    slots = list_slots(root)
+    found = [slot for slot in slots if slot.name == name and version in ("", str(slot.version))]
+    if not found:
+        known = ", ".join(sorted({slot.name for slot in slots})) or "(none)"
         raise NotFoundError(f"there is no {name}{'/' if version else ''}{version} in {root}; there are {known}")
-    return folders[-1]
-
-
-def list_versions(root: Path) -> list[Path]:
-    """Return every version folder of a models folder, by name and then version."""
-    folders = [path.parent for path in root.glob(f"*/*/{MANIFEST_FILE}") if path.parent.name.isdigit()]
-    visible = [path for path in folders if not path.parent.name.startswith(".")]
-    return sorted(visible, key=lambda path: (path.parent.name, int(path.name)))
+    return found[-1]
 
 
 def verify(settings: Settings, flags: dict[str, Any]) -> int:
     """Check every version on every backend installed here; exit 1 when any check fails."""
     del flags
-    folders = list_versions(settings.models_dir)
-    if not folders:
-        raise NotFoundError(f"there is no model in {settings.models_dir}")
+    root = settings.models_dir
+    slots = list_slots(root)
+    if not slots:
+        raise NotFoundError(f"there is no model in {root}")
     header = ("model", "version", "backend", "device", "digest", "golden", "parity")
-    rows = [header, *(row for folder in folders for row in _verify_version(folder, settings.device))]
+    rows = [header, *(row for slot in slots for row in _verify_version(slot, root, settings.device))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
     failed = sum(any(cell.startswith("FAILED") for cell in row) for row in rows)
-    print(f"{len(rows) - 1} checks of {len(folders)} versions, {failed} failed")
+    print(f"{len(rows) - 1} checks of {len(slots)} versions, {failed} failed")
     return 1 if failed else 0
 
 
-def _verify_version(folder: Path, device: str) -> list[tuple[str, ...]]:
+def _verify_version(slot: Slot, root: Path, device: str) -> list[tuple[str, ...]]:
     """Return a table row for each backend of a version."""
-    label = (folder.parent.name, folder.name)
+    label = (slot.name, str(slot.version))
     try:
-        manifest = load_any_manifest(folder)
+        manifest = load_any_manifest(slot.folder)
     except ModelRefusedError as error:
         return [(*label, "-", "-", f"FAILED: {error}", "-", "-")]
     rows: list[tuple[str, ...]] = []
@@ -105,7 +103,9 @@ def _verify_version(folder: Path, device: str) -> list[tuple[str, ...]]:
             rows.append((*label, name, "-", "-", "-", "skipped: install '.[torch]' to check it"))
             continue
         try:
-            predictor = load_any_predictor(folder, name, device)
+            predictor = load_any_predictor(
+                slot.folder, name, device, serve_as=slot.name if slot.folder == root else None
+            )
         except ServiceError as error:
             rows.append((*label, name, "-", f"FAILED: {error}", "-", "-"))
             continue

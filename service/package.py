@@ -75,7 +75,7 @@ def _write(target: Path, manifest: AnyManifest, contents: dict[BackendName, byte
 
 def next_version(folder: Path) -> int:
     """Return one more than the largest version in a model's folder, or 1."""
-    numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    numbers = [int(path.name) for path in folder.glob("*") if path.name.isascii() and path.name.isdecimal()]
     return max(numbers, default=0) + 1
 
 

@@ -59,14 +59,16 @@ AnyPredictor = Predictor | SignaturePredictor
 Place = tuple[BackendName, str]  # a backend, and the device it runs on
 
 
-def load_predictor(folder: Path, backend: str = "auto", device: str = "auto", threads: int = 1) -> Predictor:
+def load_predictor(
+    folder: Path, backend: str = "auto", device: str = "auto", threads: int = 1, serve_as: str | None = None
+) -> Predictor:
     """Do `load_any_predictor` for a model that has a task.
 
     Raises:
         ModelRefusedError: as there, or the model has none.
     """
     load_manifest(folder)
-    predictor = load_any_predictor(folder, backend, device, threads)
+    predictor = load_any_predictor(folder, backend, device, threads, serve_as=serve_as)
     assert isinstance(predictor, Predictor)
     return predictor
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,7 +12,7 @@ import pytest
 
 from service import __version__
 from service.__main__ import main
-from service.commands import find_version, list_versions
+from service.commands import find_version
 from service.errors import NotFoundError
 from tests import fakes
 
@@ -99,18 +100,37 @@ def test_verify_of_nothing_fails(empty_dir: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == f"error: there is no model in {empty_dir}\n"
 
 
-def test_versions_are_listed_by_number(empty_dir: Path) -> None:
+def test_newest_version_is_found_by_number(empty_dir: Path) -> None:
     """Version 10 comes after version 9; hidden folders and words are no versions."""
     for version in (9, 10):
         fakes.write_version(empty_dir, fakes.doubler(version=version))
     fakes.write_version(empty_dir / ".staging-x", fakes.doubler())
-    (empty_dir / "doubler" / "9" / "manifest.json").rename(empty_dir / "doubler" / "manifest.json")
-    (empty_dir / "doubler" / "manifest.json").rename(empty_dir / "doubler" / "9" / "manifest.json")
-    assert [path.name for path in list_versions(empty_dir)] == ["9", "10"]
-    assert find_version(empty_dir, "doubler").name == "10"
-    assert find_version(empty_dir, "doubler", "9").name == "9"
+    assert find_version(empty_dir, "doubler").version == 10
+    assert find_version(empty_dir, "doubler", "9").version == 9
     with pytest.raises(NotFoundError, match=r"there is no x in .*; there are doubler"):
         find_version(empty_dir, "x")
+
+
+def test_verify_knows_versions_from_other_folders(empty_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder named ² or 01 is no version, and no reason to fail."""
+    folder = fakes.write_version(empty_dir, fakes.doubler())
+    for other in ("²", "01"):
+        shutil.copytree(folder, folder.parent / other)
+    assert main(["verify", "--models-dir", str(empty_dir), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 checks of 1 versions, 0 failed"
+
+
+def test_folder_of_one_version_is_verified_and_predicts(
+    empty_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KServe's layout, one version's files directly in the folder, is read by every command as it is served."""
+    fakes.write_version(empty_dir, fakes.doubler(version=3)).rename(tmp_path / "mounted")
+    flags = ["--models-dir", str(tmp_path / "mounted"), "--device", "cpu"]
+    assert main(["verify", *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["doubler", "3", "onnx"]
+    (tmp_path / "body.json").write_text('{"instances": [[2]]}')
+    assert main(["predict", "doubler", "--input", str(tmp_path / "body.json"), *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == 3
 
 
 class Foreign(BaseHTTPRequestHandler):

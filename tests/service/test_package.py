@@ -58,6 +58,9 @@ def test_versions_count_on_and_are_never_overwritten(artifacts: Path, tmp_path: 
     assert sorted(os.listdir(root / "mine")) == ["1", "2", "7"]
     assert package(root, *call) == 0
     assert sorted(os.listdir(root / "mine")) == ["1", "2", "7", "8"]
+    (root / "mine" / "²").mkdir()
+    assert package(root, *call) == 0
+    assert (root / "mine" / "9").is_dir()
     assert package(root, *call, "--model-version", "7") == 1
 
 
