@@ -44,7 +44,7 @@ from service.keeper import Keeper
 from service.log import AccessLog
 from service.manifest import AnyManifest
 from service.metrics import ModelMetrics
-from service.repository import Repository
+from service.repository import Repository, list_served
 from service.settings import Settings
 from service.tracing import open_tracer
 
@@ -227,7 +227,7 @@ class Application:
         if self.in_flight != self._shown_in_flight:
             self._shown_in_flight = self.in_flight
             metrics.set_in_flight(self.in_flight)
-        every = [served for model in self.repository.models.values() for served in model.versions.values()]
+        every = list_served(self.repository.models).values()
         for served in every:
             served.metrics.write(served.batcher.rows)
             self._batchers[served.batcher] = served.manifest.name

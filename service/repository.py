@@ -106,7 +106,7 @@ class Repository:
         """
         root = self._settings.models_dir
         seen = look(root)
-        served = next(iter(_list_served(self.models)), None)
+        served = next(iter(list_served(self.models)), None)
         slots = [slot for slot in list_slots(root, self._settings.model_name, served) if slot.name not in unloaded]
         settings = {name: self._read_settings(name) for name in {slot.name for slot in slots}}
         change = Change(settings)
@@ -204,7 +204,7 @@ class Repository:
 
     def _tell(self, before: Mapping[str, Model]) -> None:
         """Note in log and figures what has changed."""
-        served, was_served = _list_served(self.models), _list_served(before)
+        served, was_served = list_served(self.models), list_served(before)
         for key in was_served.keys() - served.keys():
             logger.info("no longer serving %s version %d", *key)
         for key, one in was_served.items():
@@ -234,7 +234,8 @@ class Repository:
         return ", ".join(sorted(self.models)) or "(none)"
 
 
-def _list_served(models: Mapping[str, Model]) -> dict[Key, Served]:
+def list_served(models: Mapping[str, Model]) -> dict[Key, Served]:
+    """Return every version that serves."""
     return {Key(model.name, key): served for model in models.values() for key, served in model.versions.items()}
 
 

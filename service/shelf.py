@@ -136,13 +136,13 @@ def load_settings(root: Path, name: str) -> ModelSettings:
         return ModelSettings.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return ModelSettings()
-    except (OSError, NotADirectoryError) as error:
+    except OSError as error:
         raise ModelRefusedError(f"{SETTINGS_FILE} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise ModelRefusedError(f"{SETTINGS_FILE}: {sentence(error)}") from error
 
 
-def save_settings(root: Path, name: str, changes: dict[str, Any]) -> ModelSettings:
+def save_settings(root: Path, name: str, changes: dict[str, Any]) -> None:
     """Change a model's settings in one step, so that no reader sees half of a file.
 
     Raises:
@@ -159,4 +159,3 @@ def save_settings(root: Path, name: str, changes: dict[str, Any]) -> ModelSettin
         os.replace(file.name, target)
     except OSError as error:
         raise InvalidRequestError(f"{target} cannot be written: {error.strerror}") from error
-    return settings

@@ -47,15 +47,15 @@ def build_openapi(repository: Repository) -> Schema:
         if served is None:
             continue
         manifest, title = served.manifest, titles[name]
-        paths[f"/v1/models/{name}"] = _describe(name, title, None, sorted(model.versions))
         if not isinstance(manifest, Manifest):
+            paths[f"/v1/models/{name}"] = _describe(name, title, None, sorted(model.versions))
             continue  # it has no predictions; the Open Inference Protocol describes its tensors
         schemas[f"{title}Request"] = _request_schema(manifest)
         schemas[f"{title}Response"] = _response_schema(manifest)
         for path, version in ((f"/v1/models/{name}", None), (f"/v1/models/{name}/versions/{{version}}", "version")):
+            paths[path] = _describe(name, title, version, sorted(model.versions))
             paths[f"{path}:predict"] = _predict(manifest, title, version, sorted(model.versions))
             paths[f"{path}:preview"] = _preview(manifest, title, version, sorted(model.versions))
-            paths[path] = _describe(name, title, version, sorted(model.versions))
     return {
         "openapi": "3.1.0",
         "info": {

@@ -32,6 +32,9 @@ _DOCS_PAGE = """<!doctype html>
 """
 
 
+Answer = Callable[[Request], Response]
+
+
 class OrjsonResponse(Response):
     """A JSON answer; never NaN, for orjson has no such word."""
 
@@ -45,14 +48,14 @@ class OrjsonResponse(Response):
 def build_routes(repository: Repository) -> list[BaseRoute]:
     """Return the routes that answer GET (and HEAD); all read the repository as it is at that moment."""
     return [
-        _get("/health/live", lambda _: OrjsonResponse({"live": True})),
-        _get("/health/ready", lambda _: _answer_ready(repository)),
-        _get("/v1/models", lambda _: OrjsonResponse({"models": describe_all(repository)})),
-        _get("/v1/models/{name}", lambda request: _answer_model(repository, request)),
-        _get("/v1/models/{name}/versions/{version}", lambda request: _answer_model(repository, request)),
-        _get("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
-        _get("/openapi.json", lambda _: OrjsonResponse(build_openapi(repository))),
-        _get("/docs", lambda _: HTMLResponse(_DOCS_PAGE)),
+        get_route("/health/live", lambda _: OrjsonResponse({"live": True})),
+        get_route("/health/ready", lambda _: answer_ready(repository)),
+        get_route("/v1/models", lambda _: OrjsonResponse({"models": describe_all(repository)})),
+        get_route("/v1/models/{name}", lambda request: _answer_model(repository, request)),
+        get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(repository, request)),
+        get_route("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
+        get_route("/openapi.json", lambda _: OrjsonResponse(build_openapi(repository))),
+        get_route("/docs", lambda _: HTMLResponse(_DOCS_PAGE)),
         Mount("/docs", StaticFiles(directory=_find_docs_assets())),
     ]
 
@@ -105,7 +108,8 @@ def _describe_data(manifest: AnyManifest) -> dict[str, Any]:
     }
 
 
-def _answer_ready(repository: Repository) -> Response:
+def answer_ready(repository: Repository) -> Response:
+    """Answer whether every model that should serve does."""
     problem = repository.problem
     if not problem:
         return OrjsonResponse({"ready": True})
@@ -113,14 +117,21 @@ def _answer_ready(repository: Repository) -> Response:
 
 
 def _answer_model(repository: Repository, request: Request) -> Response:
-    name, version = request.path_params["name"], request.path_params.get("version")
-    if version is None and name in repository.models:
+    name = request.path_params["name"]
+    if "version" not in request.path_params and name in repository.models:
         return OrjsonResponse(describe_model(repository.models[name]))
-    served = repository.get(name, version)
+    served = find_served(repository, request)
     return OrjsonResponse(describe_model(repository.models[name], served))
 
 
-def _get(path: str, answer: Callable[[Request], Response]) -> Route:
+def find_served(repository: Repository, request: Request) -> Served:
+    """Return the version that a path names, the latest where it names a model alone; see `Repository.get`."""
+    return repository.get(request.path_params["name"], request.path_params.get("version"))
+
+
+def get_route(path: str, answer: Answer) -> Route:
+    """Return a route that answers GET (and HEAD) on the event loop."""
+
     async def endpoint(request: Request) -> Response:
         return answer(request)
 

@@ -9,7 +9,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service.api.operations import OrjsonResponse
+from service.api.operations import OrjsonResponse, find_served
 from service.catalog import Served
 from service.errors import NotFoundError
 from service.repository import Repository
@@ -61,11 +61,11 @@ def build_page(repository: Repository, models_dir: Path) -> list[BaseRoute]:
         return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
     async def answer_card(request: Request) -> Response:
-        served = _find(repository, request)
+        served = find_served(repository, request)
         return OrjsonResponse(describe_card(served, _folder(served, models_dir)))
 
     async def answer_plot(request: Request) -> Response:
-        served = _find(repository, request)
+        served = find_served(repository, request)
         file = request.path_params["file"]
         folder = _folder(served, models_dir)
         if file not in list_plots(folder):
@@ -101,10 +101,6 @@ def list_plots(folder: Path) -> list[str]:
         for path in folder.glob("*.png")
         if _PLOT.fullmatch(path.name) and path.is_file() and not path.is_symlink()
     )
-
-
-def _find(repository: Repository, request: Request) -> Served:
-    return repository.get(request.path_params["name"], request.path_params.get("version"))
 
 
 def _folder(served: Served, models_dir: Path) -> Path:

@@ -6,7 +6,7 @@ configuration and statistics.
 
 import hmac
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,13 +15,13 @@ from starlette.routing import BaseRoute, Route
 
 from service import __version__, metrics
 from service.api.infer_plan import input_specs, output_specs
-from service.api.operations import OrjsonResponse
+from service.api.operations import Answer, OrjsonResponse, answer_ready, find_served, get_route
 from service.api.tensors import kind_of, read_object
 from service.catalog import Model, Served
 from service.errors import InvalidRequestError, NotFoundError, UnauthorizedError
 from service.keeper import Keeper
 from service.manifest import Manifest
-from service.repository import Repository
+from service.repository import Repository, list_served
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -32,7 +32,6 @@ EXTENSIONS = (
 )
 _PLATFORMS = {"onnx": "onnx_onnxv1", "onnx-int8": "onnx_onnxv1", "torchscript": "pytorch_torchscript"}
 _VERSION = "/v2/models/{name}/versions/{version}"
-Answer = Callable[[Request], Response]
 
 
 def build_protocol_routes(keeper: Keeper, check_admin: Callable[[Request], None], batch: int) -> list[BaseRoute]:
@@ -46,7 +45,7 @@ def build_protocol_routes(keeper: Keeper, check_admin: Callable[[Request], None]
     repository = keeper.repository
 
     def ready(request: Request) -> Response:
-        served = _find(repository, request)
+        served = find_served(repository, request)
         return OrjsonResponse({"name": served.manifest.name, "ready": True})
 
     async def index(request: Request) -> Response:
@@ -59,50 +58,32 @@ def build_protocol_routes(keeper: Keeper, check_admin: Callable[[Request], None]
     per_version: list[tuple[str, Answer]] = [
         ("", lambda request: OrjsonResponse(_describe(repository, request))),
         ("/ready", ready),
-        ("/config", lambda request: OrjsonResponse(_configure(_find(repository, request), batch))),
-        ("/stats", lambda request: OrjsonResponse(_statistics([_find(repository, request)]))),
+        ("/config", lambda request: OrjsonResponse(_configure(find_served(repository, request), batch))),
+        ("/stats", lambda request: OrjsonResponse(_statistics([find_served(repository, request)]))),
     ]
     return [
-        _get("/v2", lambda _: OrjsonResponse(_server())),
-        _get("/v2/", lambda _: OrjsonResponse(_server())),
-        _get("/v2/health/live", lambda _: OrjsonResponse({"live": True})),
-        _get("/v2/health/ready", lambda _: _ready(repository)),
-        _get("/v2/models", lambda _: OrjsonResponse({"models": sorted(repository.models)})),
-        _get("/v2/models/stats", lambda _: OrjsonResponse(_statistics(_every(repository)))),
-        *[_get(prefix + path, answer) for path, answer in per_version for prefix in ("/v2/models/{name}", _VERSION)],
+        get_route("/v2", lambda _: OrjsonResponse(_server())),
+        get_route("/v2/", lambda _: OrjsonResponse(_server())),
+        get_route("/v2/health/live", lambda _: OrjsonResponse({"live": True})),
+        get_route("/v2/health/ready", lambda _: answer_ready(repository)),
+        get_route("/v2/models", lambda _: OrjsonResponse({"models": sorted(repository.models)})),
+        get_route("/v2/models/stats", lambda _: OrjsonResponse(_statistics(list_served(repository.models).values()))),
+        *[
+            get_route(prefix + path, answer)
+            for path, answer in per_version
+            for prefix in ("/v2/models/{name}", _VERSION)
+        ],
         Route("/v2/repository/index", index, methods=["POST"]),
         Route("/v2/repository/models/{name}/{action:str}", change, methods=["POST"]),
     ]
-
-
-def _get(path: str, answer: Answer) -> Route:
-    async def endpoint(request: Request) -> Response:
-        return answer(request)
-
-    return Route(path, endpoint, methods=["GET"])
-
-
-def _find(repository: Repository, request: Request) -> Served:
-    return repository.get(request.path_params["name"], request.path_params.get("version"))
-
-
-def _every(repository: Repository) -> list[Served]:
-    return [served for model in repository.models.values() for served in model.versions.values()]
 
 
 def _server() -> dict[str, Any]:
     return {"name": "model-service", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
-def _ready(repository: Repository) -> Response:
-    problem = repository.problem
-    if problem:
-        return OrjsonResponse({"ready": False, "error": problem}, 503, {"Retry-After": "1"})
-    return OrjsonResponse({"ready": True})
-
-
 def _describe(repository: Repository, request: Request) -> dict[str, Any]:
-    served = _find(repository, request)
+    served = find_served(repository, request)
     manifest, backend = served.manifest, served.predictor.backend
     model = repository.models.get(manifest.name)
     refused = {f"refused_{version}": reason for version, reason in model.refused.items()} if model else {}
@@ -153,7 +134,7 @@ def _configure(served: Served, batch: int) -> dict[str, Any]:
     }
 
 
-def _statistics(every: list[Served]) -> dict[str, Any]:
+def _statistics(every: Iterable[Served]) -> dict[str, Any]:
     totals = metrics.read_totals()
     return {"model_stats": [_statistics_of(served, totals) for served in every]}
 
