@@ -62,7 +62,7 @@ def read_images(contents: Sequence[bytes], spec: ImageInput, names: Sequence[str
     total = _check_sizes(pictures, names)
     with _large_turn if total > _LARGE_PIXELS else nullcontext():
         rows = [fit_picture(_load(picture, name), spec.image) for picture, name in zip(pictures, names, strict=True)]
-    return np.stack([_arrange(row, spec) for row in rows]).astype(np.float32)
+    return np.stack([_arrange(row, spec) for row in rows]).astype(np.float32, order="C")  # orjson writes no other
 
 
 def _open(content: bytes, name: str) -> Image.Image:

@@ -63,12 +63,15 @@ def write_version(root: Path, fake: FakeModel) -> Path:
     return folder
 
 
-def build_onnx(*nodes: onnx.NodeProto, weights: dict[str, Weights] | None = None, wide: int, out: int) -> bytes:
+def build_onnx(
+    *nodes: onnx.NodeProto, weights: dict[str, Weights] | None = None, wide: int | list[int], out: int
+) -> bytes:
     """Return a graph from `inputs` float32 (batch, wide) to `outputs` float32 (batch, out)."""
+    shape = [wide] if isinstance(wide, int) else wide
     graph = helper.make_graph(
         list(nodes),
         "fake",
-        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["batch", wide])],
+        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["batch", *shape])],
         [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["batch", out])],
         [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
     )
@@ -159,6 +162,18 @@ def canvas() -> FakeModel:
     picture = {"kind": "image", "shape": [784], "image": {"width": 28, "height": 28, "fitting": "mnist"}}
     output = {"kind": "probabilities", "labels": [str(digit) for digit in range(10)]}
     return FakeModel("canvas", "multiclass", picture, output, contents)
+
+
+def traffic_light() -> FakeModel:
+    """Multiclass on 8×6 colour pictures, channels first: the logits are the mean red, green and blue. ONNX alone."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["inputs"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["outputs"]),
+    ]
+    content = build_onnx(*nodes, wide=[3, 6, 8], out=3)
+    picture = {"kind": "image", "shape": [3, 6, 8], "image": {"width": 8, "height": 6, "channels": 3}}
+    output = {"kind": "logits", "labels": ["red", "green", "blue"]}
+    return FakeModel("traffic-light", "multiclass", picture, output, {"onnx": content})
 
 
 def unary(operator: str, name: str) -> FakeModel:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.strokes import draw_all
+from tests import fakes
 from tests.servers import Server
 from tests.wire import build_request, open_wires
 
@@ -92,6 +93,23 @@ def test_preview_is_what_the_model_is_given(server: Server) -> None:
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
     answer = server.get("/v1/models/coin:preview")
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
+def test_colour_pictures_are_previewed_as_they_are_predicted(empty_dir: Path) -> None:
+    """A model with channels first is given the red plane, then the green, then the blue, and `:preview` shows it."""
+    fakes.write_version(empty_dir, fakes.traffic_light())
+    picture = Image.new("RGB", (8, 6), (0, 255, 51))
+    picture.putpixel((3, 1), (255, 0, 0))
+    headers = {"Content-Type": "image/png"}
+    with Server(empty_dir, "--workers", "1", "--device", "cpu") as server:
+        predicted = server.post("/v1/models/traffic-light:predict", data=encode(picture), headers=headers)
+        assert predicted.json()["predictions"][0]["label"] == "green"
+        seen = server.post("/v1/models/traffic-light:preview", data=encode(picture), headers=headers)
+        assert seen.status_code == 200, seen.text
+        planes = np.moveaxis(np.asarray(picture), 2, 0) / 255
+        assert np.allclose(seen.json()["instances"][0], planes)
+        again = server.predict("traffic-light", seen.json()["instances"])
+    assert again.json()["predictions"] == predicted.json()["predictions"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])

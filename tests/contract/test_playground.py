@@ -181,6 +181,20 @@ def test_samples_files_and_drops_are_read(open_page: Open, shipped: Server, tmp_
     assert "--data-binary '@seven.png'" in page.locator("#wire-text").inner_text()
 
 
+def test_colour_picture_is_opened(open_page: Open, empty_dir: Path, tmp_path: Path) -> None:
+    """A file opened for a model of colour pictures is predicted on, and shown as the model saw it."""
+    fakes.write_version(empty_dir, fakes.traffic_light())
+    Image.new("RGB", (8, 6), (0, 204, 51)).save(tmp_path / "go.png")
+    with Server(empty_dir, "--workers", "1", "--device", "cpu") as server:
+        page = open_page(server.url)
+        page.locator("#file-input").set_input_files(tmp_path / "go.png")
+        expect_label(page, "green")
+        seen = page.locator("canvas.saw").evaluate(
+            "canvas => [...canvas.getContext('2d').getImageData(0, 0, 1, 1).data]"
+        )
+    assert seen == [0, 204, 51, 255]
+
+
 def test_request_and_answer_are_shown_as_sent(open_page: Open, shipped: Server) -> None:
     """The Python that is shown, run as it stands, prints the answer that is shown; curl names the same address."""
     page = open_page(f"{shipped.url}/#logistic-hours")
