@@ -96,7 +96,15 @@ def decode_call(body: bytes, manifest: Manifest, content_type: bytes = b"") -> C
 def _decode_pictures(body: bytes, manifest: Manifest, content_type: bytes) -> Call:
     assert isinstance(manifest.input, ImageInput)
     inputs, parameters = pictures.read_pictures(body, manifest.input, content_type)
-    return Call(inputs, *_read_parameters(load_object(parameters) if parameters is not None else {}, manifest))
+    return Call(inputs, *_read_parameters(_load_form_field(parameters or b""), manifest))
+
+
+def _load_form_field(field: bytes) -> object:
+    """Decode a form's parameters; a field that was left empty, as browsers send it, has none."""
+    try:
+        return orjson.loads(field) if field.strip() else {}
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the form's field parameters is not JSON: {error}; send an object") from error
 
 
 def load_object(body: bytes) -> dict[str, Any]:
