@@ -300,7 +300,7 @@ class Application:
         routes = [
             *self._preview_routes(),
             *build_page(self.repository, self.settings.models_dir),
-            *build_routes(self.repository),
+            *build_routes(self.repository, self.settings),
             *build_protocol_routes(self.keeper, check, self.settings.max_batch_size),
         ]
         return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)

@@ -1,19 +1,33 @@
 """The OpenAPI 3.1 description: one typed operation per model, written from the manifests.
 
-Feature names, units and ranges, labels and a working example come from the manifest, so a caller needs no other page.
-Ranges stand in descriptions and not as bounds: they are what the training data covered, and a value outside is served.
+It is what a caller may have instead of any other page, so it says what is really sent and answered: every example in it
+can be sent, and the answers shown are golden outputs. The schemas of bodies are in `schemas` and `openapi_tensors`.
 """
 
-import math
 from collections.abc import Iterable
-from typing import Any
+from typing import NamedTuple
 
 from service import __version__
-from service.api.tensors import nested_shapes
-from service.manifest import ImageInput, Manifest, TabularInput
+from service.api import openapi_tensors as tensors
+from service.api.schemas import (
+    NUMBER,
+    TEXT,
+    Schema,
+    build_answer,
+    build_example,
+    form_schema,
+    list_of,
+    model_schema,
+    object_of,
+    part_schemas,
+    reference,
+    request_schema,
+    response_schema,
+)
+from service.catalog import Model
+from service.manifest import AnyManifest, Manifest
 from service.repository import Repository
-
-Schema = dict[str, Any]
+from service.settings import Settings
 
 _ERRORS = {
     "400": "The body, a value or a parameter cannot be used",
@@ -27,35 +41,44 @@ _ERRORS = {
     "503": "The model is not ready, or its queue is full; see Retry-After",
     "504": "No answer was ready by the deadline",
 }
-_NUMBER: Schema = {"type": "number"}
-_ERROR_REF: Schema = {"$ref": "#/components/schemas/Error"}
+_OPEN = ("/health/live", "/health/ready")  # without a key
+_KEY = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+_NO_SETTINGS = Settings()
 
 
-def build_openapi(repository: Repository) -> Schema:
-    """Return the document for what is served now."""
-    paths: Schema = {
-        "/health/live": _read("Whether the process answers", "live", {"live": {"type": "boolean"}}, ()),
-        "/health/ready": _read("Whether every model serves", "ready", {"ready": {"type": "boolean"}}, ("503",)),
-        "/v1/models": _read(
-            "What is served", "list_models", {"models": {"type": "array", "items": _model()}}, ("401",)
-        ),
+class Place(NamedTuple):
+    """Where a version is asked: what follows the model's name in paths, and what schemas and operations are called."""
+
+    manifest: AnyManifest
+    path: str
+    title: str
+    operation: str
+    words: str
+    parameters: list[Schema]
+
+
+def build_openapi(repository: Repository, settings: Settings = _NO_SETTINGS) -> Schema:
+    """Return the document for what is served now, as the settings let it be called."""
+    paths = _general_paths(repository)
+    schemas: Schema = {
+        "Error": object_of({"error": TEXT | {"description": "one sentence"}}),
+        "NotReady": object_of({"ready": {"type": "boolean", "const": False}, "error": TEXT | {"description": "why"}}),
+        "Model": model_schema(),
+        **part_schemas(),
     }
-    schemas: Schema = {"Error": _object({"error": {"type": "string", "description": "one sentence"}})}
     titles = choose_titles(repository.models)
     for name, model in sorted(repository.models.items()):
-        served = model.latest
-        if served is None:
-            continue
-        manifest, title = served.manifest, titles[name]
-        if not isinstance(manifest, Manifest):
-            paths[f"/v1/models/{name}"] = _describe(name, title, None, sorted(model.versions))
-            continue  # it has no predictions; the Open Inference Protocol describes its tensors
-        schemas[f"{title}Request"] = _request_schema(manifest)
-        schemas[f"{title}Response"] = _response_schema(manifest)
-        for path, version in ((f"/v1/models/{name}", None), (f"/v1/models/{name}/versions/{{version}}", "version")):
-            paths[path] = _describe(name, title, version, sorted(model.versions))
-            paths[f"{path}:predict"] = _predict(manifest, title, version, sorted(model.versions))
-            paths[f"{path}:preview"] = _preview(manifest, title, version, sorted(model.versions))
+        for place in _list_places(model, titles[name]):
+            paths |= _paths_at(place)
+            if isinstance(place.manifest, Manifest):
+                schemas[f"{place.title}Request"] = request_schema(place.manifest, settings.queue_size)
+                schemas[f"{place.title}Response"] = response_schema(place.manifest)
+        if model.latest is not None:
+            paths |= _describe(model, titles[name])
+    components: Schema = {"schemas": schemas}
+    if settings.api_key.strip(" ,"):
+        _guard(paths)
+        components["securitySchemes"] = {"key": _KEY}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -64,206 +87,167 @@ def build_openapi(repository: Repository) -> Schema:
             "description": "Predictions, probabilities and labels from the models in a folder.",
         },
         "servers": [{"url": "."}],
+        "tags": [{"name": tensors.TAG, "description": tensors.ABOUT}] if titles else [],
         "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
-        },
+        "components": components,
     }
 
 
-def build_example(manifest: Manifest) -> Schema:
-    """Return a request body that is answered 200: a golden sample where there is one, else the middle of each range."""
-    if manifest.golden is not None:
-        row = [float(f"{value:.4g}") for value in manifest.golden.inputs[0]]
-    elif isinstance(manifest.input, TabularInput):
-        row = [
-            ((feature.minimum or 0.0) + (feature.maximum if feature.maximum is not None else 1.0)) / 2
-            for feature in manifest.input.features
-        ]
-    else:
-        row = [0.0] * (manifest.input.image.width * manifest.input.image.height * manifest.input.image.channels)
-    if isinstance(manifest.input, TabularInput):
-        return {"instances": [dict(zip((feature.name for feature in manifest.input.features), row, strict=True))]}
-    return {"instances": [[int(value) if value in (0, 1) else value for value in row]]}
+def _general_paths(repository: Repository) -> Schema:
+    """Describe what belongs to no one model."""
+    ready = _read("Whether every model serves", "ready", object_of({"ready": {"type": "boolean", "const": True}}))
+    ready["get"]["responses"]["503"] = _json("A model that should serve does not", reference("NotReady"))
+    models = object_of({"models": {"type": "array", "items": reference("Model")}})
+    figures = _read("Figures for Prometheus", "metrics", TEXT)
+    figures["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": TEXT}}
+    paths = {
+        "/health/live": _read("Whether the process answers", "live", object_of({"live": {"type": "boolean"}})),
+        "/health/ready": ready,
+        "/metrics": figures,
+        "/v1/models": _read("What is served", "list_models", models),
+    }
+    names = sorted(name for name, model in repository.models.items() if model.latest)
+    for path, summary, operation, schema in tensors.READS:
+        if "{model}" in path and not names:
+            continue
+        paths[path] = _read(summary, operation, schema, tag=tensors.TAG)
+        if "{model}" in path:
+            known = {"type": "string", "enum": names}
+            paths[path]["get"]["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": known}]
+            paths[path]["get"]["responses"] |= _errors("404", "503")
+    return paths
 
 
-def _predict(manifest: Manifest, title: str, version: str | None, versions: list[int]) -> Schema:
+def _list_places(model: Model, title: str) -> list[Place]:
+    """Return where a model is asked: without a version, and with one, or with each where they are not of one form."""
+    if model.latest is None:
+        return []
+    newest = model.latest.manifest
+    manifests = {version: served.manifest for version, served in sorted(model.versions.items())}
+    places = [Place(newest, "", title, title, "", [])]
+    if all(_form(manifest) == _form(newest) for manifest in manifests.values()):
+        name = f"{title}_version"
+        return [*places, Place(newest, "/versions/{version}", title, name, ", one version", [_version(model)])]
+    for version, manifest in manifests.items():
+        name = f"{title}_v{version}"
+        places.append(Place(manifest, f"/versions/{version}", name, name, f", version {version}", []))
+    return places
+
+
+def _form(manifest: AnyManifest) -> tuple[object, ...]:
+    """Return what bodies and answers look like: versions in which it is equal share one description."""
+    if not isinstance(manifest, Manifest):
+        return manifest.task, manifest.inputs, manifest.outputs
+    return manifest.task, manifest.input, manifest.output.model_copy(update={"threshold": None})
+
+
+def _paths_at(place: Place) -> Schema:
+    manifest = place.manifest
+    infer = {f"/v2/models/{manifest.name}{place.path}/infer": _infer(place)}
+    if not isinstance(manifest, Manifest):
+        return infer
+    path = f"/v1/models/{manifest.name}{place.path}"
+    predictions = {f"{path}:predict": _predict(place, manifest), f"{path}:preview": _preview(place, manifest)}
+    return predictions if place.path else predictions | infer
+
+
+def _post(place: Place, name: str, summary: str, content: Schema, answer: Schema) -> Schema:
     operation: Schema = {
-        "operationId": f"predict_{title}" + ("_version" if version else ""),
-        "tags": [manifest.name],
-        "summary": (manifest.title or manifest.name) + (", one version" if version else ""),
-        "description": manifest.description,
-        "requestBody": {
-            "required": True,
-            "content": _bodies(manifest, title),
-        },
-        "responses": {
-            "200": _json(
-                "Predictions in the order of the instances", {"$ref": f"#/components/schemas/{title}Response"}
-            ),
-            **{code: _json(text, _ERROR_REF) for code, text in _ERRORS.items()},
-        },
-        "security": [{}, {"key": []}],
+        "operationId": f"{name}_{place.operation}",
+        "tags": [place.manifest.name],
+        "summary": summary + place.words,
+        "description": place.manifest.description,
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": answer} | _errors(*(code for code in _ERRORS if code != "401")),
     }
-    if version:
-        operation["parameters"] = [_version_parameter(versions)]
-    return {"post": operation}
+    return {"post": operation | ({"parameters": place.parameters} if place.parameters else {})}
 
 
-def _bodies(manifest: Manifest, title: str) -> Schema:
-    reference = {"$ref": f"#/components/schemas/{title}Request"}
-    bodies: Schema = {"application/json": {"schema": reference, "example": build_example(manifest)}}
+def _predict(place: Place, manifest: Manifest) -> Schema:
+    answer = _json("Predictions in the order of the instances", reference(f"{place.title}Response"))
+    golden = build_answer(manifest)
+    if golden is not None:
+        answer["content"]["application/json"]["example"] = golden
+    return _post(place, "predict", manifest.title or manifest.name, _bodies(place, manifest), answer)
+
+
+def _bodies(place: Place, manifest: Manifest) -> Schema:
+    schema = reference(f"{place.title}Request")
+    bodies: Schema = {"application/json": {"schema": schema, "example": build_example(manifest)}}
     if manifest.input.kind == "image":
-        file: Schema = {"type": "string", "format": "binary"}
-        files = {"type": "array", "minItems": 1, "items": file, "description": "one prediction for each, in order"}
         for kind in ("png", "jpeg", "webp", "bmp"):
-            bodies[f"image/{kind}"] = {"schema": file}
-        parameters = {"type": "string", "description": "a request's parameters, as JSON"}
-        form = _object({"files": files, "parameters": parameters}, required=("files",))
-        bodies["multipart/form-data"] = {"schema": form | {"additionalProperties": file}}
+            bodies[f"image/{kind}"] = {"schema": {"type": "string", "format": "binary"}}
+        bodies["multipart/form-data"] = {"schema": form_schema(manifest)}
     return bodies
 
 
-def _preview(manifest: Manifest, title: str, version: str | None, versions: list[int]) -> Schema:
+def _preview(place: Place, manifest: Manifest) -> Schema:
     """Describe what answers with a predict body's instances as the graph is given them."""
-    path = _predict(manifest, title, version, versions)
-    operation = path["post"]
-    operation["operationId"] = f"preview_{title}" + ("_version" if version else "")
-    operation["summary"] = f"What {manifest.name} is given for a predict body" + (", one version" if version else "")
-    operation["description"] = "The body's instances as numbers, with pictures decoded and fitted to the input's shape."
-    nested: Schema = _NUMBER
+    nested: Schema = NUMBER
     for length in reversed(manifest.input.shape):
-        nested = _list_of(nested, length)
+        nested = list_of(nested, length)
     properties = {"model": {"type": "string", "const": manifest.name}, "version": {"type": "integer"}}
-    answer = _object({**properties, "instances": {"type": "array", "items": nested}})
-    operation["responses"]["200"] = _json("The instances, in order", answer)
+    schema = object_of({**properties, "instances": {"type": "array", "items": nested}})
+    answer = _json("The instances, in order", schema)
+    path = _post(
+        place, "preview", f"What {manifest.name} is given for a predict body", _bodies(place, manifest), answer
+    )
+    about = "The body's instances as numbers, with pictures decoded and fitted to the input's shape."
+    path["post"]["description"] = about
     return path
 
 
-def _describe(name: str, title: str, version: str | None, versions: list[int]) -> Schema:
-    path = _read(f"What {name} is", f"describe_{title}" + ("_version" if version else ""), {}, ("404",))
-    operation = path["get"]
-    operation["tags"] = [name]
-    operation["responses"]["200"] = _json("The model", _model())
-    if version:
-        operation["parameters"] = [_version_parameter(versions)]
-        operation["responses"]["503"] = _json(_ERRORS["503"], _ERROR_REF)
+def _infer(place: Place) -> Schema:
+    manifest = place.manifest
+    has_task = isinstance(manifest, Manifest)
+    answer = {"description": "The outputs that were asked for", "content": tensors.infer_answer(manifest)}
+    summary = f"Tensors of {manifest.name}" if has_task else manifest.title or manifest.name
+    path = _post(place, "infer", summary, tensors.infer_body(manifest), answer)
+    more = tensors.infer_parameters(manifest)
+    if more:
+        path["post"]["parameters"] = [*place.parameters, *more]
+    if has_task:
+        path["post"]["tags"] = [tensors.TAG]
     return path
 
 
-def _version_parameter(versions: list[int]) -> Schema:
-    schema: Schema = {"type": "integer", "minimum": 1, "examples": versions[-1:]}
+def _describe(model: Model, title: str) -> Schema:
+    """Describe what answers with the description of a model, and of one of its versions."""
+    newest = _read(f"What {model.name} is", f"describe_{title}", reference("Model"), model.name)
+    one = _read(f"What a version of {model.name} is", f"describe_{title}_version", reference("Model"), model.name)
+    newest["get"]["responses"] |= _errors("404")
+    one["get"]["responses"] |= _errors("404", "503")
+    one["get"]["parameters"] = [_version(model)]
+    return {f"/v1/models/{model.name}": newest, f"/v1/models/{model.name}/versions/{{version}}": one}
+
+
+def _version(model: Model) -> Schema:
+    newest = [model.latest.manifest.version] if model.latest else []
+    schema: Schema = {"type": "integer", "minimum": 1, "examples": newest}
     return {"name": "version", "in": "path", "required": True, "schema": schema}
 
 
-def _request_schema(manifest: Manifest) -> Schema:
-    items = _instance_schema(manifest)
-    if manifest.input.kind == "image":
-        encoded: Schema = {"type": "string", "contentEncoding": "base64"}
-        encoded["description"] = "the bytes of a PNG, JPEG, WebP or BMP picture"
-        items["anyOf"].append(_object({"b64": encoded}))
-    properties: Schema = {"instances": {"type": "array", "minItems": 1, "items": items}}
-    if manifest.task == "binary":
-        about = f"smallest probability of {manifest.output.labels[1]!r} that predicts it"
-        threshold = {"type": "number", "minimum": 0, "maximum": 1, "description": about}
-        properties["parameters"] = _object({"threshold": threshold}, required=())
-    if manifest.task == "multiclass":
-        top_k = {"type": "integer", "minimum": 1, "maximum": len(manifest.output.labels)}
-        top_k["description"] = "add the k most probable labels to each prediction"
-        properties["parameters"] = _object({"top_k": top_k}, required=())
-    return _object(properties, required=("instances",))
+def _guard(paths: Schema) -> None:
+    """Say of every operation but the probes that it needs a key, and how it is refused without."""
+    for path, operations in paths.items():
+        if path not in _OPEN:
+            for operation in operations.values():
+                operation["security"] = [{"key": []}]
+                operation["responses"] |= _errors("401")
 
 
-def _instance_schema(manifest: Manifest) -> Schema:
-    if isinstance(manifest.input, ImageInput):
-        return _image_schema(manifest.input)
-    properties: Schema = {}
-    for feature in manifest.input.features:
-        unit = f" in {feature.unit}" if feature.unit else ""
-        about = f"{feature.description or feature.name}{unit}"
-        if feature.minimum is not None and feature.maximum is not None:
-            about += f"; the training data covered {feature.minimum:g} to {feature.maximum:g}"
-        properties[feature.name] = _NUMBER | {"description": about}
-    in_order = ", ".join(properties)
-    row = _list_of(_NUMBER, len(properties)) | {"description": f"the features in order: {in_order}"}
-    return {"anyOf": [_object(properties), row]}
-
-
-def _image_schema(spec: ImageInput) -> Schema:
-    image = spec.image
-    pixel: Schema = {"type": "number", "minimum": 0, "maximum": 1}
-    ink = "1 is ink, 0 is paper" if image.polarity == "light-on-dark" else "0 is ink, 1 is paper"
-    ways = []
-    for shape in ((math.prod(spec.shape),), *nested_shapes(spec)):
-        size = " × ".join(map(str, shape))
-        nested = pixel
-        for length in reversed(shape):
-            nested = _list_of(nested, length)
-        ways.append(nested | {"description": f"{size} pixels in [0, 1]; {ink}"})
-    return {"anyOf": ways}
-
-
-def _response_schema(manifest: Manifest) -> Schema:
-    prediction: Schema
-    if manifest.task == "regression":
-        unit = f" in {manifest.output.unit}" if manifest.output.unit else ""
-        prediction = _object({"prediction": _NUMBER | {"description": f"{manifest.output.name}{unit}"}})
-    else:
-        prediction = _class_schema(manifest)
-    return _object(
-        {
-            "model": {"type": "string", "const": manifest.name},
-            "version": {"type": "integer"},
-            "predictions": {"type": "array", "items": prediction},
-        }
-    )
-
-
-def _class_schema(manifest: Manifest) -> Schema:
-    labels = list(manifest.output.labels)
-    probability: Schema = {"type": "number", "minimum": 0, "maximum": 1}
-    of = repr(labels[1]) if manifest.task == "binary" else "the predicted label"
-    best: Schema = {
-        "prediction": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": len(labels) - 1,
-            "description": "index of the label",
-        },
-        "label": {"type": "string", "enum": labels},
-        "probability": probability | {"description": f"probability of {of}"},
-    }
-    every = _list_of(probability, len(labels)) | {"description": f"of {', '.join(labels)}; they sum to 1"}
-    properties = {**best, "probabilities": every}
-    if manifest.task == "binary":
-        return _object(properties)
-    top_k = {"type": "array", "items": _object(best), "description": "where parameters.top_k was sent"}
-    return _object({**properties, "top_k": top_k}, required=tuple(properties))
-
-
-def _model() -> Schema:
-    return {"type": "object", "required": ["name", "ready", "versions"], "properties": {"name": {"type": "string"}}}
-
-
-def _object(properties: Schema, required: tuple[str, ...] | None = None) -> Schema:
-    names = list(properties) if required is None else list(required)
-    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    return schema | {"required": names} if names else schema
-
-
-def _list_of(items: Schema, length: int) -> Schema:
-    return {"type": "array", "items": items, "minItems": length, "maxItems": length}
+def _errors(*codes: str) -> Schema:
+    return {code: _json(_ERRORS[code], reference("Error")) for code in codes}
 
 
 def _json(description: str, schema: Schema) -> Schema:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _read(summary: str, name: str, properties: Schema, errors: tuple[str, ...]) -> Schema:
-    responses = {"200": _json(summary, {"type": "object", "properties": properties})}
-    responses |= {code: _json(_ERRORS[code], _ERROR_REF) for code in errors}
-    return {"get": {"operationId": name, "tags": ["service"], "summary": summary, "responses": responses}}
+def _read(summary: str, name: str, schema: Schema, tag: str = "service") -> Schema:
+    return {
+        "get": {"operationId": name, "tags": [tag], "summary": summary, "responses": {"200": _json(summary, schema)}}
+    }
 
 
 def choose_titles(names: Iterable[str]) -> dict[str, str]:

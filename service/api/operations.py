@@ -17,6 +17,7 @@ from service.catalog import Model, Served
 from service.errors import StartError
 from service.manifest import AnyManifest, Manifest
 from service.repository import Repository
+from service.settings import Settings
 from service.tasks import choose_threshold
 
 _DOCS_PAGE = """<!doctype html>
@@ -45,7 +46,7 @@ class OrjsonResponse(Response):
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def build_routes(repository: Repository) -> list[BaseRoute]:
+def build_routes(repository: Repository, settings: Settings) -> list[BaseRoute]:
     """Return the routes that answer GET (and HEAD); all read the repository as it is at that moment."""
     return [
         get_route("/health/live", lambda _: OrjsonResponse({"live": True})),
@@ -54,7 +55,7 @@ def build_routes(repository: Repository) -> list[BaseRoute]:
         get_route("/v1/models/{name}", lambda request: _answer_model(repository, request)),
         get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(repository, request)),
         get_route("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
-        get_route("/openapi.json", lambda _: OrjsonResponse(build_openapi(repository))),
+        get_route("/openapi.json", lambda _: OrjsonResponse(build_openapi(repository, settings))),
         get_route("/docs", lambda _: HTMLResponse(_DOCS_PAGE)),
         Mount("/docs", StaticFiles(directory=_find_docs_assets())),
     ]

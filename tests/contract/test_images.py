@@ -82,6 +82,20 @@ def test_a_form_may_carry_parameters(server: Server, digits: list[bytes]) -> Non
     assert (refused.status_code, "threshold" in refused.json()["error"]) == (400, True)
 
 
+def test_form_that_is_described_works_as_offered(server: Server, digits: list[bytes]) -> None:
+    """The parameters that the document offers are taken, an empty field is none, and a refusal names the field."""
+    post = server.get("/openapi.json").json()["paths"][PATH]["post"]
+    offered = post["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["parameters"]["example"]
+    form = {"files": ("7.png", digits[7], "image/png")}
+    for text, best in ((offered, 2), ("", 0), (" ", 0)):
+        answer = server.post(PATH, files=form, data={"parameters": text})
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["predictions"][0].get("top_k", [])) == best
+    for text, words in (("string", "the form's field parameters is not JSON"), ("[]", "parameters is a list")):
+        refused = server.post(PATH, files=form, data={"parameters": text})
+        assert (refused.status_code, words in refused.json()["error"]) == (400, True), refused.text
+
+
 def test_preview_is_what_the_model_is_given(server: Server) -> None:
     """Pictures come back as numbers of the input's shape, numbers as they are; errors are those of predict."""
     blank = encode(Image.new("RGB", (40, 50), (255, 255, 255)))

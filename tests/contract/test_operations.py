@@ -1,6 +1,8 @@
 """What the service says of itself over real HTTP: health, models, the API description, request ids."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -8,7 +10,7 @@ import pytest
 import requests
 from openapi_spec_validator import validate
 
-from service.api.openapi import build_example
+from service.api.schemas import build_example
 from tests import fakes
 from tests.servers import Server
 
@@ -96,25 +98,136 @@ def _resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
     return {"components": document["components"], **schema}
 
 
-def test_openapi_validates_and_every_example_works(server: Server) -> None:
-    """The document is valid; every example in it, pasted, matches its schema and is answered 200 as promised."""
-    document = server.get("/openapi.json").json()
+def _fill(path: str, operation: dict[str, Any]) -> str:
+    """Return a path with the examples of its parameters."""
+    for parameter in operation.get("parameters", []):
+        schema = parameter["schema"]
+        path = path.replace(f"{{{parameter['name']}}}", str((schema.get("examples") or schema["enum"])[0]))
+    return path
+
+
+def _check_promise(document: dict[str, Any], answer: requests.Response, response: dict[str, Any]) -> None:
+    """Hold an answer against the response that is described, and against its example."""
+    kind = answer.headers["Content-Type"].partition(";")[0]
+    promised = response["content"][kind]
+    if kind == "application/json":
+        jsonschema.validate(answer.json(), _resolve(document, promised["schema"]))
+        if "example" in promised:
+            assert flatten(answer.json()) == [
+                pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value
+                for value in flatten(promised["example"])
+            ]
+
+
+def flatten(value: Any) -> list[Any]:
+    """Return what stands in decoded JSON, in order, names and all."""
+    if isinstance(value, dict):
+        return [each for name, inner in value.items() for each in (name, *flatten(inner))]
+    return [each for inner in value for each in flatten(inner)] if isinstance(value, list) else [value]
+
+
+def call_every_operation(server: Server, **headers: str) -> dict[str, Any]:
+    """Send every example of the document, and see that what comes is as promised; return the document."""
+    document: dict[str, Any] = server.get("/openapi.json", headers=headers).json()
     validate(document)
-    pasted = 0
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            url = path.replace("{version}", "1")
-            promised = operation["responses"]["200"]["content"]["application/json"]["schema"]
+            url = _fill(path, operation)
             if method == "post":
                 content = operation["requestBody"]["content"]["application/json"]
                 jsonschema.validate(content["example"], _resolve(document, content["schema"]))
-                answer = server.post(url, json=content["example"])
-                pasted += 1
+                answer = server.post(url, json=content["example"], headers=headers)
             else:
-                answer = server.get(url)
+                answer = server.get(url, headers=headers)
             assert answer.status_code == 200, (path, answer.text)
-            jsonschema.validate(answer.json(), _resolve(document, promised))
-    assert pasted == 20  # predict and preview
+            _check_promise(document, answer, operation["responses"]["200"])
+    return document
+
+
+def test_openapi_validates_and_every_example_works(server: Server) -> None:
+    """The document is valid; every example in it, pasted, matches its schema and is answered 200 as promised."""
+    document = call_every_operation(server)
+    posts = [path for path, operations in document["paths"].items() if "post" in operations]
+    assert len(posts) == 25  # predict and preview twice, infer once
+    assert {"/metrics", "/v2", "/v2/models", "/v2/models/{model}"} < set(document["paths"])
+
+
+def test_golden_outputs_are_the_example_of_an_answer(published: Path) -> None:
+    """What the document shows as an answer to its example is what comes, for every model that is shipped."""
+    with Server(published, "--workers", "1", "--device", "cpu") as server:
+        document = call_every_operation(server)
+    for path, operations in document["paths"].items():
+        if path.endswith((":predict", "/infer")):
+            assert "example" in operations["post"]["responses"]["200"]["content"]["application/json"]
+
+
+def test_versions_of_other_inputs_have_operations_of_their_own(empty_dir: Path) -> None:
+    """Where a version takes other features, each version is described as it is; where not, one description does."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    fakes.write_version(empty_dir, fakes.doubler(version=2))
+    fakes.write_version(empty_dir, fakes.coin())
+    newer = {"kind": "tabular", "shape": [2], "features": [{"name": "u"}, {"name": "v"}]}
+    fakes.write_version(empty_dir, replace(fakes.coin(), version=2, input=newer))
+    with Server(empty_dir, "--workers", "1") as server:
+        document = call_every_operation(server)
+    predicts = [path for path in document["paths"] if path.endswith(":predict")]
+    assert predicts == [
+        "/v1/models/coin:predict",
+        "/v1/models/coin/versions/1:predict",
+        "/v1/models/coin/versions/2:predict",
+        "/v1/models/doubler:predict",
+        "/v1/models/doubler/versions/{version}:predict",
+    ]
+    for version, names in ((1, ["a", "b"]), (2, ["u", "v"])):
+        post = document["paths"][f"/v1/models/coin/versions/{version}:predict"]["post"]
+        assert list(post["requestBody"]["content"]["application/json"]["example"]["instances"][0]) == names
+
+
+def test_models_are_described_with_types(server: Server) -> None:
+    """The answers of /v1/models have a schema that knows every field, and would find a wrong one."""
+    document = server.get("/openapi.json").json()
+    check = jsonschema.Draft202012Validator(_resolve(document, {"$ref": "#/components/schemas/Model"})).is_valid
+    for model in server.get("/v1/models").json()["models"]:
+        assert set(model) <= set(document["components"]["schemas"]["Model"]["properties"])
+        assert check(model)
+        wrongs: list[Any] = [{"versions": ["1"]}, {"task": "guess"}, {"input": {}}, {"labels": "a"}, {"other": 1}]
+        for wrong in wrongs:
+            assert not check(model | wrong)
+
+
+def test_answer_that_not_all_is_ready_is_as_described(empty_dir: Path) -> None:
+    """The 503 of /health/ready, and what is said of a model that does not serve, match their schemas."""
+    fakes.write_version(empty_dir, fakes.liar())
+    with Server(empty_dir, "--workers", "1") as server:
+        document, answer = server.get("/openapi.json").json(), server.get("/health/ready")
+        assert answer.status_code == 503
+        _check_promise(document, answer, document["paths"]["/health/ready"]["get"]["responses"]["503"])
+        listed = server.get("/v1/models")
+        _check_promise(document, listed, document["paths"]["/v1/models"]["get"]["responses"]["200"])
+
+
+def test_more_instances_than_the_queue_takes_do_not_match(models_dir: Path) -> None:
+    """The schema has as its limit what is refused with 413 beyond."""
+    with Server(models_dir, "--workers", "1", "--queue-size", "3") as server:
+        schemas = server.get("/openapi.json").json()["components"]["schemas"]
+        assert schemas["DoublerRequest"]["properties"]["instances"]["maxItems"] == 3
+        assert [server.predict("doubler", [[1]] * count).status_code for count in (3, 4)] == [200, 413]
+
+
+def test_need_for_a_key_is_described(server: Server, models_dir: Path) -> None:
+    """With keys, every operation but the probes says that it needs one and is refused without; else none does."""
+    for operations in server.get("/openapi.json").json()["paths"].values():
+        assert not [each for each in operations.values() if "security" in each or "401" in each["responses"]]
+    with Server(models_dir, "--workers", "1", "--api-key", "right") as locked:
+        document = call_every_operation(locked, **{"X-API-Key": "right"})
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                answer = requests.request(method, locked.url + _fill(path, operation), json={}, timeout=30)
+                if path.startswith("/health/"):
+                    assert (answer.status_code, "security" in operation) == (200, False)
+                    continue
+                assert (answer.status_code, operation["security"]) == (401, [{"key": []}]), path
+                _check_promise(document, answer, operation["responses"]["401"])
 
 
 def test_openapi_describes_parameters_and_refusals(server: Server) -> None:

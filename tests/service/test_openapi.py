@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
-from service.api.openapi import build_example, build_openapi, choose_titles
+from service.api.openapi import build_openapi, choose_titles
+from service.api.schemas import build_example, instance_schema
 from service.manifest import Manifest
 from service.repository import Repository
 from service.settings import Settings
@@ -84,9 +85,7 @@ def test_pictures_may_be_sent_as_the_reader_reads_them(shape: list[int], ways: i
     del models_dir
     fields = fakes.canvas().fields()
     fields["input"]["shape"] = shape
-    from service.api import openapi  # noqa: PLC0415 - its part of the schema has no name of its own
-
-    schema = openapi._instance_schema(Manifest.model_validate(fields))
+    schema = instance_schema(Manifest.model_validate(fields))
     assert len(schema["anyOf"]) == ways
     assert schema["anyOf"][0]["maxItems"] == 784
 

@@ -1,0 +1,207 @@
+"""JSON Schemas of what is sent and answered, and examples of both, written from the manifests.
+
+Feature names, units and ranges and labels come from the manifest. Ranges stand in descriptions and not as bounds: they
+are what the training data covered, and a value outside is served. Examples are golden samples where there are any.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import orjson
+from pydantic.json_schema import models_json_schema
+
+from service import tasks
+from service.api import typed
+from service.api.tensors import nested_shapes
+from service.manifest import Artifact, ImageInput, Manifest, Output, TabularInput, TensorSpec
+
+Schema = dict[str, Any]
+
+NUMBER: Schema = {"type": "number"}
+TEXT: Schema = {"type": "string"}
+
+
+def build_example(manifest: Manifest) -> Schema:
+    """Return a request body that is answered 200: a golden sample where there is one, else the middle of each range."""
+    row = choose_row(manifest)
+    if isinstance(manifest.input, TabularInput):
+        return {"instances": [dict(zip((feature.name for feature in manifest.input.features), row, strict=True))]}
+    return {"instances": [[int(value) if value in (0, 1) else value for value in row]]}
+
+
+def choose_row(manifest: Manifest) -> list[float]:
+    """Return the numbers of one instance, flat, each as the shortest decimal of its float32."""
+    if manifest.golden is not None:
+        return [float(str(np.float32(value))) for value in manifest.golden.inputs[0]]
+    if isinstance(manifest.input, TabularInput):
+        return [
+            ((feature.minimum or 0.0) + (feature.maximum if feature.maximum is not None else 1.0)) / 2
+            for feature in manifest.input.features
+        ]
+    return [0.0] * math.prod(manifest.input.shape)
+
+
+def build_answer(manifest: Manifest) -> Schema | None:
+    """Return what `build_example` is answered with, by the golden outputs; without them it is not known."""
+    if manifest.golden is None:
+        return None
+    outputs = np.array(manifest.golden.outputs[:1], np.float32)
+    body = typed.encode_results(tasks.interpret(outputs, manifest), manifest, typed.Call(outputs))
+    answer: Schema = orjson.loads(body)
+    return answer
+
+
+def request_schema(manifest: Manifest, most: int) -> Schema:
+    """Return the schema of a predict body with up to `most` instances."""
+    items = instance_schema(manifest)
+    if manifest.input.kind == "image":
+        encoded: Schema = {"type": "string", "contentEncoding": "base64"}
+        encoded["description"] = "the bytes of a PNG, JPEG, WebP or BMP picture"
+        items["anyOf"].append(object_of({"b64": encoded}))
+    properties: Schema = {"instances": {"type": "array", "minItems": 1, "maxItems": most, "items": items}}
+    if manifest.task == "binary":
+        about = f"smallest probability of {manifest.output.labels[1]!r} that predicts it"
+        threshold = {"type": "number", "minimum": 0, "maximum": 1, "description": about}
+        properties["parameters"] = object_of({"threshold": threshold}, required=())
+    if manifest.task == "multiclass":
+        top_k = {"type": "integer", "minimum": 1, "maximum": len(manifest.output.labels)}
+        top_k["description"] = "add the k most probable labels to each prediction"
+        properties["parameters"] = object_of({"top_k": top_k}, required=())
+    return object_of(properties, required=("instances",))
+
+
+def instance_schema(manifest: Manifest) -> Schema:
+    """Return the schema of one instance."""
+    if isinstance(manifest.input, ImageInput):
+        return _image_schema(manifest.input)
+    properties: Schema = {}
+    for feature in manifest.input.features:
+        unit = f" in {feature.unit}" if feature.unit else ""
+        about = f"{feature.description or feature.name}{unit}"
+        if feature.minimum is not None and feature.maximum is not None:
+            about += f"; the training data covered {feature.minimum:g} to {feature.maximum:g}"
+        properties[feature.name] = NUMBER | {"description": about}
+    in_order = ", ".join(properties)
+    row = list_of(NUMBER, len(properties)) | {"description": f"the features in order: {in_order}"}
+    return {"anyOf": [object_of(properties), row]}
+
+
+def _image_schema(spec: ImageInput) -> Schema:
+    image = spec.image
+    pixel: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+    ink = "1 is ink, 0 is paper" if image.polarity == "light-on-dark" else "0 is ink, 1 is paper"
+    ways = []
+    for shape in ((math.prod(spec.shape),), *nested_shapes(spec)):
+        size = " × ".join(map(str, shape))
+        nested = pixel
+        for length in reversed(shape):
+            nested = list_of(nested, length)
+        ways.append(nested | {"description": f"{size} pixels in [0, 1]; {ink}"})
+    return {"anyOf": ways}
+
+
+def response_schema(manifest: Manifest) -> Schema:
+    """Return the schema of the answer to a predict body."""
+    prediction: Schema
+    if manifest.task == "regression":
+        unit = f" in {manifest.output.unit}" if manifest.output.unit else ""
+        prediction = object_of({"prediction": NUMBER | {"description": f"{manifest.output.name}{unit}"}})
+    else:
+        prediction = _class_schema(manifest)
+    return object_of(
+        {
+            "model": {"type": "string", "const": manifest.name},
+            "version": {"type": "integer"},
+            "predictions": {"type": "array", "items": prediction},
+        }
+    )
+
+
+def _class_schema(manifest: Manifest) -> Schema:
+    labels = list(manifest.output.labels)
+    probability: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+    of = repr(labels[1]) if manifest.task == "binary" else "the predicted label"
+    best: Schema = {
+        "prediction": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": len(labels) - 1,
+            "description": "index of the label",
+        },
+        "label": {"type": "string", "enum": labels},
+        "probability": probability | {"description": f"probability of {of}"},
+    }
+    every = list_of(probability, len(labels)) | {"description": f"of {', '.join(labels)}; they sum to 1"}
+    properties = {**best, "probabilities": every}
+    if manifest.task == "binary":
+        return object_of(properties)
+    top_k = {"type": "array", "items": object_of(best), "description": "where parameters.top_k was sent"}
+    return object_of({**properties, "top_k": top_k}, required=tuple(properties))
+
+
+def form_schema(manifest: Manifest) -> Schema:
+    """Return the schema of a form with pictures."""
+    file: Schema = {"type": "string", "format": "binary"}
+    properties: Schema = {
+        "files": {"type": "array", "minItems": 1, "items": file, "description": "one prediction for each, in order"}
+    }
+    example = {"binary": '{"threshold": 0.5}', "multiclass": '{"top_k": 2}', "regression": "{}"}[manifest.task]
+    about = "a request's parameters, as JSON; empty: none"
+    properties["parameters"] = TEXT | {"description": about, "example": example}
+    return object_of(properties, required=("files",)) | {"additionalProperties": file}
+
+
+def model_schema() -> Schema:
+    """Return the schema of a model's description; what is not required is missing where no version serves."""
+    strings, numbers = {"additionalProperties": TEXT}, {"additionalProperties": NUMBER}
+    tensors = {"type": "array", "items": reference("TensorSpec"), "description": "of a model without a task"}
+    properties: Schema = {
+        "name": TEXT,
+        "ready": {"type": "boolean", "description": "whether a version serves"},
+        "versions": {"type": "array", "items": {"type": "integer"}, "description": "those that serve"},
+        "refused": {"type": "object", "description": "why other versions do not serve"} | strings,
+        "version": {"type": "integer", "description": "the one that the rest describes"},
+        "title": TEXT,
+        "description": TEXT,
+        "task": {"type": "string", "enum": ["regression", "binary", "multiclass", "tensors"]},
+        "input": {"anyOf": [reference("TabularInput"), reference("ImageInput")]},
+        "output": reference("Output"),
+        "labels": {"type": "array", "items": TEXT, "description": "in the order of their indices"},
+        "threshold": {"type": ["number", "null"], "description": "of a binary model"},
+        "inputs": tensors,
+        "outputs": tensors,
+        "metrics": {"type": "object", "description": "figures on the test split"} | numbers,
+        "artifacts": {"type": "object", "additionalProperties": reference("Artifact")},
+        "backend": TEXT | {"description": "the artifact that runs"},
+        "device": TEXT,
+        "provider": TEXT | {"description": "what runs it"},
+    }
+    return object_of(properties, required=("name", "ready", "versions", "refused"))
+
+
+@cache
+def part_schemas() -> Schema:
+    """Return the schemas of a manifest's parts that descriptions of models have, by name."""
+    parts = (TabularInput, ImageInput, Output, Artifact, TensorSpec)
+    _, found = models_json_schema([(part, "validation") for part in parts], ref_template="#/components/schemas/{model}")
+    schemas: Schema = found["$defs"]
+    return schemas
+
+
+def reference(name: str) -> Schema:
+    """Return a reference to one of the document's schemas."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def object_of(properties: Schema, required: tuple[str, ...] | None = None) -> Schema:
+    """Return the schema of an object with these properties and no others, all required unless it is said which."""
+    names = list(properties) if required is None else list(required)
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return schema | ({"required": names} if names else {})
+
+
+def list_of(items: Schema, length: int) -> Schema:
+    """Return the schema of an array of a fixed length."""
+    return {"type": "array", "items": items, "minItems": length, "maxItems": length}
