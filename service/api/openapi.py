@@ -87,7 +87,10 @@ def build_openapi(repository: Repository, settings: Settings = _NO_SETTINGS) -> 
             "description": "Predictions, probabilities and labels from the models in a folder.",
         },
         "servers": [{"url": "."}],
-        "tags": [{"name": tensors.TAG, "description": tensors.ABOUT}] if titles else [],
+        "tags": [
+            *({"name": name} for name in [*titles, "service"]),
+            {"name": tensors.TAG, "description": tensors.ABOUT},
+        ],
         "paths": paths,
         "components": components,
     }

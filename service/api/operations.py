@@ -1,36 +1,20 @@
-"""What is served and how it fares: `/health/…`, `/v1/models…`, `/openapi.json`, `/docs`."""
+"""What is served and how it fares: `/health/…`, `/v1/models…`, `/openapi.json`."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
 from service import metrics
 from service.api.openapi import build_openapi
 from service.catalog import Model, Served
-from service.errors import StartError
 from service.manifest import AnyManifest, Manifest
 from service.repository import Repository
 from service.settings import Settings
 from service.tasks import choose_threshold
-
-_DOCS_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Model service: API</title>
-<link rel="stylesheet" href="docs/swagger-ui.css">
-<div id="ui"></div>
-<script src="docs/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "openapi.json", dom_id: "#ui", deepLinking: true, docExpansion: "list"})</script>
-</html>
-"""
 
 
 Answer = Callable[[Request], Response]
@@ -56,8 +40,6 @@ def build_routes(repository: Repository, settings: Settings) -> list[BaseRoute]:
         get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(repository, request)),
         get_route("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
         get_route("/openapi.json", lambda _: OrjsonResponse(build_openapi(repository, settings))),
-        get_route("/docs", lambda _: HTMLResponse(_DOCS_PAGE)),
-        Mount("/docs", StaticFiles(directory=_find_docs_assets())),
     ]
 
 
@@ -137,11 +119,3 @@ def get_route(path: str, answer: Answer) -> Route:
         return answer(request)
 
     return Route(path, endpoint, methods=["GET"])
-
-
-def _find_docs_assets() -> Path:
-    """Return the folder with Swagger UI's files, installed from PyPI, so that /docs needs no network."""
-    package = find_spec("fastapi_offline")
-    if package is None or package.origin is None:
-        raise StartError("the package fastapi-offline, which holds the files of /docs, is not installed")
-    return Path(package.origin).parent / "static"

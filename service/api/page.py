@@ -1,6 +1,7 @@
-"""The playground page at `/`, and what it shows beside a model's description: its card and its training plots."""
+"""The pages: the playground at `/`, with every version's card and training plots, and Swagger UI at `/docs`."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from service.api.operations import OrjsonResponse, find_served
 from service.catalog import Served
-from service.errors import NotFoundError
+from service.errors import NotFoundError, StartError
 from service.repository import Repository
 
 FOLDER = Path(__file__).parents[1] / "playground"
@@ -24,17 +25,20 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+_DOCS_HEADERS = HEADERS | {  # Swagger UI sets styles on elements
+    "Content-Security-Policy": HEADERS["Content-Security-Policy"].replace("style-src", "style-src 'unsafe-inline'")
+}
 _PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 _PLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.png")
 
 
 def is_page(path: str) -> bool:
-    """Tell whether a path is the page or one of its files: they load without a key, and the page then asks for it."""
-    return path == "/" or path.startswith("/playground/")
+    """Tell whether a path is a page or one of its files: they load without a key, and the page then asks for it."""
+    return path in ("/", "/docs") or path.startswith(("/playground/", "/docs/"))
 
 
 def is_open(path: str) -> bool:
-    """Tell whether a path is answered without a key: probes are, and the page's own files."""
+    """Tell whether a path is answered without a key: probes are, and the pages' own files."""
     return _PROBES.fullmatch(path) is not None or is_page(path)
 
 
@@ -49,7 +53,7 @@ class PageFiles(StaticFiles):
 
 
 def build_page(repository: Repository, models_dir: Path) -> list[BaseRoute]:
-    """Return the routes of the page, and of every version's card and plots.
+    """Return the routes of the pages, and of every version's card and plots.
 
     Args:
         repository: what is served.
@@ -59,6 +63,10 @@ def build_page(repository: Repository, models_dir: Path) -> list[BaseRoute]:
     async def answer_page(request: Request) -> Response:
         del request
         return FileResponse(FOLDER / "index.html", headers=HEADERS)
+
+    async def answer_docs(request: Request) -> Response:
+        del request
+        return FileResponse(FOLDER / "docs.html", headers=_DOCS_HEADERS)
 
     async def answer_card(request: Request) -> Response:
         served = find_served(repository, request)
@@ -75,6 +83,8 @@ def build_page(repository: Repository, models_dir: Path) -> list[BaseRoute]:
     return [
         Route("/", answer_page, methods=["GET"]),
         Mount("/playground", PageFiles(directory=FOLDER)),
+        Route("/docs", answer_docs, methods=["GET"]),
+        Mount("/docs", StaticFiles(directory=_find_docs_assets())),
         Route("/v1/models/{name}/card", answer_card, methods=["GET"]),
         Route("/v1/models/{name}/versions/{version}/card", answer_card, methods=["GET"]),
         Route("/v1/models/{name}/versions/{version}/plots/{file}", answer_plot, methods=["GET"]),
@@ -106,3 +116,11 @@ def list_plots(folder: Path) -> list[str]:
 def _folder(served: Served, models_dir: Path) -> Path:
     folder = models_dir / served.manifest.name / str(served.manifest.version)
     return folder if folder.is_dir() else models_dir  # which is the version's own where it holds but one
+
+
+def _find_docs_assets() -> Path:
+    """Return the folder with Swagger UI's files, installed from PyPI, so that /docs needs no network."""
+    package = find_spec("fastapi_offline")
+    if package is None or package.origin is None:
+        raise StartError("the package fastapi-offline, which holds the files of /docs, is not installed")
+    return Path(package.origin).parent / "static"

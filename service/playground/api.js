@@ -17,6 +17,11 @@ export function hasKey() {
   return key !== "";
 }
 
+/** Return the key that is sent, or nothing. */
+export function readKey() {
+  return key;
+}
+
 /** GET JSON. */
 export async function get(path) {
   const { text } = await send(path, {});
@@ -75,7 +80,7 @@ export function askKey(reason) {
     const form = document.getElementById("key-form");
     const input = document.getElementById("key-input");
     document.getElementById("key-reason").textContent = reason;
-    document.getElementById("key-button").hidden = false;
+    document.getElementById("key-button")?.removeAttribute("hidden");
     input.value = "";
     const close = () => {
       if (dialog.open) dialog.close();

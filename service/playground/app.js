@@ -5,7 +5,7 @@ import { buildCard } from "./card.js";
 import { h } from "./dom.js";
 import { buildImagePlay } from "./image.js";
 import { buildTabularPlay } from "./tabular.js";
-import { buildWire } from "./wire.js";
+import { buildWire, writeCurl } from "./wire.js";
 
 const nav = document.getElementById("models");
 const main = document.getElementById("main");
@@ -98,15 +98,22 @@ function buildHeading(model) {
   );
 }
 
-/** Return what is known of a model that says only which tensors go in and come out. */
+/** Return what is known of a model that says only which tensors go in and come out, with a request to begin with. */
 function buildTensors(model) {
   const row = (kind) => (spec) =>
     h("tr", null, h("th", { scope: "row" }, `${kind} ${spec.name}`), h("td", null, `${spec.datatype} [${spec.shape.join(", ")}]`));
-  return h("section", { class: "panel" }, h("h2", null, "Tensors"),
+  const path = `${model.path.replace("v1", "v2")}/infer`;
+  const request = h("div", null, h("code", null, address(path)));
+  get("openapi.json").then(({ paths }) => {
+    const described = paths[`/${path}`] ?? paths[`/v2/models/${model.name}/versions/{version}/infer`];
+    const body = described?.post.requestBody.content["application/json"]?.example;
+    if (body) request.replaceChildren(h("pre", { tabindex: "0" }, h("code", null, writeCurl(address(path), { body }))));
+  }, () => {}); // the address is there
+  return h("section", { class: "panel wire" }, h("h2", null, "Tensors"),
     h("table", null, h("caption", { class: "unseen" }, "Tensors in and out"),
       h("tbody", null, model.inputs.map(row("in")), model.outputs.map(row("out")))),
-    h("p", { class: "hint" }, "Its manifest does not say what the numbers mean, so there is nothing to draw or slide. Ask it at ",
-      h("code", null, address(`v2/models/${model.name}/infer`)), "."));
+    h("p", { class: "hint" }, "Its manifest does not say what the numbers mean, so there is nothing to draw or slide. Ask it so:"),
+    request);
 }
 
 function showRefused(model) {

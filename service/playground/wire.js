@@ -58,7 +58,8 @@ async function copyText(text, button) {
 
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-function writeCurl(url, { body, file }) {
+/** Return a request as a command of curl. */
+export function writeCurl(url, { body, file }) {
   const lines = [`curl ${quote(url)}`];
   if (hasKey()) lines.push('-H "X-API-Key: $API_KEY"');
   if (file) lines.push(`-H ${quote(`Content-Type: ${file.type}`)}`, `--data-binary ${quote(`@${file.name}`)}`);

@@ -181,12 +181,20 @@ def locked(models_dir: Path) -> Iterator[Server]:
         yield server
 
 
-OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/v2/models/coin/ready")
+OPEN = (
+    "/health/live",
+    "/health/ready",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/coin/ready",
+    "/docs",
+    "/docs/swagger-ui.css",
+)
 CLOSED = ("/v1/models", "/v1/models/coin", "/metrics", "/openapi.json", "/v2", "/v2/models/coin", "/nosuch")
 
 
 def test_each_key_opens_and_nothing_else_does(locked: Server) -> None:
-    """Any of the keys, in either header, is taken on every path; without one all but probes are 401."""
+    """Any of the keys, in either header, is taken on every path; without one all but probes and pages are 401."""
     predict = "/v1/models/doubler:predict"
     for key in KEYS:
         for headers in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}, {"Authorization": f"bearer {key}"}):

@@ -2,15 +2,19 @@
 
 import base64
 import io
+import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import helper
 from PIL import Image
 
 from tests import fakes
+from tests.contract.test_protocol_tensors import write_model
 from tests.prefix import Prefix
 from tests.servers import Server
 
@@ -255,21 +259,19 @@ def test_every_kind_of_model_has_a_page(model: str, open_page: Open, server: Ser
     assert not page.locator(".problem:visible").count()
 
 
-def test_model_of_tensors_alone_is_shown(open_page: Open, server: Server) -> None:
-    """A model whose manifest has no task shows its tensors and its card, and where to ask it."""
-    tensor = {"name": "ids", "datatype": "INT64", "shape": [-1, 8]}
-    model = {
-        "name": "raw", "ready": True, "versions": [1], "refused": {}, "version": 1, "title": "", "description": "",
-        "task": "tensors", "inputs": [tensor], "outputs": [tensor], "metrics": {}, "backend": "onnx", "device": "cpu",
-        "provider": "CPUExecutionProvider", "artifacts": {},
-    }  # fmt: skip
-    card = {"name": "raw", "version": 1, "training": None, "golden": None, "plots": []}
-    page = open_page(server.url)
-    for path, answer in (("", {"models": [model]}), ("/raw", model), ("/raw/card", card)):
-        page.route(f"**/v1/models{path}", lambda route, _, answer=answer: route.fulfill(json=answer))
-    page.reload()
-    playwright.expect(page.locator("main")).to_contain_text("INT64 [-1, 8]")
-    playwright.expect(page.locator("main")).to_contain_text("/v2/models/raw/infer")
+def test_model_of_tensors_alone_is_shown(open_page: Open, empty_dir: Path) -> None:
+    """A model whose manifest has no task shows its tensors and its card, and a request that is answered."""
+    shape = ("INT64", [-1, 8])
+    write_model(empty_dir, "raw", {"ids": shape}, {"same": shape}, helper.make_node("Identity", ["ids"], ["same"]))
+    with Server(empty_dir, "--workers", "1") as server:
+        page = open_page(server.url, ready="pre")
+        playwright.expect(page.locator("main")).to_contain_text("INT64 [-1, 8]")
+        curl = page.locator("main pre").inner_text()
+        assert f"'{server.url}/v2/models/raw/infer'" in curl
+        done = subprocess.run(
+            ["bash", "-c", f"{curl} --silent"], capture_output=True, text=True, check=True, timeout=30
+        )
+    assert json.loads(done.stdout)["outputs"][0]["data"] == [0] * 8
 
 
 def test_older_version_is_one_choice_away(open_page: Open, server: Server) -> None:
@@ -355,6 +357,39 @@ def test_key_is_asked_for_and_used(open_page: Open, models_dir: Path) -> None:
         expect_label(page, "tails")
         assert '-H "X-API-Key: $API_KEY"' in page.locator("#wire-text").inner_text()
         assert "right" not in page.locator("#wire-text").inner_text()
+
+
+def test_docs_ask_for_the_key_and_use_it(open_page: Open, models_dir: Path) -> None:
+    """The docs load without the key, ask for it until it is right, and "Try it out" then sends it."""
+    with Server(models_dir, "--workers", "1", "--api-key", "right") as server:
+        page = open_page(f"{server.url}/docs", ready="dialog[open]")
+        assert not axe.Axe().run(page).response["violations"]
+        for key in ("wrong", "right"):
+            page.locator("#key-input").fill(key)
+            page.get_by_role("button", name="Use this key").click()
+            if key == "wrong":
+                playwright.expect(page.locator("#key-reason")).to_contain_text("not valid")
+        assert '"label": "tails"' in try_out(page, "predict_Coin")
+        page.goto(server.url)
+        page.get_by_role("link", name="API docs").click()
+        assert '"name": "coin"' in try_out(page, "describe_Coin")
+
+
+def test_docs_work_behind_a_path_prefix(open_page: Open, server: Server) -> None:
+    """Behind a proxy that adds a path, the docs read the description and send requests under that path."""
+    with Prefix(server.url, "/team/models") as url:
+        page = open_page(f"{url}docs", ready=".opblock")
+        assert not page.locator("#key-dialog").is_visible()
+        assert '"label": "tails"' in try_out(page, "predict_Coin")
+
+
+def try_out(page: Page, operation: str) -> str:
+    """Execute an operation of the docs as it is offered, and return what is shown of the answer."""
+    block = page.locator(f".opblock[id$=-{operation}]")
+    block.locator(".opblock-summary-control").click()
+    block.locator(".try-out__btn").click()
+    block.locator(".execute").click()
+    return str(block.locator(".live-responses-table tbody").inner_text())
 
 
 def test_page_works_behind_a_path_prefix(open_page: Open, shipped: Server) -> None:
