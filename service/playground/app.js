@@ -103,17 +103,17 @@ function buildTensors(model) {
   const row = (kind) => (spec) =>
     h("tr", null, h("th", { scope: "row" }, `${kind} ${spec.name}`), h("td", null, `${spec.datatype} [${spec.shape.join(", ")}]`));
   const path = `${model.path.replace("v1", "v2")}/infer`;
-  const request = h("div", null, h("code", null, address(path)));
+  const request = h("section", { class: "panel wire", "aria-label": "Request" }, h("pre", null, h("code", null, address(path))));
   get("openapi.json").then(({ paths }) => {
     const described = paths[`/${path}`] ?? paths[`/v2/models/${model.name}/versions/{version}/infer`];
     const body = described?.post.requestBody.content["application/json"]?.example;
     if (body) request.replaceChildren(h("pre", { tabindex: "0" }, h("code", null, writeCurl(address(path), { body }))));
   }, () => {}); // the address is there
-  return h("section", { class: "panel wire" }, h("h2", null, "Tensors"),
+  const tensors = h("section", { class: "panel" }, h("h2", null, "Tensors"),
     h("table", null, h("caption", { class: "unseen" }, "Tensors in and out"),
       h("tbody", null, model.inputs.map(row("in")), model.outputs.map(row("out")))),
-    h("p", { class: "hint" }, "Its manifest does not say what the numbers mean, so there is nothing to draw or slide. Ask it so:"),
-    request);
+    h("p", { class: "hint" }, "Its manifest does not say what the numbers mean, so there is nothing to draw or slide. Ask it so:"));
+  return [tensors, request];
 }
 
 function showRefused(model) {

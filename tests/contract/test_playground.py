@@ -264,8 +264,9 @@ def test_model_of_tensors_alone_is_shown(open_page: Open, empty_dir: Path) -> No
     shape = ("INT64", [-1, 8])
     write_model(empty_dir, "raw", {"ids": shape}, {"same": shape}, helper.make_node("Identity", ["ids"], ["same"]))
     with Server(empty_dir, "--workers", "1") as server:
-        page = open_page(server.url, ready="pre")
+        page = open_page(server.url, ready="main pre")
         playwright.expect(page.locator("main")).to_contain_text("INT64 [-1, 8]")
+        playwright.expect(page.locator("main pre")).to_contain_text("curl")
         curl = page.locator("main pre").inner_text()
         assert f"'{server.url}/v2/models/raw/infer'" in curl
         done = subprocess.run(
