@@ -16,7 +16,6 @@ from service.repository import Repository
 from service.settings import Settings
 from service.tasks import choose_threshold
 
-
 Answer = Callable[[Request], Response]
 
 

@@ -14,7 +14,6 @@ from onnx import helper
 from PIL import Image
 
 from tests import fakes
-from tests.contract.test_protocol_tensors import write_model
 from tests.prefix import Prefix
 from tests.servers import Server
 
@@ -262,7 +261,9 @@ def test_every_kind_of_model_has_a_page(model: str, open_page: Open, server: Ser
 def test_model_of_tensors_alone_is_shown(open_page: Open, empty_dir: Path) -> None:
     """A model whose manifest has no task shows its tensors and its card, and a request that is answered."""
     shape = ("INT64", [-1, 8])
-    write_model(empty_dir, "raw", {"ids": shape}, {"same": shape}, helper.make_node("Identity", ["ids"], ["same"]))
+    fakes.write_signature(
+        empty_dir, "raw", {"ids": shape}, {"same": shape}, helper.make_node("Identity", ["ids"], ["same"])
+    )
     with Server(empty_dir, "--workers", "1") as server:
         page = open_page(server.url, ready="main pre")
         playwright.expect(page.locator("main")).to_contain_text("INT64 [-1, 8]")

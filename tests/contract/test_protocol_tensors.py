@@ -256,7 +256,9 @@ def test_every_model_can_be_called_from_its_description(tensors_server: Server) 
     document = tensors_server.get("/openapi.json").json()
     validate(document)
     posts = {path: each["post"] for path, each in document["paths"].items() if path.endswith("/infer")}
-    assert len(posts) == 2 * (len(TYPES) + 4) + 1  # without and with a version; the model with a task without alone
+    assert (
+        len(posts) == 2 * (len(fakes.TYPES) + 4) + 1
+    )  # without and with a version; the model with a task without alone
     for path, post in posts.items():
         url, content = path.replace("{version}", "1"), post["requestBody"]["content"]
         promised = post["responses"]["200"]["content"]
