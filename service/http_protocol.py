@@ -1,4 +1,4 @@
-"""A short cut for predictions inside uvicorn's HTTP/1.1 protocol, and the limits on what a connection may do.
+"""A short cut for predictions inside uvicorn's HTTP/1.1 protocol.
 
 uvicorn (https://www.uvicorn.org) parses HTTP with llhttp, keeps connections alive, and runs all as ASGI: a task, scope
 and six messages a request. A prediction needs none of them. It is decoded in the callback that completes its body,
@@ -7,52 +7,20 @@ way. What an answer says is decided by `service.app` and `service.api`, for both
 """
 
 import asyncio
-from collections.abc import Iterable
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-
-from service import metrics
 from service.api import codecs
-from service.api.head import RequestHead, match_predict, new_request_id, read_head
-from service.app import Application
-from service.errors import (
-    DeadlineExceededError,
-    HeadTooLargeError,
-    InvalidRequestError,
-    ServiceError,
-    TooLargeError,
-    UnavailableError,
-)
+from service.api.head import RequestHead, match_predict, read_head
+from service.connection import HEAD_TOO_LONG, MAX_HEAD_BYTES, LimitedProtocol
+from service.errors import DeadlineExceededError, HeadTooLargeError, TooLargeError, UnavailableError
 from service.manifest import AnyManifest
-from service.prediction import CLOSE, Prediction, encode_failure
+from service.prediction import Prediction
 
-MAX_HEAD_BYTES = 2**16
 MAX_HEADER_FIELDS = 100
 MAX_PIPELINED = 256
-LINGER_SECONDS = 2.0  # for a client that is still sending to read why it was refused; TCP drops the answer otherwise
-_HEAD_TOO_LONG = f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"
 
 
-class PredictProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with predictions answered without ASGI; its `app` is an `Application`."""
-
-    app: Application
-    _prediction: Prediction | None = None  # whose body is being read
-    _active: Prediction | RequestResponseCycle | None = None  # the oldest that is not answered
-    _head_since: float | None = None
-    _body_since: float | None = None  # of a request left to uvicorn
-    _idle_since: float | None = None
-    _ending_since: float | None = None
-    _deaf = False  # nothing more is read of it
-    _head_bytes = _unread = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Begin a connection, or refuse it where there are too many."""
-        super().connection_made(transport)
-        self.app.arrival.set()
-        self._head_since = self.loop.time()
-        if len(self.connections) > self.app.settings.max_connections:
-            self._refuse(UnavailableError("there are too many open connections; try again in a moment"))
+class PredictProtocol(LimitedProtocol):
+    """uvicorn's protocol within limits, with predictions answered without ASGI."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection; a prediction in flight on it is dropped before it is run."""
@@ -65,17 +33,6 @@ class PredictProtocol(HttpToolsProtocol):
                 self._release(active)
         self.pipeline.clear()
         super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Read on, as long as the head stays within its limit."""
-        if self._ending_since is not None:
-            return
-        self._unread = len(data)
-        super().data_received(data)
-        if self._head_since is not None:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(HeadTooLargeError(_HEAD_TOO_LONG))
 
     def on_message_begin(self) -> None:
         """Start the clock of a request's head. The ASGI scope, which uvicorn makes here, is left until it is needed."""
@@ -92,7 +49,7 @@ class PredictProtocol(HttpToolsProtocol):
             self._refuse(HeadTooLargeError(f"the request has over {MAX_HEADER_FIELDS} header fields"))
             return
         if self._head_bytes + self._unread > MAX_HEAD_BYTES and self._measure_head() > MAX_HEAD_BYTES:
-            self._refuse(HeadTooLargeError(_HEAD_TOO_LONG))
+            self._refuse(HeadTooLargeError(HEAD_TOO_LONG))
             return
         busy = self._is_busy()
         if busy and len(self.pipeline) >= MAX_PIPELINED:
@@ -117,9 +74,6 @@ class PredictProtocol(HttpToolsProtocol):
         except Exception as error:
             prediction.set_exception(error)
 
-    def _measure_head(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
-
     def _leave_to_uvicorn(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         self._body_since = self.loop.time()
@@ -129,9 +83,6 @@ class PredictProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if not self._is_busy():
             self._active = self.cycle
-
-    def _is_busy(self) -> bool:
-        return self._active is not None and not self._active.response_complete
 
     def on_response_complete(self) -> None:
         """Go on with the next pipelined request, if one has come."""
@@ -240,86 +191,3 @@ class PredictProtocol(HttpToolsProtocol):
     def _release(self, prediction: Prediction) -> None:
         self.app.in_flight -= 1
         prediction.held = self.app.hold(prediction.held, 0)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP as everything else is answered; called by uvicorn."""
-        del msg
-        self._refuse(InvalidRequestError("this is not an HTTP/1.1 request"))
-
-    def _refuse(self, error: ServiceError) -> None:
-        """Answer a connection whose request cannot be read, and close it."""
-        if self._deaf or self.transport.is_closing():
-            return
-        self._deaf = True
-        self._head_since = None
-        prediction, active = self._prediction, self._active
-        if prediction is not None and not prediction.done():  # it is its own body that cannot be read
-            prediction.keep_alive = False
-            prediction.set_exception(error)
-            return
-        in_body = prediction is not None or self._body_since is not None
-        if active is not None and self._is_busy() and not (in_body and active is self.cycle):
-            active.keep_alive = False  # an answer now would be taken for that of a request before
-            self.pipeline.clear()
-            self.flow.pause_reading()
-            return
-        if in_body and not self._is_busy():  # it was answered before its body was complete
-            self._end(lingers=False)
-            return
-        request_id = new_request_id()
-        self.app.note_other(request_id, "-", error.status, 0.0)
-        self.transport.write(encode_failure(error, b"x-request-id: %b\r\n" % request_id + CLOSE))
-        self._end(lingers=not isinstance(error, UnavailableError))
-
-    def _end(self, lingers: bool) -> None:
-        """Close the connection, at once or when a client that is still sending has had time to read its answer."""
-        self._ending_since = self.loop.time()
-        self._deaf = True
-        if lingers:
-            self.flow.resume_reading()
-            self.transport.write_eof()
-        else:
-            self.transport.close()
-
-    def check_time(self, now: float) -> None:
-        """Give up on a head, a body or a next request that takes too long; `now` is the event loop's time."""
-        settings = self.app.settings
-        if self._ending_since is not None or self.transport.is_closing():
-            self._ending_since = self._ending_since or now
-            left = settings.request_timeout if self.transport.is_closing() else LINGER_SECONDS
-            if now - self._ending_since > left:  # closing takes as long as a client takes to read its answer
-                self.transport.abort()
-            return
-        if self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
-            self.transport.close()
-        if self._head_since is not None and not self._is_busy() and now - self._head_since > settings.header_timeout:
-            self._give_up("slow")
-        if self._body_since is not None and self._active is not self.cycle:
-            self._body_since = now  # nothing is read of it yet, for the client waits for an earlier answer
-        if self._body_since is not None and now - self._body_since > settings.request_timeout + LINGER_SECONDS:
-            self._give_up("slow")
-        prediction = self._prediction
-        if prediction is not None and not prediction.done() and prediction.deadline < now:
-            prediction.keep_alive = False
-            prediction.set_exception(DeadlineExceededError("the body did not arrive by the request's deadline"))
-
-    def _give_up(self, reason: str) -> None:
-        metrics.note_dropped(reason)
-        self.transport.close()
-
-    def pause_writing(self) -> None:
-        """Stop reading from a client that does not read its answers."""
-        super().pause_writing()
-        self.flow.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Read again."""
-        super().resume_writing()
-        self.flow.resume_reading()
-
-
-def check_times(connections: Iterable[asyncio.Protocol], now: float) -> None:
-    """See `PredictProtocol.check_time`, for every connection of a worker."""
-    for connection in list(connections):
-        if isinstance(connection, PredictProtocol):
-            connection.check_time(now)

@@ -27,8 +27,9 @@ from litserve.loops import LitLoop
 
 from service.app import Application, create_app
 from service.backends import list_accelerators
+from service.connection import check_times
 from service.errors import StartError
-from service.http_protocol import PredictProtocol, check_times
+from service.http_protocol import PredictProtocol
 from service.settings import Settings, count_cores
 from service.supervisor import Supervisor, Times
 
