@@ -6,6 +6,7 @@ uvicorn (https://www.uvicorn.org) parses HTTP with llhttp and keeps connections 
 import asyncio
 from collections.abc import Iterable
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service import metrics
@@ -48,25 +49,52 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, as long as the head stays within its limit."""
-        if self._ending_since is not None:
+        if self._deaf:
             return
+        self._unset_keepalive_if_required()
         self._unread = len(data)
-        super().data_received(data)
+        try:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as pause:
+                self._read_without_upgrade(memoryview(data)[pause.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(InvalidRequestError("this is not an HTTP/1.1 request"))
         if self._head_since is not None:
-            self._head_bytes += len(data)
+            self._head_bytes += self._unread
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(HeadTooLargeError(HEAD_TOO_LONG))
+
+    def _read_without_upgrade(self, rest: memoryview) -> None:
+        """Read a request that asks for another protocol as HTTP/1.1 all the same, as RFC 9110 (7.8) has it.
+
+        The parser takes what follows such a head for the other protocol, and not for a body. So another parser is given
+        the head once more, without the `Upgrade`; how long the body is, it finds out as for any other request.
+        """
+        while not self._deaf and not self.transport.is_closing():
+            method = self.parser.get_method()
+            if method == b"CONNECT":
+                self._refuse(InvalidRequestError("CONNECT is not answered here; send the path of what is asked for"))
+                return
+            lines = [b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())]
+            lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+            head = b"".join([*lines, b"\r\n"])
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self._unread = len(head)
+            self.parser.feed_data(head)
+            self._unread = len(rest)
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as pause:  # the next request asks for one, too
+                rest = rest[pause.args[0] :]
 
     def _measure_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
 
     def _is_busy(self) -> bool:
         return self._active is not None and not self._active.response_complete
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP as everything else is answered; called by uvicorn."""
-        del msg
-        self._refuse(InvalidRequestError("this is not an HTTP/1.1 request"))
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer a connection whose request cannot be read, and close it."""

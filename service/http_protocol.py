@@ -43,7 +43,7 @@ class PredictProtocol(LimitedProtocol):
     def on_headers_complete(self) -> None:
         """Begin a prediction, or leave the request to uvicorn."""
         self._head_since = self._idle_since = None
-        if self._deaf:
+        if self._deaf or self.parser.should_upgrade():  # it will be read once more, without the upgrade
             return
         if len(self.headers) > MAX_HEADER_FIELDS:
             self._refuse(HeadTooLargeError(f"the request has over {MAX_HEADER_FIELDS} header fields"))
@@ -57,7 +57,7 @@ class PredictProtocol(LimitedProtocol):
             return
         target = match_predict(self.url.partition(b"?")[0].decode("latin-1"))
         method = self.parser.get_method()
-        is_plain = not (busy or self.expect_100_continue or self.parser.should_upgrade())
+        is_plain = not (busy or self.expect_100_continue)
         if target is None or not is_plain or method == b"HEAD":  # the refusal of a HEAD has no body
             self._leave_to_uvicorn()
             return
@@ -113,6 +113,8 @@ class PredictProtocol(LimitedProtocol):
         """Decode a prediction and put it into its model's queue."""
         prediction, self._prediction = self._prediction, None
         if prediction is None:
+            if self.parser.should_upgrade():
+                return
             self._body_since = None
             if self.cycle is not None and not self._deaf:
                 super().on_message_complete()

@@ -1,0 +1,113 @@
+"""What connections bring beside plain requests, over real HTTP: other protocols, trailers, answers nobody reads."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests import fakes
+from tests.servers import Server
+from tests.wire import Wire, build_predict, build_request, exchange
+
+PREDICT, PREVIEW = "/v1/models/doubler:predict", "/v1/models/doubler:preview"
+GOOD = b'{"instances": [[2.0]]}'
+RIGHT = {PREDICT: b'"predictions":[{"prediction":4.0}]', PREVIEW: b'"instances":[[2.0]]'}
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of one worker that gives up on a client after two seconds."""
+    root = tmp_path_factory.mktemp("small")
+    fakes.write_version(root, fakes.doubler())
+    with Server(root, "--workers", "1", "--header-timeout", "1", "--request-timeout", "2") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _goes_on(small: Server) -> Iterator[None]:
+    """After each test the service answers right."""
+    yield
+    assert RIGHT[PREDICT] in exchange(small.url, build_request(PREDICT, GOOD)).body
+
+
+def build_chunks(path: str, *fields: str, trailers: bytes = b"") -> bytes:
+    """Return a request whose body comes in chunks."""
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (GOOD[:9], GOOD[9:]))
+    return build_request(path, None, "Transfer-Encoding: chunked", *fields) + chunks + b"0\r\n" + trailers + b"\r\n"
+
+
+@pytest.mark.parametrize("path", [PREDICT, PREVIEW])
+@pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_wish_for_another_protocol_is_ignored(path: str, chunked: bool, size: int, small: Server) -> None:
+    """`Upgrade: h2c`, which curl --http2 and Java's client send, changes nothing, however the request is cut."""
+    request = build_chunks(path, *UPGRADE) if chunked else build_request(path, GOOD, *UPGRADE)
+    with Wire(small.url) as wire:
+        for _ in range(2):  # the connection stays usable
+            for start in range(0, len(request), size):
+                wire.send(request[start : start + size])
+            reply = wire.read()
+            assert (reply.status, RIGHT[path] in reply.body) == (200, True)
+        assert RIGHT[PREDICT] in wire.send(build_request(PREDICT, GOOD)).read().body
+
+
+def test_wishes_for_another_protocol_are_ignored_in_a_pipeline(small: Server) -> None:
+    """Requests sent without waiting are answered in their order, those that wish for another protocol too."""
+    websocket = ("Connection: keep-alive, upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    asked = [
+        build_request(PREDICT, GOOD, *UPGRADE),
+        build_request("/health/live", None, *websocket, method="GET"),
+        build_chunks(PREVIEW, *UPGRADE),
+        build_request("/nosuch", None, *UPGRADE, method="GET"),
+        build_request(PREDICT, GOOD, *UPGRADE, "Expect: 100-continue"),
+        build_predict("doubler", [3.0], fields=UPGRADE),
+    ]
+    with Wire(small.url) as wire:
+        wire.send(b"".join(asked))
+        replies = [reply for reply in (wire.read() for _ in range(7)) if reply.status != 100]
+    assert [reply.status for reply in replies] == [200, 200, 200, 404, 200, 200]
+    assert b'"prediction":6.0' in replies[-1].body
+
+
+@pytest.mark.parametrize("path", [PREDICT, "/nosuch"])
+def test_body_behind_a_wish_for_another_protocol_is_no_request(path: str, small: Server) -> None:
+    """A body that looks like a request is a body, and is answered as one."""
+    inner = build_request("/health/live", None, method="GET")
+    request = build_request(path, inner, "Connection: upgrade", "Upgrade: foo")
+    with Wire(small.url) as wire:
+        wire.send(request[: -len(inner)])
+        time.sleep(0.1)
+        wire.send(inner + build_request("/nosuch/either", None, method="GET"))
+        replies = [wire.read(), wire.read()]
+    assert [reply.status for reply in replies] == [400 if path == PREDICT else 404, 404]
+    assert "/nosuch/either" in replies[1].error
+
+
+@pytest.mark.parametrize("more", [b"Content-Length: 3\r\nContent-Length: 4\r\n", b"X: a\r\n b\r\n", b"X\x00: a\r\n"])
+def test_head_with_a_wish_is_read_as_strictly_as_any(more: bytes, small: Server) -> None:
+    """A head that could be read in two ways, or not at all, ends the connection, whatever else it wishes for."""
+    head = b"POST /v1/models/doubler:predict HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: foo\r\n" + more
+    with Wire(small.url) as wire:
+        assert wire.send(head + b"\r\nabc").read().status == 400
+        assert wire.is_closed()
+
+
+def test_wish_to_close_is_heard_beside_one_for_another_protocol(small: Server) -> None:
+    """`Connection: close, upgrade` still closes."""
+    with Wire(small.url) as wire:
+        wire.send(build_request(PREDICT, GOOD, "Connection: close, upgrade", "Upgrade: h2c"))
+        assert RIGHT[PREDICT] in wire.read().body
+        assert wire.is_closed()
+
+
+def test_limits_hold_for_a_head_with_a_wish(small: Server) -> None:
+    """Too many or too long fields are a 431, also where they come in two parts."""
+    for fields in ([f"X-{number}: 1" for number in range(101)], [f"X: {'a' * 70_000}"]):
+        request = build_request(PREDICT, GOOD, *UPGRADE, *fields)
+        for cut in (0, 300, len(request) // 2):
+            with Wire(small.url) as wire:
+                wire.send(request[:cut])
+                time.sleep(0.05)
+                assert wire.send(request[cut:]).read().status == 431
+                assert wire.is_closed()
