@@ -24,6 +24,7 @@ from service.prediction import CLOSE, Prediction, encode_failure
 MAX_HEAD_BYTES = 2**16
 LINGER_SECONDS = 2.0  # for a client that is still sending to read why it was refused; TCP drops the answer otherwise
 HEAD_TOO_LONG = f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"
+_CHUNKS_TOO_LONG = f"the request has over {MAX_HEAD_BYTES} bytes of chunk extensions or trailer fields"
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -37,7 +38,8 @@ class LimitedProtocol(HttpToolsProtocol):
     _idle_since: float | None = None
     _ending_since: float | None = None
     _deaf = False  # nothing more is read of it
-    _head_bytes = _unread = 0
+    _head_bytes = 0  # since the head began, or the last part of a body came
+    _unread = 0  # of the segment that is being read, without the parts of bodies in it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin a connection, or refuse it where there are too many."""
@@ -48,7 +50,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(UnavailableError("there are too many open connections; try again in a moment"))
 
     def data_received(self, data: bytes) -> None:
-        """Read on, as long as the head stays within its limit."""
+        """Read on, as long as what is not a body stays within its limit: heads, and what stands around chunks."""
         if self._deaf:
             return
         self._unset_keepalive_if_required()
@@ -60,10 +62,12 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._read_without_upgrade(memoryview(data)[pause.args[0] :])
         except httptools.HttpParserError:
             self._refuse(InvalidRequestError("this is not an HTTP/1.1 request"))
-        if self._head_since is not None:
-            self._head_bytes += self._unread
-            if self._head_bytes > MAX_HEAD_BYTES:
+        self._head_bytes += self._unread
+        if self._head_bytes > MAX_HEAD_BYTES:
+            if self._head_since is not None:
                 self._refuse(HeadTooLargeError(HEAD_TOO_LONG))
+            elif self._prediction is not None or self._body_since is not None:
+                self._refuse(HeadTooLargeError(_CHUNKS_TOO_LONG))
 
     def _read_without_upgrade(self, rest: memoryview) -> None:
         """Read a request that asks for another protocol as HTTP/1.1 all the same, as RFC 9110 (7.8) has it.

@@ -81,6 +81,7 @@ class PredictProtocol(LimitedProtocol):
         self.url, self.expect_100_continue = url, expect
         self.headers += headers  # in place: the scope holds this list
         super().on_headers_complete()
+        self.headers = []  # trailer fields are none of the scope's
         if not self._is_busy():
             self._active = self.cycle
 
@@ -92,6 +93,8 @@ class PredictProtocol(LimitedProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Gather a prediction's body, up to the limit; that of a request already refused is dropped."""
+        self._unread -= len(body)
+        self._head_bytes = -self._unread
         prediction = self._prediction
         if prediction is None:
             if self.cycle is not None and not self._deaf:

@@ -111,3 +111,52 @@ def test_limits_hold_for_a_head_with_a_wish(small: Server) -> None:
                 time.sleep(0.05)
                 assert wire.send(request[cut:]).read().status == 431
                 assert wire.is_closed()
+
+
+@pytest.mark.parametrize("path", [PREDICT, PREVIEW])
+def test_trailer_fields_are_dropped(path: str, small: Server) -> None:
+    """Fields behind a chunked body replace none of the head, and do not hurt the connection."""
+    trailers = b"Content-Type: text/weird\r\nX-Request-ID: fromtrailer\r\nConnection: upgrade\r\nUpgrade: foo\r\n"
+    with Wire(small.url) as wire:
+        for fields in ((), ("Expect: 100-continue",)):
+            reply = wire.send(build_chunks(path, *fields, "X-Request-ID: fromhead", trailers=trailers)).read()
+            reply = wire.read() if reply.status == 100 else reply
+            assert (reply.status, RIGHT[path] in reply.body) == (200, True)
+            assert reply.headers is not None
+            assert reply.headers["x-request-id"] == "fromhead"
+
+
+@pytest.mark.parametrize("path", [PREDICT, PREVIEW, "/nosuch"])
+@pytest.mark.parametrize("line", [b"X-%06d: b\r\n", b"%06d"], ids=["many fields", "one field"])
+def test_trailers_without_end_are_refused(path: str, line: bytes, small: Server) -> None:
+    """Trailers over the limit of a head end the connection; it is a 431 where no answer was given before."""
+    with Wire(small.url, 5) as wire:
+        wire.send(build_chunks(path).removesuffix(b"\r\n") + b"X: ")
+        if path == "/nosuch":
+            assert wire.read().status == 404
+        for start in range(0, 20_000, 1000):
+            wire.send(b"".join(line % number for number in range(start, start + 1000)))
+        if path != "/nosuch":
+            reply = wire.read()
+            assert (reply.status, "trailer fields" in reply.error) == (431, True)
+        assert wire.is_closed()
+
+
+def test_chunk_extensions_without_end_are_refused(small: Server) -> None:
+    """A chunk that does not begin is a 431; many small chunks are a body like any other."""
+    with Wire(small.url) as wire:
+        wire.send(build_request(PREDICT, None, "Transfer-Encoding: chunked") + b"5;x=" + b"a" * 70_000)
+        reply = wire.read()
+        assert (reply.status, "chunk extensions" in reply.error) == (431, True)
+        assert wire.is_closed()
+    body = build_request(PREDICT, None, "Transfer-Encoding: chunked") + b"1;a=b\r\n \r\n" * 30_000
+    assert exchange(small.url, body + b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)).status == 200
+
+
+def test_large_bodies_in_a_pipeline_are_no_long_heads(small: Server) -> None:
+    """Bodies of bytes that come together with half a head do not count as a part of it."""
+    request = build_request(PREDICT, GOOD + b" " * 100_000)
+    with Wire(small.url) as wire:
+        for _ in range(3):
+            wire.send(request + request[:30]).send(request[30:])
+            assert [wire.read().status, wire.read().status] == [200, 200]
