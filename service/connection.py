@@ -120,6 +120,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if in_body and not self._is_busy():  # it was answered before its body was complete
             self._end(lingers=False)
             return
+        if active is not None and in_body:
+            active.disconnected = True  # it must not answer, too
+            active.message_event.set()
         request_id = new_request_id()
         self.app.note_other(request_id, "-", error.status, 0.0)
         self.transport.write(encode_failure(error, b"x-request-id: %b\r\n" % request_id + CLOSE))

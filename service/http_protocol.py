@@ -11,7 +11,13 @@ import asyncio
 from service.api import codecs
 from service.api.head import RequestHead, match_predict, read_head
 from service.connection import HEAD_TOO_LONG, MAX_HEAD_BYTES, LimitedProtocol
-from service.errors import DeadlineExceededError, HeadTooLargeError, TooLargeError, UnavailableError
+from service.errors import (
+    DeadlineExceededError,
+    HeadTooLargeError,
+    InvalidRequestError,
+    TooLargeError,
+    UnavailableError,
+)
 from service.manifest import AnyManifest
 from service.prediction import Prediction
 
@@ -76,11 +82,15 @@ class PredictProtocol(LimitedProtocol):
 
     def _leave_to_uvicorn(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
-        self._body_since = self.loop.time()
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
         self.headers += headers  # in place: the scope holds this list
-        super().on_headers_complete()
+        try:
+            super().on_headers_complete()
+        except Exception:  # uvicorn reads the target here, and trips over one that is no path in several ways
+            self._refuse(InvalidRequestError("the request's target is not a path"))
+            return
+        self._body_since = self.loop.time()
         self.headers = []  # trailer fields are none of the scope's
         if not self._is_busy():
             self._active = self.cycle

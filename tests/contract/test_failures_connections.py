@@ -1,5 +1,6 @@
 """What connections bring beside plain requests, over real HTTP: other protocols, trailers, answers nobody reads."""
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests import fakes
 from tests.servers import Server
-from tests.wire import Wire, build_predict, build_request, exchange
+from tests.wire import Wire, build_predict, build_request, exchange, wait_until
 
 PREDICT, PREVIEW = "/v1/models/doubler:predict", "/v1/models/doubler:preview"
 GOOD = b'{"instances": [[2.0]]}'
@@ -160,3 +161,40 @@ def test_large_bodies_in_a_pipeline_are_no_long_heads(small: Server) -> None:
         for _ in range(3):
             wire.send(request + request[:30]).send(request[30:])
             assert [wire.read().status, wire.read().status] == [200, 200]
+
+
+@pytest.mark.parametrize("target", ["CONNECT a:80", "GET http://x", "POST http://x:99999/v1/models", "GET a"])
+def test_target_that_is_no_path_is_a_400(target: str, small: Server) -> None:
+    """What names no path of this server is refused with a sentence, counted and logged; requests before it are not."""
+    before = refused(small)
+    bad = f"{target} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+    with Wire(small.url) as wire:
+        wire.send(build_request(PREDICT, GOOD)).read()
+        reply = wire.send(bad).read()
+        assert (reply.status, reply.error != "") == (400, True)
+        assert wire.is_closed()
+    assert reply.headers is not None
+    request_id = reply.headers["x-request-id"]
+    wait_until(lambda: refused(small) == before + 1 and f"{request_id} - 400" in small.log())
+    with Wire(small.url) as wire:
+        assert wire.send(build_request("/v1/models", None, method="GET") + bad).read().status == 200
+        assert wire.is_closed()
+
+
+def refused(server: Server) -> float:
+    """Return how many requests without a prediction were answered 400, by /metrics."""
+    found = re.search(r'service_other_requests_total{code="400"} (\S+)', server.get("/metrics").text)
+    return float(found[1]) if found else 0.0
+
+
+@pytest.mark.parametrize("path", [PREVIEW, "/v1/models"])
+def test_broken_body_is_answered_once(path: str, small: Server) -> None:
+    """A request whose body cannot be read gets one answer, and leaves no stack in the log."""
+    with Wire(small.url) as wire:
+        assert (
+            wire.send(build_request(path, None, "Transfer-Encoding: chunked") + b"1\r\n \r\nzz\r\n").read().status
+            == 400
+        )
+        assert wire.is_closed()
+    assert exchange(small.url, build_request(PREDICT, GOOD)).status == 200
+    assert "Traceback" not in small.log()
