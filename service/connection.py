@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterable
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service import metrics
@@ -27,6 +28,16 @@ HEAD_TOO_LONG = f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes
 _CHUNKS_TOO_LONG = f"the request has over {MAX_HEAD_BYTES} bytes of chunk extensions or trailer fields"
 
 
+class Flow(FlowControl):
+    """uvicorn's flow control; nothing more is read of a client while it does not read its answers."""
+
+    def resume_reading(self) -> None:
+        """Read again, unless answers wait."""
+        if self.read_paused and not self.write_paused:
+            self.read_paused = False
+            self._transport.resume_reading()
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's protocol within limits; its `app` is an `Application`."""
 
@@ -37,6 +48,8 @@ class LimitedProtocol(HttpToolsProtocol):
     _body_since: float | None = None  # of a request left to uvicorn
     _idle_since: float | None = None
     _ending_since: float | None = None
+    _stalled_since: float | None = None  # no byte of its answers, of which too many wait
+    _unsent = 0  # bytes of answers when it was looked at last
     _deaf = False  # nothing more is read of it
     _head_bytes = 0  # since the head began, or the last part of a body came
     _unread = 0  # of the segment that is being read, without the parts of bodies in it
@@ -44,6 +57,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin a connection, or refuse it where there are too many."""
         super().connection_made(transport)
+        self.flow = Flow(transport)
         self.app.arrival.set()
         self._head_since = self.loop.time()
         if len(self.connections) > self.app.settings.max_connections:
@@ -141,6 +155,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def check_time(self, now: float) -> None:
         """Give up on a head, a body or a next request that takes too long; `now` is the event loop's time."""
         settings = self.app.settings
+        if self._stalled_since is not None:
+            self._check_reader(now, self._stalled_since)
+            return
         if self._ending_since is not None or self.transport.is_closing():
             self._ending_since = self._ending_since or now
             left = settings.request_timeout if self.transport.is_closing() else LINGER_SECONDS
@@ -160,18 +177,33 @@ class LimitedProtocol(HttpToolsProtocol):
             prediction.keep_alive = False
             prediction.set_exception(DeadlineExceededError("the body did not arrive by the request's deadline"))
 
+    def _check_reader(self, now: float, since: float) -> None:
+        """Cut a client off that reads nothing of its answers; one that reads slowly has all the time it takes."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        self._stalled_since = now if self._unsent < before else since
+        if now - self._stalled_since > self.app.settings.request_timeout:
+            metrics.note_dropped("slow")
+            self.transport.abort()
+        # Nothing is read of it meanwhile, and so its other clocks stand still.
+        self._head_since = self._head_since and now
+        self._body_since = self._body_since and now
+        self._idle_since = self._idle_since and now
+        self._ending_since = self._ending_since and now
+
     def _give_up(self, reason: str) -> None:
         metrics.note_dropped(reason)
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Stop reading from a client that does not read its answers."""
+        """Stop reading from a client that does not read its answers, and start its clock."""
         super().pause_writing()
         self.flow.pause_reading()
+        self._stalled_since, self._unsent = self.loop.time(), self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         """Read again."""
         super().resume_writing()
+        self._stalled_since = None
         self.flow.resume_reading()
 
 

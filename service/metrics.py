@@ -125,7 +125,7 @@ def note_failure(code: int) -> None:
 
 
 def note_dropped(reason: str) -> None:
-    """Count a connection that was given up before its request could be read."""
+    """Count a connection that was given up: its request could not be read, or it did not read its answer."""
     _dropped.labels("", "", reason).inc()
 
 

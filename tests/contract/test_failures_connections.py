@@ -1,6 +1,7 @@
 """What connections bring beside plain requests, over real HTTP: other protocols, trailers, answers nobody reads."""
 
 import re
+import socket
 import time
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from tests.wire import Wire, build_predict, build_request, exchange, wait_until
 PREDICT, PREVIEW = "/v1/models/doubler:predict", "/v1/models/doubler:preview"
 GOOD = b'{"instances": [[2.0]]}'
 RIGHT = {PREDICT: b'"predictions":[{"prediction":4.0}]', PREVIEW: b'"instances":[[2.0]]'}
+REFUSED = r'service_other_requests_total\{code="400"\}'
 UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
 
 
@@ -21,7 +23,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of one worker that gives up on a client after two seconds."""
     root = tmp_path_factory.mktemp("small")
     fakes.write_version(root, fakes.doubler())
-    with Server(root, "--workers", "1", "--header-timeout", "1", "--request-timeout", "2") as server:
+    with Server(
+        root, "--workers", "1", "--header-timeout", "1", "--request-timeout", "2", "--queue-size", "400000"
+    ) as server:
         yield server
 
 
@@ -166,7 +170,7 @@ def test_large_bodies_in_a_pipeline_are_no_long_heads(small: Server) -> None:
 @pytest.mark.parametrize("target", ["CONNECT a:80", "GET http://x", "POST http://x:99999/v1/models", "GET a"])
 def test_target_that_is_no_path_is_a_400(target: str, small: Server) -> None:
     """What names no path of this server is refused with a sentence, counted and logged; requests before it are not."""
-    before = refused(small)
+    before = count(small, REFUSED)
     bad = f"{target} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
     with Wire(small.url) as wire:
         wire.send(build_request(PREDICT, GOOD)).read()
@@ -175,16 +179,10 @@ def test_target_that_is_no_path_is_a_400(target: str, small: Server) -> None:
         assert wire.is_closed()
     assert reply.headers is not None
     request_id = reply.headers["x-request-id"]
-    wait_until(lambda: refused(small) == before + 1 and f"{request_id} - 400" in small.log())
+    wait_until(lambda: count(small, REFUSED) == before + 1 and f"{request_id} - 400" in small.log())
     with Wire(small.url) as wire:
         assert wire.send(build_request("/v1/models", None, method="GET") + bad).read().status == 200
         assert wire.is_closed()
-
-
-def refused(server: Server) -> float:
-    """Return how many requests without a prediction were answered 400, by /metrics."""
-    found = re.search(r'service_other_requests_total{code="400"} (\S+)', server.get("/metrics").text)
-    return float(found[1]) if found else 0.0
 
 
 @pytest.mark.parametrize("path", [PREVIEW, "/v1/models"])
@@ -198,3 +196,45 @@ def test_broken_body_is_answered_once(path: str, small: Server) -> None:
         assert wire.is_closed()
     assert exchange(small.url, build_request(PREDICT, GOOD)).status == 200
     assert "Traceback" not in small.log()
+
+
+def connect_narrowly(server: Server) -> Wire:
+    """Return a connection whose client takes little at a time."""
+    wire = Wire(server.url, 10)
+    wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
+    return wire
+
+
+def count(server: Server, pattern: str) -> float:
+    """Return the sum of the figures of /metrics whose names and labels match."""
+    return sum(map(float, re.findall(rf"^{pattern} (\S+)$", server.get("/metrics").text, re.MULTILINE)))
+
+
+def test_client_that_reads_nothing_is_not_answered_without_end(small: Server) -> None:
+    """Once its answers wait, nothing more is read of it, and when it goes on reading nothing it is cut off."""
+    answered, slow = r"service_requests_total\{.*", r'service_dropped_total\{.*reason="slow".*'
+    before, given_up = count(small, answered), count(small, slow)
+    request = build_predict("doubler", *[[0.0]] * 30_000)  # its answer is of 600 kB, and the kernel holds some of them
+    with connect_narrowly(small) as wire:
+        for _ in range(40):
+            wire.send(request)
+            time.sleep(0.05)
+        assert count(small, answered) - before < 25
+        wait_until(lambda: count(small, slow) == given_up + 1, 10)
+
+
+@pytest.mark.parametrize("fields", [(), ("Connection: close",)])
+def test_client_that_reads_slowly_gets_all(fields: tuple[str, ...], small: Server) -> None:
+    """An answer may take longer than any request, as long as its client reads."""
+    with connect_narrowly(small) as wire:
+        began = time.monotonic()
+        wire.send(build_predict("doubler", *[[0.0]] * 400_000, fields=fields))
+        got, last = b"", b'"prediction":0.0}]}'
+        while not got.endswith(last):
+            part = wire.socket.recv(2**16)
+            assert part, "the connection ended too soon"
+            got += part
+            time.sleep(0.05)
+        assert time.monotonic() - began > 4  # twice what a request may take
+        if "Connection: close" not in fields:
+            assert RIGHT[PREDICT] in wire.send(build_request(PREDICT, GOOD)).read().body
