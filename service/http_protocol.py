@@ -99,6 +99,8 @@ class PredictProtocol(LimitedProtocol):
         """Go on with the next pipelined request, if one has come."""
         if self.pipeline:
             self._active = self.pipeline[-1][0]
+        else:  # uvicorn's own clock ends with the next byte, also of a blank line that begins no request
+            self._idle_since = self.loop.time()
         super().on_response_complete()
 
     def on_body(self, body: bytes) -> None:
