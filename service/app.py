@@ -278,8 +278,7 @@ class Application:
 
     def _build_starlette(self) -> ASGIApp:
         @asynccontextmanager
-        async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            del app
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
             keeping = asyncio.create_task(self.keeper.keep())
             yield
             keeping.cancel()
@@ -303,7 +302,9 @@ class Application:
             *build_routes(self.repository, self.settings),
             *build_protocol_routes(self.keeper, check, self.settings.max_batch_size),
         ]
-        return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        app.router.redirect_slashes = False  # it would send callers to whatever host they named
+        return app
 
 
 def create_app(

@@ -17,6 +17,7 @@ _INFER = re.compile(r"/v2/models/([^/:]+)(?:/(?:versions|labels)/([^/:]+))?/infe
 _SECONDS = re.compile(rb"(?=.*[1-9])\d{1,6}(\.\d{1,6})?")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
+_LONGEST_KEPT = 300  # characters of a path; callers choose them, and a thousand are kept
 
 
 class RequestHead(NamedTuple):
@@ -83,11 +84,17 @@ class Target(NamedTuple):
     version: str | None
 
 
-@lru_cache(maxsize=1024)
 def match_predict(path: str) -> Target | None:
     """Return what a predict or infer path names, or None for another path."""
+    return _match_again(path) if len(path) <= _LONGEST_KEPT else _match(path)
+
+
+def _match(path: str) -> Target | None:
     match = _PREDICT.fullmatch(path) or _INFER.fullmatch(path)
     return Target(path[1:3], match[1], match[2]) if match else None
+
+
+_match_again = lru_cache(maxsize=1024)(_match)
 
 
 def check_call(method: str, head: RequestHead) -> None:

@@ -100,6 +100,7 @@ def test_unusable_body_is_a_400(case: str, server: Server) -> None:
         ("/v1/models/..%5C..%5Cetc:predict", "is not found; it is not one of canvas"),
         ("/v2/nosuch", "there is nothing at /v2/nosuch; see /docs"),
         ("/nosuch", "there is nothing at /nosuch; see /docs"),
+        ("/v1/models/", "there is nothing at /v1/models/; see /docs"),
     ],
 )
 def test_unknown_model_version_and_path_are_404(path: str, part: str, server: Server) -> None:

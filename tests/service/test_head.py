@@ -1,0 +1,26 @@
+"""Tests of service.api.head."""
+
+import tracemalloc
+
+import pytest
+
+from service.api.head import Target, match_predict
+
+
+@pytest.mark.parametrize("name", ["doubler", "x" * 60_000])
+def test_predict_path_names_its_target(name: str) -> None:
+    """A name may be long; that there is no such model is said later."""
+    assert match_predict(f"/v1/models/{name}/versions/2:predict") == Target("v1", name, "2")
+    assert match_predict(f"/v2/models/{name}/infer") == Target("v2", name, None)
+    assert match_predict(f"/v2/models/{name}") is None
+
+
+def test_long_paths_are_not_kept() -> None:
+    """Paths that callers make up take no memory once they are answered."""
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            match_predict(f"/v1/models/{number}{'x' * 60_000}:predict")
+        assert tracemalloc.get_traced_memory()[0] < 2**20
+    finally:
+        tracemalloc.stop()
