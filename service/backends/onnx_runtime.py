@@ -1,6 +1,7 @@
 """Run ONNX graphs with onnxruntime (https://onnxruntime.ai/docs/api/python/api_summary.html)."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from service.errors import InferenceError, ModelRefusedError, StartError
 from service.manifest import BackendName, Manifest
 
 _FLOAT = "tensor(float)"
+# In protobuf, what stands before the name of a file that has a tensor's numbers, and the length of that name.
+_LOCATION = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
+_EXTERNAL_DATA = b"j"  # the tag of `TensorProto.external_data`, with a byte or two of length before that
+_NO_FOLDER = "/nonexistent"
 ort.set_default_logger_severity(3)  # its warnings speak of graph optimisation, not of anything a reader could mend
 
 
@@ -76,15 +81,18 @@ def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSess
     """Open a session on a device.
 
     Raises:
-        ModelRefusedError: the graph does not load.
+        ModelRefusedError: the graph does not load, or keeps its weights in another file.
         StartError: it does not run on that device.
     """
+    check_self_contained(content)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     # Idle threads that spin would hold a core each; a small model has no use for them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Else a path to weights would be one from wherever the process was started.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0"}))
@@ -95,6 +103,21 @@ def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSess
     if device != "cpu" and session.get_providers()[0] == "CPUExecutionProvider":
         raise StartError(f"onnxruntime fell back to the CPU where {device} was asked for")
     return session
+
+
+def check_self_contained(content: bytes) -> None:
+    """Look for weights that stand in another file, which no digest covers; without the onnx package, and in one pass.
+
+    Raises:
+        ModelRefusedError: there are some.
+    """
+    for found in _LOCATION.finditer(content):
+        if _EXTERNAL_DATA in content[max(0, found.start() - 3) : found.start() - 1]:
+            file = content[found.end() : found.end() + found[1][0]].decode(errors="replace")
+            raise ModelRefusedError(
+                f"the graph keeps its weights in {file}; export it with external_data=False, or inline them:"
+                " onnx.save(onnx.load(path), path)"
+            )
 
 
 def _choose_tensors(session: ort.InferenceSession, manifest: Manifest) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from service import backends
 from service.backends import choose_backends, choose_device, list_accelerators, onnx_runtime, open_backend
+from service.backends.onnx_runtime import check_self_contained, open_session
 from service.errors import InferenceError, ModelRefusedError, StartError
 from service.manifest import BackendName
 from tests import fakes
@@ -126,6 +127,27 @@ def test_onnx_graph_of_other_tensors_is_refused(content: bytes, message: str) ->
     with pytest.raises(ModelRefusedError) as caught:
         open_backend("onnx", content, fakes.doubler().manifest(), "cpu", 1)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [1, 4096])
+def test_onnx_graph_without_its_weights_is_refused(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in a file beside the graph are outside every digest; also where that file lies in the working folder."""
+    weights = {"weights": np.full((size, 1), 2, np.float32)}
+    content = fakes.build_onnx(
+        helper.make_node("MatMul", ["inputs", "weights"], ["outputs"]), weights=weights, wide=size, out=1
+    )
+    path = tmp_path / "mine.onnx"
+    onnx.save(onnx.load_from_string(content), path, save_as_external_data=True, location="my.data", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelRefusedError, match=r"keeps its weights in my\.data; export it with external_data=False"):
+        open_session(path.read_bytes(), "cpu", 1)
+
+
+def test_onnx_graph_that_says_location_is_not_one_without_weights() -> None:
+    """A note under the key `location` is a note."""
+    model = onnx.load_from_string(fakes.doubler().contents["onnx"])
+    helper.set_model_props(model, {"location": "Tromsø"})
+    check_self_contained(model.SerializeToString())
 
 
 def test_onnx_tensors_are_chosen_by_name() -> None:
