@@ -20,6 +20,9 @@ logger = logging.getLogger("service")
 
 ABSOLUTE_TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-4
+PROBABILITY_TOLERANCE = 1e-3  # how far rounding may take a probability, or a sum of probabilities, out of its range
+_ALONE = 2  # instances that are also run alone at each load
+_ROUNDING = 10  # times the tolerance: kernels for one row and for several round differently
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,20 @@ class Predictor:
         """Return values (N, 1) or probabilities (N, labels) as float32 for inputs float32 (N, *shape).
 
         Raises:
-            InferenceError: the graph raised, or its outputs are not (N, K).
+            InferenceError: the graph raised, or its outputs are not (N, K), or no probabilities where they should be.
             InvalidRequestError: an output is not finite. The golden samples were, so it is the inputs: too large for
                 float32 sums, or outside of what the graph is defined for.
         """
         results = tasks.interpret(self.run(inputs), self.manifest)
-        if not np.isfinite(results).all():
-            raise InvalidRequestError("the model has no finite answer for these values; they may be too large")
-        return results
+        if self.manifest.output.kind in ("probability", "probabilities"):  # NaN is not between them either
+            lowest, highest = np.minimum.reduce(results, None, initial=0), np.maximum.reduce(results, None, initial=0)
+            if lowest >= -PROBABILITY_TOLERANCE and highest <= 1 + PROBABILITY_TOLERANCE:
+                return results
+        elif np.isfinite(results).all():
+            return results
+        if np.isfinite(results).all():
+            raise InferenceError(f"the graph gave {lowest:g} to {highest:g} where its manifest says probabilities")
+        raise InvalidRequestError("the model has no finite answer for these values; they may be too large")
 
     def measure_cost(self, rows: int) -> Cost:
         """Return the cost of a backend call, by calls of one row and of `rows` rows of zeros."""
@@ -131,26 +140,55 @@ def _warn_once(sentence: str) -> None:
 
 
 def check_golden(predictor: Predictor) -> None:
-    """Run the golden inputs and compare; without golden samples, check that zeros give outputs of the right shape.
+    """Run the golden inputs and compare; without golden samples, check that any numbers give outputs of that shape.
 
     Raises:
-        ModelRefusedError: an output differs by more than 1e-5 + 1e-4·|expected| and the artifact's own tolerance.
+        ModelRefusedError: an output differs by more than 1e-5 + 1e-4·|expected| and the artifact's own tolerance, or
+            with the instances beside it.
     """
     manifest = predictor.manifest
     golden = manifest.golden
-    rows = golden.inputs if golden else [(0.0,) * int(np.prod(manifest.input.shape))] * 2
-    inputs = np.array(rows, dtype=np.float32).reshape(-1, *manifest.input.shape)
+    if golden is None:
+        inputs = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
+    else:
+        inputs = np.array(golden.inputs, dtype=np.float32).reshape(-1, *manifest.input.shape)
+    if len(inputs) == 1:  # it needs company, or there would be no batch to depend on
+        inputs = np.concatenate([inputs, inputs / 2])
     try:
         outputs = predictor.run(inputs)
     except InferenceError as error:
         raise ModelRefusedError(f"its {predictor.backend.name} graph fails on golden inputs: {error}") from error
     if golden is not None:
         allowed = manifest.artifacts[predictor.backend.name].tolerance or 0.0
-        worst = worst_excess(outputs, np.array(golden.outputs, dtype=np.float32)) - allowed
+        expected = np.array(golden.outputs, dtype=np.float32)
+        worst = worst_excess(outputs[: len(expected)], expected) - allowed
         if worst > 0:
             raise ModelRefusedError(
                 f"its {predictor.backend.name} graph on {predictor.backend.device}"
                 f" misses a golden output by {worst:.2g} more than the tolerance"
+            )
+    check_alone(predictor, inputs, outputs)
+
+
+def check_alone(predictor: Predictor, inputs: Array, outputs: Array) -> None:
+    """Check that instances have alone the outputs that they have together: callers share batches.
+
+    Raises:
+        ModelRefusedError: they have not, as with a net that was traced in training mode.
+    """
+    name = predictor.backend.name
+    allowed = _ROUNDING * ABSOLUTE_TOLERANCE + (predictor.manifest.artifacts[name].tolerance or 0.0)
+    for row, together in zip(inputs[:_ALONE, None], outputs, strict=False):
+        try:
+            alone = predictor.run(row)[0]
+        except InferenceError as error:
+            raise ModelRefusedError(
+                f"its {name} graph fails on one instance alone, as a net in training mode does: {error}"
+            ) from error
+        if not np.allclose(alone, together, _ROUNDING * RELATIVE_TOLERANCE, allowed, equal_nan=True):
+            raise ModelRefusedError(
+                f"its {name} graph gives an instance another answer beside others than alone; export the net in"
+                " evaluation mode: net.eval()"
             )
 
 

@@ -1,6 +1,8 @@
 """Tests of service.predictor."""
 
+import io
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+import torch
+from onnx import helper
 
 from service import predictor as module
 from service import tasks
-from service.errors import InvalidRequestError, ModelRefusedError, StartError
+from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
 from service.predictor import load_predictor, worst_excess
 from tests import fakes
 
@@ -99,6 +103,61 @@ def test_not_finite_is_refused_when_predicting(tmp_path: Path) -> None:
     for number in (0.0, -1.0):
         with pytest.raises(InvalidRequestError, match="no finite answer"):
             predictor.predict(np.array([[number]], np.float32))
+
+
+@pytest.mark.parametrize("answer", [1.25, -0.25])
+@pytest.mark.parametrize("kind", ["probability", "probabilities"])
+def test_no_probability_is_the_models_failure(kind: str, answer: float, tmp_path: Path) -> None:
+    """What the manifest calls a probability and is none is never an answer; rounding is no matter."""
+    contents = fakes.build_affine(np.array([[1.0], [0]], np.float32), np.zeros(1, np.float32))
+    if kind == "probabilities":
+        contents = fakes.build_affine(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+    fake = replace(fakes.coin(), output={"kind": kind, "labels": ["a", "b"]}, contents=contents)
+    predictor = load_predictor(fakes.write_version(tmp_path, fake), "onnx", "cpu")
+    for fine in (0.0, 1.0, 1.0005, -0.0005):
+        assert predictor.predict(np.array([[fine, 1 - fine]], np.float32)).shape == (1, 2)
+    with pytest.raises(InferenceError, match="where its manifest says probabilities"):
+        predictor.predict(np.array([[0.5, 0.5], [answer, 0.5]], np.float32))
+    with pytest.raises(InvalidRequestError, match="no finite answer"):
+        predictor.predict(np.array([[np.nan, 0]], np.float32))
+    assert predictor.predict(np.zeros((0, 2), np.float32)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("golden", [None, [[1.0]], [[0.5], [1.0]]])
+def test_answer_that_depends_on_the_batch_is_refused(golden: Any, tmp_path: Path) -> None:
+    """Callers share batches, so a graph that looks at the other rows is refused, with golden samples or without."""
+    mean = helper.make_node("ReduceMean", ["inputs"], ["mean"], axes=[0])
+    content = fakes.build_onnx(mean, helper.make_node("Sub", ["inputs", "mean"], ["outputs"]), wide=1, out=1)
+    more: dict[str, Any] = {}
+    if golden:
+        given = np.array(golden) - np.mean([*golden, *([[0.5]] if len(golden) == 1 else [])])
+        more = {"golden": {"inputs": golden, "outputs": given.tolist()}}
+    fake = replace(fakes.doubler(), contents={"onnx": content}, more=more)
+    with pytest.raises(ModelRefusedError, match="another answer beside others than alone; export the net in eval"):
+        load_predictor(fakes.write_version(tmp_path, fake), "onnx", "cpu")
+
+
+def test_net_traced_in_training_mode_is_refused(tmp_path: Path) -> None:
+    """BatchNorm in training mode norms by the batch: a row alone becomes zero."""
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 1)).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns that it is deprecated, and of what it does not record
+        traced = torch.jit.trace(net, torch.rand(3, 1), check_trace=False)  # type: ignore[no-untyped-call]
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer)
+    fake = replace(fakes.doubler(), contents={"torchscript": buffer.getvalue()}, more={})
+    with pytest.raises(ModelRefusedError, match="its torchscript graph gives an instance another answer"):
+        load_predictor(fakes.write_version(tmp_path, fake), "torchscript", "cpu")
+
+
+def test_graph_that_fails_on_one_row_is_refused(tmp_path: Path) -> None:
+    """A graph made for two rows, such as one that reshapes to them, could not answer a lone request."""
+    shape: Any = {"shape": np.array([2, 1], np.int64)}
+    node = helper.make_node("Reshape", ["inputs", "shape"], ["outputs"])
+    content = fakes.build_onnx(node, weights=shape, wide=1, out=1)
+    fake = replace(fakes.doubler(), contents={"onnx": content}, more={})
+    with pytest.raises(ModelRefusedError, match="fails on one instance alone, as a net in training mode does: onnxr"):
+        load_predictor(fakes.write_version(tmp_path, fake), "onnx", "cpu")
 
 
 def test_device_asked_for_by_name_is_used_or_refused(tmp_path: Path) -> None:
