@@ -18,10 +18,11 @@ import numpy as np
 from service.api import typed
 from service.backends import is_installed
 from service.errors import InvalidRequestError, ModelRefusedError, NotFoundError, ServiceError, UnavailableError
-from service.manifest import Manifest, load_any_manifest
+from service.manifest import Manifest
 from service.predictor import Predictor, load_any_predictor, load_predictor, worst_excess
 from service.settings import Settings
 from service.shelf import Slot, list_slots
+from service.version_folder import load_any_manifest
 
 _PARITY_ROWS = 256
 _CALL_SECONDS = 60

@@ -1,23 +1,16 @@
 """The manifest: what a version folder of `models/` says about itself.
 
 `models/<name>/<version>/manifest.json` is written last when a version is published, so a folder without one does not
-exist yet. Every part is frozen and refuses unknown fields. This module knows files and digests; it does not know how
-a graph is run.
+exist yet. Every part is frozen and refuses unknown fields. `service.version_folder` reads it; this module knows neither
+files nor how a graph is run.
 """
 
 import hashlib
-import json
 import math
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.errors import ModelRefusedError
-
-SCHEMA_VERSION = 1
-MANIFEST_FILE = "manifest.json"
-MAX_MANIFEST_BYTES = 4 * 2**20
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 Task = Literal["regression", "binary", "multiclass"]
@@ -271,66 +264,3 @@ def sentence(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
-
-
-def load_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a version folder of a model that has a task; see `load_any_manifest`.
-
-    Raises:
-        ModelRefusedError: as there, or the model has no task.
-    """
-    manifest = load_any_manifest(folder)
-    if not isinstance(manifest, Manifest):
-        raise ModelRefusedError(
-            f"{manifest.name} has no task, only tensors; it is served at /v2/models/{manifest.name}/infer"
-        )
-    return manifest
-
-
-def load_any_manifest(folder: Path) -> AnyManifest:
-    """Read and check the manifest of a version folder `<name>/<version>`.
-
-    Raises:
-        ModelRefusedError: there is none, it is too large, of a newer schema, malformed, or names another model.
-    """
-    path = folder / MANIFEST_FILE
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ModelRefusedError(f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes")
-        fields: Any = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelRefusedError(f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelRefusedError(f"{MANIFEST_FILE} is not JSON: {error}") from error
-    declared = fields.get("schema_version", SCHEMA_VERSION) if isinstance(fields, dict) else SCHEMA_VERSION
-    if isinstance(declared, int) and declared > SCHEMA_VERSION:
-        raise ModelRefusedError(
-            f"{MANIFEST_FILE} has schema_version {declared}; this service reads up to {SCHEMA_VERSION}"
-        )
-    try:
-        has_task = not (isinstance(fields, dict) and fields.get("task") == "tensors")
-        return (Manifest if has_task else SignatureManifest).model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        raise ModelRefusedError(f"{MANIFEST_FILE}: {sentence(error)}") from error
-
-
-def load_artifact(folder: Path, artifact: Artifact) -> bytes:
-    """Read one artifact and return its bytes once their size and digest are those of the manifest.
-
-    Raises:
-        ModelRefusedError: missing, outside the folder, of another size, or with another digest.
-    """
-    path = folder / artifact.file
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelRefusedError(f"{artifact.file} is a link that leads out of its folder")
-    try:
-        size = path.stat().st_size
-        if size != artifact.bytes:
-            raise ModelRefusedError(f"{artifact.file} has {size} bytes, the manifest says {artifact.bytes}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelRefusedError(f"{artifact.file} cannot be read: {error.strerror}") from error
-    found = digest(content)
-    if found != artifact.sha256:
-        raise ModelRefusedError(f"{artifact.file} has sha256 {found[:12]}…, the manifest says {artifact.sha256[:12]}…")
-    return content

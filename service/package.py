@@ -11,18 +11,9 @@ from pydantic import ValidationError
 
 from service.backends import Array, Backend, is_installed, open_backend
 from service.errors import InvalidRequestError, ServiceError
-from service.manifest import (
-    MANIFEST_FILE,
-    AnyManifest,
-    Artifact,
-    BackendName,
-    Golden,
-    Manifest,
-    SignatureManifest,
-    digest,
-    sentence,
-)
+from service.manifest import AnyManifest, Artifact, BackendName, Golden, Manifest, SignatureManifest, digest, sentence
 from service.predictor import load_any_predictor, worst_excess
+from service.version_folder import MANIFEST_FILE
 
 _BACKENDS: dict[str, BackendName] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}
 _KINDS = {"regression": "value", "binary": "probability", "multiclass": "probabilities"}

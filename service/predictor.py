@@ -13,8 +13,9 @@ from service import tasks
 from service.backends import Array, Backend, choose_backends, choose_device, open_backend
 from service.batching import Cost, measure_cost
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
-from service.manifest import AnyManifest, BackendName, Manifest, load_any_manifest, load_artifact, load_manifest
+from service.manifest import AnyManifest, BackendName, Manifest
 from service.signature import SignaturePredictor, open_signature
+from service.version_folder import load_any_manifest, load_artifact, load_manifest
 
 logger = logging.getLogger("service")
 

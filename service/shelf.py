@@ -16,7 +16,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from service.errors import InvalidRequestError, ModelRefusedError
-from service.manifest import MANIFEST_FILE, load_any_manifest, sentence
+from service.manifest import sentence
+from service.version_folder import MANIFEST_FILE, load_any_manifest
 
 logger = logging.getLogger("service")
 

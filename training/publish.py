@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from service.manifest import MANIFEST_FILE, Manifest
+from service.manifest import Manifest
+from service.version_folder import MANIFEST_FILE
 from training.errors import PublishError
 
 _STAGING = ".staging-"

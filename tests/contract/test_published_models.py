@@ -14,8 +14,9 @@ from onnx import numpy_helper
 
 from service import tasks
 from service.backends import Array
-from service.manifest import Manifest, load_manifest
+from service.manifest import Manifest
 from service.predictor import worst_excess
+from service.version_folder import load_manifest
 from tests.servers import ROOT, Server, run_service
 from training.nets import DigitsCnn, DigitsNet, LinearNet, ServingNet, fold_norms
 from training.recipes import RECIPES

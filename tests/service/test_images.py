@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from service import images
 from service.errors import InvalidRequestError
 from service.images import centre_ink, find_ink, read_image, read_images
-from service.manifest import ImageInput, Manifest, load_manifest
+from service.manifest import ImageInput, Manifest
+from service.version_folder import load_manifest
 
 Pixels = NDArray[np.uint8]
 

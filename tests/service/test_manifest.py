@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.errors import ModelRefusedError
-from service.manifest import Feature, Manifest, digest, load_artifact, load_manifest, sentence
+from service.manifest import Feature, Manifest, digest, sentence
+from service.version_folder import load_artifact, load_manifest
 from tests import fakes
 
 

@@ -10,8 +10,8 @@ import pytest
 from onnx import helper
 
 from service.__main__ import main
-from service.manifest import load_manifest
 from service.predictor import load_predictor
+from service.version_folder import load_manifest
 from tests import fakes
 
 Iris = tuple[Any, bytes, Any]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.manifest import MANIFEST_FILE, Artifact, Feature, Manifest, Output, TabularInput, digest, load_manifest
+from service.manifest import Artifact, Feature, Manifest, Output, TabularInput, digest
+from service.version_folder import MANIFEST_FILE, load_manifest
 from training import publish as module
 from training.errors import PublishError
 from training.publish import choose_version, publish, staging, write_manifest

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from service import tasks
-from service.manifest import BackendName, load_manifest
+from service.manifest import BackendName
 from service.predictor import load_predictor
+from service.version_folder import load_manifest
 from tests.training.conftest import PUBLISHED
 from training import data, mnist, recipes
 from training.data import Splits, as_floats
