@@ -50,6 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--features", metavar="A,B,…", help="names of the columns of a tabular model, in order")
     package.add_argument("--image", metavar="WxH[xC]", help="size of the pictures of an image model")
     package.add_argument("--input-shape", metavar="D1,D2,…", help="shape of one picture's tensor, if not C,H,W")
+    package.add_argument(
+        "--polarity",
+        choices=["light-on-dark", "dark-on-light", "as-is"],
+        help="of an image model's ink, to which pictures are turned; as-is (default): pictures are not ink on paper",
+    )
+    package.add_argument(
+        "--fitting",
+        choices=["stretch", "mnist"],
+        help="of a picture to the size: stretch (default), or mnist: its ink scaled and centred as MNIST's",
+    )
     package.add_argument("--labels", metavar="A,B,…", help="class labels in index order")
     package.add_argument("--threshold", type=float, help="for binary models; 0.5 where not given")
     package.add_argument(

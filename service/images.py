@@ -4,7 +4,8 @@ A picture is opened by Pillow (https://pillow.readthedocs.io), refused before it
 upright (EXIF), laid on white paper where it is transparent, and fitted to the model's `ImageSpec`. "mnist" fitting is
 the preparation of http://yann.lecun.com/exdb/mnist: the ink scaled into a box of 20 / 28 of the field with its aspect
 ratio kept, and the box placed so that the centre of mass is at the field's centre, pixel index 14 of 28. Dark ink on
-light paper and light ink on dark paper are told apart by the border's brightness, and turned to the model's polarity.
+light paper and light ink on dark paper are told apart by the border's brightness, and turned to the model's polarity;
+a model whose polarity is "as-is" gets the picture's own grey.
 """
 
 import io
@@ -134,6 +135,8 @@ def fit_picture(picture: Image.Image, image: ImageSpec) -> NDArray[np.float64]:
     if image.channels > 1 and image.fitting == "stretch":
         return _resize_colours(_lay_on(picture, 255), image)
     grey = _grey(_lay_on(picture, 255))
+    if not image.has_ink:
+        return _resize(grey, image.width, image.height)[:, :, None]
     ink, dark_ink = find_ink(grey)
     if not ink.any() and picture.mode == "RGBA":  # white ink on nothing
         grey = _grey(_lay_on(picture, 0))

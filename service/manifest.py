@@ -40,15 +40,27 @@ class Feature(_Part):
 class ImageSpec(_Part):
     """What picture the graph expects: size in pixels, channels, polarity and how a picture is fitted to the size.
 
-    `polarity` says which is ink: "light-on-dark" (MNIST: 1 is ink) or "dark-on-light". `fitting` is "stretch" (resize
-    to the size) or "mnist" (ink into a 20×20 box, centred by mass, as http://yann.lecun.com/exdb/mnist describes).
+    `polarity` says which is ink: "light-on-dark" (MNIST: 1 is ink) or "dark-on-light", and a picture of the other is
+    turned; "as-is" says that there is no ink, as in a photo, and nothing is turned. `fitting` is "stretch" (resize to
+    the size) or "mnist" (ink into a 20×20 box, centred by mass, as http://yann.lecun.com/exdb/mnist describes).
     """
 
     width: int = Field(ge=1, le=4096)
     height: int = Field(ge=1, le=4096)
     channels: Literal[1, 3] = 1
-    polarity: Literal["light-on-dark", "dark-on-light"] = "light-on-dark"
+    polarity: Literal["light-on-dark", "dark-on-light", "as-is"] = "light-on-dark"
     fitting: Literal["stretch", "mnist"] = "stretch"
+
+    @model_validator(mode="after")
+    def _check_ink(self) -> Self:
+        if self.fitting == "mnist" and self.polarity == "as-is":
+            raise ValueError('fitting "mnist" looks for ink; give polarity "light-on-dark" or "dark-on-light"')
+        return self
+
+    @property
+    def has_ink(self) -> bool:
+        """Tell whether pictures are ink on paper, and may be turned; colours never are, unless fitted as MNIST's."""
+        return self.polarity != "as-is" and (self.channels == 1 or self.fitting == "mnist")
 
 
 class TabularInput(_Part):

@@ -153,7 +153,9 @@ def _describe_input(options: dict[str, Any]) -> dict[str, Any]:
     shape = [channels, height, width]
     if options["input_shape"]:
         shape = _read_numbers(options["input_shape"], ",", "--input-shape")
-    image = {"width": width, "height": height, "channels": channels}
+    fitting = options["fitting"] or "stretch"
+    polarity = options["polarity"] or ("light-on-dark" if fitting == "mnist" else "as-is")
+    image = {"width": width, "height": height, "channels": channels, "polarity": polarity, "fitting": fitting}
     return {"kind": "image", "shape": shape, "image": image, "tensor": options["input_tensor"]}
 
 

@@ -92,13 +92,14 @@ def _image_schema(spec: ImageInput) -> Schema:
     image = spec.image
     pixel: Schema = {"type": "number", "minimum": 0, "maximum": 1}
     ink = "1 is ink, 0 is paper" if image.polarity == "light-on-dark" else "0 is ink, 1 is paper"
+    meaning = f"; {ink}" if image.has_ink else "; 0 is black"
     ways = []
     for shape in ((math.prod(spec.shape),), *nested_shapes(spec)):
         size = " × ".join(map(str, shape))
         nested = pixel
         for length in reversed(shape):
             nested = list_of(nested, length)
-        ways.append(nested | {"description": f"{size} pixels in [0, 1]; {ink}"})
+        ways.append(nested | {"description": f"{size} pixels in [0, 1]{meaning}"})
     return {"anyOf": ways}
 
 

@@ -168,6 +168,16 @@ def test_stretch_keeps_what_is_there() -> None:
     assert np.allclose(turned, 1 - expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("brightness", [0, 30, 128, 255])
+def test_as_is_keeps_every_grey(brightness: int) -> None:
+    """A model of photos gets the picture's own brightness: no border turns it, and no even picture is paper."""
+    spec = build_spec(fitting="stretch", polarity="as-is")
+    picture = draw_seven((28, 28), paper=brightness, ink=90)
+    for shown in (picture, Image.new("L", (28, 28), brightness)):
+        assert np.allclose(read_image(encode(shown), spec)[0], np.asarray(shown) / 255, atol=1e-6)
+    assert read_image(encode(draw_seven(mode="RGBA", paper=(0, 0, 0, 0), ink=(255,) * 4)), spec).min() == 1
+
+
 @pytest.mark.parametrize("shape", [(2352,), (3, 28, 28), (28, 28, 3)])
 def test_colours_go_where_the_shape_has_them(shape: tuple[int, ...]) -> None:
     """Channels come first when the shape has them first; colours are never turned."""

@@ -80,6 +80,7 @@ LABELS = ["a", "b"]
         (fakes.compass, "output.labels", ["a"], "at least two labels"),
         (fakes.compass, "output.threshold", 0.5, "no threshold"),
         (fakes.canvas, "input.shape", [28, 27], "does not hold 784 pixels"),
+        (fakes.canvas, "input.image.polarity", "as-is", 'fitting "mnist" looks for ink; give polarity "light-on-dark"'),
         (fakes.canvas, "input.image.channels", 2, "input.image.image.channels: "),
     ],
 )

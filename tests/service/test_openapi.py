@@ -90,6 +90,24 @@ def test_pictures_may_be_sent_as_the_reader_reads_them(shape: list[int], ways: i
     assert schema["anyOf"][0]["maxItems"] == 784
 
 
+@pytest.mark.parametrize(
+    ("image", "meaning"),
+    [
+        ({"fitting": "mnist"}, "784 pixels in [0, 1]; 1 is ink, 0 is paper"),
+        ({"polarity": "dark-on-light"}, "784 pixels in [0, 1]; 0 is ink, 1 is paper"),
+        ({"polarity": "as-is"}, "784 pixels in [0, 1]; 0 is black"),
+        ({"channels": 3}, "2352 pixels in [0, 1]; 0 is black"),
+    ],
+)
+def test_pictures_without_ink_are_not_said_to_have_some(image: dict[str, Any], meaning: str) -> None:
+    """Ink and paper are spoken of only where a picture is turned by them."""
+    fields = fakes.canvas().fields()
+    size = {"width": 28, "height": 28}
+    fields["input"] |= {"shape": [784 * image.get("channels", 1)], "image": size | image}
+    schema = instance_schema(Manifest.model_validate(fields))
+    assert schema["anyOf"][0]["description"] == meaning
+
+
 def test_model_that_does_not_serve_has_no_operation(empty_dir: Path) -> None:
     """A refused model is not described as callable."""
     fakes.write_version(empty_dir, fakes.liar())

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 
 from service.__main__ import main
+from service.manifest import ImageInput
 from service.predictor import load_predictor
 from service.version_folder import load_manifest
 from tests import fakes
@@ -73,6 +74,25 @@ def test_picture_model(artifacts: Path, tmp_path: Path) -> None:
     manifest = load_manifest(root / "drawn" / "1")
     assert manifest.input.shape == (784,)
     assert set(manifest.artifacts) == {"torchscript"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "polarity", "fitting"),
+    [
+        ("", "as-is", "stretch"),
+        ("--polarity dark-on-light", "dark-on-light", "stretch"),
+        ("--fitting mnist", "light-on-dark", "mnist"),
+    ],
+)
+def test_pictures_are_ink_only_where_that_is_said(
+    flags: str, polarity: str, fitting: str, artifacts: Path, tmp_path: Path
+) -> None:
+    """What an image model's pictures are is said by flags; without them nothing is turned."""
+    call = [str(artifacts / "canvas.pt"), "--name", "drawn", "--task", "multiclass", "--labels", ",".join("0123456789")]
+    assert package(tmp_path, *call, "--image", "28x28", "--input-shape", "784", *flags.split()) == 0
+    spec = load_manifest(tmp_path / "drawn" / "1").input
+    assert isinstance(spec, ImageInput)
+    assert (spec.image.polarity, spec.image.fitting) == (polarity, fitting)
 
 
 @pytest.mark.parametrize(
