@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import StartError
+from service.errors import InferenceError, StartError
 from service.manifest import AnyManifest, BackendName, Manifest
 
 Array = NDArray[np.float32]
@@ -69,6 +69,18 @@ def open_backend(name: BackendName, content: bytes, manifest: Manifest, device: 
     from service.backends.torchscript import open_torchscript  # noqa: PLC0415 - torch is not always installed
 
     return open_torchscript(content, manifest, device, threads)
+
+
+def as_rows(outputs: Array, count: int) -> Array:
+    """Return a graph's outputs of any shape as (N, K).
+
+    Raises:
+        InferenceError: there are no N rows in them.
+    """
+    if not count or outputs.size % count:
+        shown = "one number" if not outputs.shape else f"an output of shape {list(outputs.shape)}"
+        raise InferenceError(f"the graph gives {shown} for {count} instances; its first dimension must be the batch")
+    return outputs.reshape(count, -1)
 
 
 def choose_device(wanted: str, name: BackendName, preferred: str = "cuda:0") -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from service.backends import Array
+from service.backends import Array, as_rows
 from service.errors import InferenceError, ModelRefusedError, StartError
 from service.manifest import BackendName, Manifest
 
@@ -37,10 +37,10 @@ class OnnxBackend:
         """Return the graph's outputs float32 (N, K); see `Backend.run`."""
         try:
             outputs = self._session.run(self._output_names, {self._input_name: inputs})[0]
-            if outputs.ndim != 2:  # noqa: PLR2004 - (N,) is a column
-                outputs = outputs.reshape(len(inputs), -1)
         except Exception as error:  # onnxruntime raises a dozen classes of its own
             raise InferenceError(f"onnxruntime: {_first_line(error)}") from error
+        if outputs.ndim != 2:  # noqa: PLR2004 - (N,) is a column
+            outputs = as_rows(outputs, len(inputs))
         return np.ascontiguousarray(outputs, dtype=np.float32)
 
 
@@ -126,16 +126,19 @@ def _choose_tensors(session: ort.InferenceSession, manifest: Manifest) -> tuple[
     input_name = manifest.input.tensor or (next(iter(inputs)) if len(inputs) == 1 else "")
     output_name = manifest.output.tensor or (next(iter(outputs)) if len(outputs) == 1 else "")
     if input_name not in inputs:
-        raise ModelRefusedError(f"the graph's inputs are {', '.join(inputs)}; the manifest's input.tensor names none")
+        raise ModelRefusedError(
+            f"the graph's inputs are {', '.join(inputs)}; name one with --input-tensor, in a manifest input.tensor"
+        )
     if output_name not in outputs:
         raise ModelRefusedError(
-            f"the graph's outputs are {', '.join(outputs)}; the manifest's output.tensor names none"
+            f"the graph's outputs are {', '.join(outputs)}; name one with --output-tensor, in a manifest output.tensor"
         )
     node = inputs[input_name]
     if node.type != _FLOAT:
         raise ModelRefusedError(f"the graph's input {input_name} is {node.type}, expected {_FLOAT}")
-    if outputs[output_name].type != _FLOAT:
-        raise ModelRefusedError(f"the graph's output {output_name} is {outputs[output_name].type}, expected {_FLOAT}")
+    if (found := outputs[output_name].type) != _FLOAT:
+        cure = '; export it with to_onnx(…, options={"zipmap": False})' if found.startswith("seq(map(") else ""
+        raise ModelRefusedError(f"the graph's output {output_name} is {found}, expected {_FLOAT}{cure}")
     fixed = tuple(node.shape[1:])
     if any(isinstance(have, int) and have != want for have, want in zip(fixed, manifest.input.shape, strict=False)):
         raise ModelRefusedError(f"the graph takes {list(fixed)} per instance, the manifest says {manifest.input.shape}")

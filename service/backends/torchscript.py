@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import torch
 
-from service.backends import Array
+from service.backends import Array, as_rows
 from service.errors import InferenceError, ModelRefusedError, StartError
 from service.manifest import BackendName, Manifest
 
@@ -27,9 +27,14 @@ class TorchScriptBackend:
         try:
             with torch.inference_mode():
                 outputs = self._module(torch.from_numpy(inputs).to(self._device))
-                result: Array = outputs.reshape(len(inputs), -1).to("cpu", torch.float32).numpy()
+                result = outputs.to("cpu", torch.float32).numpy() if isinstance(outputs, torch.Tensor) else None
         except Exception as error:  # a graph may raise anything
             raise InferenceError(f"torch: {str(error).strip().splitlines()[-1]}") from error  # a stack comes before it
+        if result is None:
+            kind = type(outputs).__name__
+            raise InferenceError(f"the graph gives a {kind} where one tensor is read; return that tensor from forward")
+        if result.ndim != 2:  # noqa: PLR2004 - (N,) is a column
+            result = as_rows(result, len(inputs))
         return np.ascontiguousarray(result)
 
 
@@ -57,5 +62,10 @@ def open_torchscript(content: bytes, manifest: Manifest, device: str, threads: i
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.*")
             module = torch.jit.load(io.BytesIO(content), map_location=target).eval()  # type: ignore[no-untyped-call]
     except Exception as error:
+        if content[:1] == b"\x80" or (b"data.pkl" in content and b"constants.pkl" not in content):  # of `torch.save`
+            raise ModelRefusedError(
+                "the file has pickled weights or a pickled net and is not TorchScript;"
+                " save it with torch.jit.script(net.eval()).save(path)"
+            ) from error
         raise ModelRefusedError(f"torch cannot load the graph: {str(error).splitlines()[0]}") from error
     return TorchScriptBackend(module, target)

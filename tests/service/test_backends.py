@@ -1,5 +1,6 @@
 """Tests of service.backends."""
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -101,15 +102,27 @@ def _same(*names: str) -> list[onnx.NodeProto]:
     ]
 
 
+def _zipmap() -> bytes:
+    """Return what skl2onnx makes of a classifier unless told otherwise: a list of mappings."""
+    node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0])
+    numbers = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    kind = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, numbers))
+    graph = helper.make_graph([node], "fake", [_value("x", ["batch", 1])], [helper.make_value_info("y", kind)])
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    content: bytes = helper.make_model(graph, opset_imports=domains, ir_version=10).SerializeToString()
+    return content
+
+
 ROW = ["batch", 1]
 X, Y = _value("x", ROW), _value("y", ROW)
+ZIPMAP = _zipmap()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (_graph([X, _value("z", ROW)], [Y], _same("x", "y")), "the graph's inputs are x, z; the manifest's"),
-        (_graph([X], [Y, _value("z", ROW)], _same("x", "y", "x", "z")), "the graph's outputs are y, z; the manifest's"),
+        (_graph([X, _value("z", ROW)], [Y], _same("x", "y")), "the graph's inputs are x, z; name one with --input-"),
+        (_graph([X], [Y, _value("z", ROW)], _same("x", "y", "x", "z")), "the graph's outputs are y, z; name one"),
         (_graph([_value("x", [1, 1])], [Y], _same("x", "y")), "batch size is fixed at 1; export it with a"),
         (_graph([_value("x", ["batch", 4])], [_value("y", ["batch", 4])], _same("x", "y")), "the graph takes [4] per"),
         (
@@ -120,6 +133,7 @@ X, Y = _value("x", ROW), _value("y", ROW)
             _graph([X], [_value("y", ROW, TensorProto.INT64)], [helper.make_node("Cast", ["x"], ["y"], to=7)]),
             "the graph's output y is tensor(int64), expected tensor(float)",
         ),
+        (ZIPMAP, 'y is seq(map(int64,tensor(float))), expected tensor(float); export it with to_onnx(…, options={"zip'),
     ],
 )  # fmt: skip
 def test_onnx_graph_of_other_tensors_is_refused(content: bytes, message: str) -> None:
@@ -172,6 +186,48 @@ def test_onnx_outputs_of_one_dimension_are_a_column() -> None:
     with pytest.raises(InferenceError):
         backend.run(np.ones((2, 1), np.float32))
     assert backend.run(np.ones((1, 1), np.float32)).tolist() == [[1]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_number_for_many_rows_is_told_as_that(name: BackendName) -> None:
+    """A graph that sums over the batch is told what its output lacks."""
+
+    class Total(torch.nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows.sum()
+
+    total = helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)
+    contents = {
+        "onnx": _graph([X], [_value("y", [])], [total]),
+        "torchscript": fakes.build_torchscript(Total(), torch.zeros(3, 1)),
+    }
+    backend = open_backend(name, contents[name], fakes.doubler().manifest(), "cpu", 1)
+    with pytest.raises(InferenceError, match="gives one number for 3 instances; its first dimension must be the batch"):
+        backend.run(np.ones((3, 1), np.float32))
+    with pytest.raises(InferenceError):
+        backend.run(np.ones((0, 1), np.float32))
+
+
+def test_torchscript_that_gives_several_is_told_as_that() -> None:
+    """A tuple or a dictionary is not one tensor."""
+
+    class Pair(torch.nn.Module):
+        def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return rows, rows + 1
+
+    content = fakes.build_torchscript(Pair(), torch.zeros(3, 1))
+    backend = open_backend("torchscript", content, fakes.doubler().manifest(), "cpu", 1)
+    with pytest.raises(InferenceError, match="gives a tuple where one tensor is read; return that tensor from forward"):
+        backend.run(np.ones((3, 1), np.float32))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_weights_are_told_as_that(zipped: bool) -> None:
+    """What `torch.save` writes, today or of old, is told from TorchScript, with what to do."""
+    buffer = io.BytesIO()
+    torch.save(torch.nn.Linear(1, 1).state_dict(), buffer, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelRefusedError, match=r"is not TorchScript; save it with torch\.jit\.script"):
+        open_backend("torchscript", buffer.getvalue(), fakes.doubler().manifest(), "cpu", 1)
 
 
 def test_choose_backends_prefers_onnx_and_keeps_to_what_was_asked() -> None:
