@@ -48,6 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--title", default="", help="one line for people")
     package.add_argument("--description", default="", help="a sentence or two for people")
     package.add_argument("--features", metavar="A,B,…", help="names of the columns of a tabular model, in order")
+    package.add_argument(
+        "--samples",
+        metavar="FILE",
+        help="real inputs, CSV (with a header or without) or .npy: ranges, golden samples, names",
+    )
     package.add_argument("--image", metavar="WxH[xC]", help="size of the pictures of an image model")
     package.add_argument("--input-shape", metavar="D1,D2,…", help="shape of one picture's tensor, if not C,H,W")
     package.add_argument(

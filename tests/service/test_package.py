@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from service.__main__ import main
-from service.manifest import ImageInput
+from service.manifest import ImageInput, TabularInput
 from service.predictor import load_predictor
 from service.version_folder import load_manifest
 from tests import fakes
@@ -103,7 +103,7 @@ def test_pictures_are_ink_only_where_that_is_said(
         ("doubler.onnx doubler.onnx --name m --task regression --features x", "is a second onnx artifact"),
         ("doubler.onnx --name Bad --task regression --features x", "the manifest would not be valid: name: "),
         ("doubler.onnx --name ../m --task regression --features x", "the manifest would not be valid: name: "),
-        ("doubler.onnx --name m --task regression", "give --features for a tabular model or --image"),
+        ("doubler.onnx --name m --task regression", "give --features or --samples with a header for a tab"),
         ("doubler.onnx --name m --task regression --features x --image 1x1", "give --features for a tabular model or"),
         ("doubler.onnx --name m --task regression --image 28", "--image 28 is not WIDTHxHEIGHT"),
         ("doubler.onnx --name m --task regression --image 2x2x1x1", "--image 2x2x1x1 is not WIDTHxHEIGHT"),
@@ -114,10 +114,26 @@ def test_pictures_are_ink_only_where_that_is_said(
         ("compass.onnx --name m --task regression --features x,y", "gives [3, 4] where task and labels say [3, 1]"),
         ("compass.onnx --name m --task multiclass --features x,y --labels a,b,c,d", "are its outputs --output-kind lo"),
         ("switch.onnx --name m --task binary --features x --labels a,b", "not a probability; are its outputs --outp"),
+        ("compass.onnx --name m --task multiclass --features x,y --labels a,b,c", "gives [3, 4] where task and labels"),
+        (
+            "pair.onnx --name m --task binary --features x,y --labels a,b",
+            "are its outputs --task multiclass --output-",
+        ),
+        (
+            "pair.onnx --name m --task binary --features x,y --labels a,b --output-kind logits",
+            "gives [3, 2] where task and labels say [3, 1]; two logits are --task multiclass",
+        ),
+        (
+            "pair.onnx --name m --task binary --features x,y --labels a,b --output-kind probability",
+            "gives [3, 2] where task and labels say [3, 1]; two columns are --output-kind probabilities",
+        ),
+        ("ramp.onnx --name m --task binary --features x --labels a,b", "not a probability; are its outputs --output-k"),
+        ("pair.onnx --name m --task tensors --features a,b --labels a", "leave out --features, --labels"),
+        ("doubler.onnx --name m --task regression --features x --polarity as-is", "--polarity describes an image mo"),
         ("garbage.onnx --name m --task regression --features x", "onnxruntime cannot load the graph"),
         ("doubler.onnx coin.pt --name m --task regression --features x", "does not run on inputs [3, 1]"),
         ("half.onnx --name m --task multiclass --features a,b --labels a,b", "probabilities that sum to "),
-        ("log.onnx --name m --task regression --features x", "numbers that are not finite on inputs in [0, 1]"),
+        ("log.onnx --name m --task regression --features x", "not finite on inputs from 0.511 to"),
         ("doubler.onnx tripler.pt --name m --task regression --features x", "give different outputs; they are not one"),
     ],
 )
@@ -129,9 +145,11 @@ def test_refusal_is_one_line_and_leaves_nothing(
     nodes = [minus, helper.make_node("Log", ["below"], ["outputs"])]
     one = {"one": np.ones(1, np.float32)}
     (artifacts / "log.onnx").write_bytes(fakes.build_onnx(*nodes, weights=one, wide=1, out=1))
-    half = helper.make_node("Mul", ["inputs", "half"], ["outputs"])
-    weights = {"half": np.full(1, 0.1, np.float32)}
-    (artifacts / "half.onnx").write_bytes(fakes.build_onnx(half, weights=weights, wide=2, out=2))
+    half = helper.make_node("Sigmoid", ["inputs"], ["outputs"])
+    (artifacts / "half.onnx").write_bytes(fakes.build_onnx(half, wide=2, out=2))
+    pair = helper.make_node("Identity", ["inputs"], ["outputs"])
+    (artifacts / "pair.onnx").write_bytes(fakes.build_onnx(pair, wide=2, out=2))
+    (artifacts / "ramp.onnx").write_bytes(fakes.build_onnx(pair, wide=1, out=1))
     (artifacts / "tripler.pt").write_bytes(fakes.doubler(factor=3).contents["torchscript"])
     (artifacts / "garbage.onnx").write_bytes(b"garbage")
     (artifacts / "model.pkl").write_bytes(b"no pickles here")
@@ -162,3 +180,127 @@ def test_manifest_says_no_more_than_is_known(artifacts: Path, tmp_path: Path) ->
     fields = json.loads((root / "mine" / "1" / "manifest.json").read_text())
     assert "training" not in fields
     assert fields["input"] == {"kind": "tabular", "shape": [1], "dtype": "float32", "features": [{"name": "x"}]}
+
+
+def test_two_columns_of_a_binary_model_are_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A classifier of scikit-learn gives a column for each label; nobody need say so."""
+    node = helper.make_node("Softmax", ["inputs"], ["outputs"])
+    (tmp_path / "pair.onnx").write_bytes(fakes.build_onnx(node, wide=2, out=2))
+    call = [
+        str(tmp_path / "pair.onnx"),
+        "--name",
+        "pair",
+        "--task",
+        "binary",
+        "--features",
+        "a,b",
+        "--labels",
+        "no,yes",
+    ]
+    assert package(tmp_path / "models", *call) == 0
+    assert load_manifest(tmp_path / "models" / "pair" / "1").output.kind == "probabilities"
+    assert not capsys.readouterr().err
+    assert package(tmp_path / "models", *call, "--output-kind", "logits") == 1
+
+
+@pytest.mark.parametrize(("name", "kind"), [("coin", "probability"), ("soft", "probabilities"), ("switch", "")])
+def test_logits_that_look_like_probabilities_are_warned_of(
+    name: str, kind: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A softmax of probabilities is served without a word, so that a word is said here; real logits get none."""
+    node = helper.make_node("Softmax", ["inputs"], ["outputs"])
+    (artifacts / "soft.onnx").write_bytes(fakes.build_onnx(node, wide=2, out=2))
+    task = "multiclass" if name == "soft" else "binary"
+    flags = ["--task", task, "--features", "a" if name == "switch" else "a,b", "--labels", "no,yes"]
+    assert package(tmp_path, str(artifacts / f"{name}.onnx"), "--name", "m", *flags, "--output-kind", "logits") == 0
+    said = capsys.readouterr().err
+    assert (f"look like probabilities; if they are, say --output-kind {kind}\n" in said) == bool(kind)
+
+
+def test_answer_that_depends_on_the_batch_is_not_packaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A graph that takes the batch's mean away answers a lone caller otherwise than one among others."""
+    mean = helper.make_node("ReduceMean", ["inputs"], ["mean"], axes=[0])
+    content = fakes.build_onnx(mean, helper.make_node("Sub", ["inputs", "mean"], ["outputs"]), wide=1, out=1)
+    (tmp_path / "mean.onnx").write_bytes(content)
+    call = [str(tmp_path / "mean.onnx"), "--name", "mean", "--task", "regression", "--features", "x"]
+    assert package(tmp_path / "models", *call) == 1
+    assert "another answer beside others than alone; export the net in evaluation mode" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "flags", "names", "first"),
+    [
+        ("a, b\n1,-2.5\n3,4\n", "", ["a", "b"], (1, -2.5)),
+        ("\ufeff1,-2.5\n3,4\n", "--features c,d", ["c", "d"], (1, -2.5)),
+        ("b,kind,a\n-2.5,x,1\n4,y,3\n", "--features a,b", ["a", "b"], (1, -2.5)),
+        ("npy", "--features a,b", ["a", "b"], (1, -2.5)),
+    ],
+)
+def test_samples_give_names_ranges_and_golden_inputs(
+    table: str, flags: str, names: list[str], first: tuple[float, ...], artifacts: Path, tmp_path: Path
+) -> None:
+    """What a file of real inputs says stands in the manifest."""
+    file = tmp_path / ("rows.npy" if table == "npy" else "rows.csv")
+    if table == "npy":
+        np.save(file, np.array([[1, -2.5], [3, 4]]))
+    else:
+        file.write_text(table, encoding="utf-8")
+    call = [str(artifacts / "coin.onnx"), str(artifacts / "coin.pt"), "--name", "toss", "--task", "binary"]
+    assert package(tmp_path, *call, "--labels", "tails,heads", "--samples", str(file), *flags.split()) == 0
+    manifest = load_manifest(tmp_path / "toss" / "1")
+    assert isinstance(manifest.input, TabularInput)
+    assert [feature.name for feature in manifest.input.features] == names
+    assert [(feature.minimum, feature.maximum) for feature in manifest.input.features] == [(1, 3), (-2.5, 4)]
+    assert manifest.golden is not None
+    assert manifest.golden.inputs == (first, (3, 4))
+
+
+def test_samples_of_pictures_are_golden_inputs(artifacts: Path, tmp_path: Path) -> None:
+    """An image model's samples are an array of numbers in [0, 1]."""
+    pictures = np.random.default_rng(3).random((5, 28, 28))
+    np.save(tmp_path / "pictures.npy", pictures)
+    call = [
+        str(artifacts / "canvas.onnx"),
+        "--name",
+        "drawn",
+        "--task",
+        "multiclass",
+        "--labels",
+        ",".join("0123456789"),
+    ]
+    size = ["--image", "28x28", "--input-shape", "784", "--samples", str(tmp_path / "pictures.npy")]
+    assert package(tmp_path, *call, *size) == 0
+    golden = load_manifest(tmp_path / "drawn" / "1").golden
+    assert golden is not None
+    assert np.array_equal(golden.inputs, pictures[:3].reshape(3, 784))
+    np.save(tmp_path / "pictures.npy", pictures * 255)
+    assert package(tmp_path, *call, *size) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "flags", "message"),
+    [
+        ("", "--features a,b", "has no rows"),
+        ("a,b\n", "", "has no rows"),
+        ("1,2\n", "", "give --features or --samples with a header"),
+        ("a,b\n1,x\n", "", "row 1 is '1,x'; --features chooses columns by the names in a header"),
+        ("a,b\n1,2\n3\n", "", "row 2 is '3'"),
+        ("a,b\n1,nan\n", "", "rows.csv has a value that is not finite; leave such rows out"),
+        ("1,2,3\n", "--features a,b", "has 3 columns for 2 features"),
+        ("a,b,c\n1,2,3\n", "", "the graph takes [2] per instance"),
+        (None, "--features a,b", "rows.csv cannot be read: No such file"),
+    ],
+)
+def test_samples_that_cannot_be_used_are_refused(
+    table: str | None, flags: str, message: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong with a file of samples is one line."""
+    file = tmp_path / "rows.csv"
+    if table is not None:
+        file.write_text(table)
+    call = [str(artifacts / "coin.onnx"), "--name", "toss", "--task", "binary", "--labels", "tails,heads"]
+    assert package(tmp_path / "models", *call, "--samples", str(file), *flags.split()) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

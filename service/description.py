@@ -1,0 +1,126 @@
+"""From the flags of `python -m service package` to a manifest: what the user says of a model, and no more."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.errors import InvalidRequestError
+from service.manifest import Artifact, BackendName, Manifest, SignatureManifest, digest, sentence
+from service.samples import Samples, read_samples
+
+_KINDS = {"regression": "value", "binary": "probability", "multiclass": "probabilities"}
+_FOR_IMAGES = ("input_shape", "polarity", "fitting")
+_FOR_TASKS = (
+    "features", "samples", "image", *_FOR_IMAGES, "labels", "threshold", "output_kind", "input_tensor", "output_tensor",
+)  # fmt: skip
+
+
+def describe_signature(contents: dict[BackendName, bytes], options: dict[str, Any], version: int) -> SignatureManifest:
+    """Return the manifest of a model without a task: the tensors are what the graph says of itself."""
+    from service.backends.onnx_runtime import open_session  # noqa: PLC0415 - each backend is optional
+    from service.signature import read_signature  # noqa: PLC0415
+
+    if given := _name_flags(options, _FOR_TASKS):
+        raise InvalidRequestError(f"a model without a task is described by its graph alone; leave out {given}")
+    if list(contents) != ["onnx"]:
+        raise InvalidRequestError(
+            "a model without a task is one ONNX file; a TorchScript file does not name its tensors"
+        )
+    inputs, outputs = read_signature(open_session(contents["onnx"], "cpu", 1))
+    artifact = Artifact(file="model.onnx", sha256=digest(contents["onnx"]), bytes=len(contents["onnx"]))
+    try:
+        return SignatureManifest(
+            name=options["name"],
+            version=version,
+            title=options["title"],
+            description=options["description"],
+            task="tensors",
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            artifacts={"onnx": artifact},
+        )
+    except ValidationError as error:
+        raise InvalidRequestError(f"the manifest would not be valid: {sentence(error)}") from error
+
+
+def read_flagged_samples(options: dict[str, Any]) -> Samples | None:
+    """Return the rows of the file that `--samples` names, if it does, in the order of `--features`."""
+    return read_samples(Path(options["samples"]), _split(options["features"])) if options["samples"] else None
+
+
+def describe(
+    contents: dict[BackendName, bytes], options: dict[str, Any], version: int, samples: Samples | None
+) -> Manifest:
+    """Return the manifest of a model with a task, without golden samples."""
+    files: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+    fields = {
+        "name": options["name"],
+        "version": version,
+        "title": options["title"],
+        "description": options["description"],
+        "task": options["task"],
+        "input": _describe_image(options) if options["image"] else _describe_columns(options, samples),
+        "output": {
+            "kind": options["output_kind"] or _KINDS[options["task"]],
+            "labels": _split(options["labels"]),
+            "threshold": options["threshold"],
+            "tensor": options["output_tensor"],
+        },
+        "artifacts": {
+            name: Artifact(file=files[name], sha256=digest(content), bytes=len(content))
+            for name, content in contents.items()
+        },
+    }
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidRequestError(f"the manifest would not be valid: {sentence(error)}") from error
+
+
+def _describe_columns(options: dict[str, Any], samples: Samples | None) -> dict[str, Any]:
+    names = samples.names if samples else tuple(_split(options["features"]))
+    if not names:
+        raise InvalidRequestError(
+            "give --features or --samples with a header for a tabular model, or --image for an image model"
+        )
+    if given := _name_flags(options, _FOR_IMAGES):
+        raise InvalidRequestError(f"{given} describes an image model, which has --image and no features")
+    features: list[dict[str, Any]] = [{"name": name} for name in names]
+    if samples is not None:
+        for feature, low, high in zip(features, samples.rows.min(axis=0), samples.rows.max(axis=0), strict=True):
+            if low < high:
+                feature |= {"minimum": float(low), "maximum": float(high)}
+    return {"kind": "tabular", "shape": [len(names)], "features": features, "tensor": options["input_tensor"]}
+
+
+def _describe_image(options: dict[str, Any]) -> dict[str, Any]:
+    if options["features"]:
+        raise InvalidRequestError("give --features for a tabular model or --image for an image model, one of the two")
+    size = _read_numbers(options["image"], "x", "--image")
+    if len(size) not in (2, 3):
+        raise InvalidRequestError(f"--image {options['image']} is not WIDTHxHEIGHT or WIDTHxHEIGHTxCHANNELS")
+    width, height, channels = [*size, 1][:3]
+    shape = [channels, height, width]
+    if options["input_shape"]:
+        shape = _read_numbers(options["input_shape"], ",", "--input-shape")
+    fitting = options["fitting"] or "stretch"
+    polarity = options["polarity"] or ("light-on-dark" if fitting == "mnist" else "as-is")
+    image = {"width": width, "height": height, "channels": channels, "polarity": polarity, "fitting": fitting}
+    return {"kind": "image", "shape": shape, "image": image, "tensor": options["input_tensor"]}
+
+
+def _read_numbers(text: str, separator: str, flag: str) -> list[int]:
+    try:
+        return [int(part) for part in text.lower().split(separator)]
+    except ValueError as error:
+        raise InvalidRequestError(f"{flag} {text} is not whole numbers separated by {separator}") from error
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",")] if text else []
+
+
+def _name_flags(options: dict[str, Any], names: tuple[str, ...]) -> str:
+    """Return those of these flags that were given."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names if options[name] is not None)

@@ -1,0 +1,143 @@
+"""Prove that a user's own graph is what its manifest says, and keep what it gave as golden samples."""
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.backends import Array, Backend, open_backend
+from service.errors import InvalidRequestError, ServiceError
+from service.manifest import BackendName, Golden, Manifest
+from service.predictor import PROBABILITY_TOLERANCE, Predictor, check_alone, worst_excess
+from service.samples import Samples
+
+Rows = NDArray[Any]  # float64 (N, *shape) of a file, or float32
+
+_GOLDEN_ROWS = 3
+_PROBES = 8  # rows at each scale
+_SAMPLE_ROWS = 256
+
+
+def add_golden(
+    manifest: Manifest, contents: dict[BackendName, bytes], samples: Samples | None, kind_given: bool
+) -> Manifest:
+    """Return the manifest with golden samples: what the first backend gives, and the others must agree with.
+
+    Args:
+        manifest: as the flags describe the model.
+        contents: the graphs.
+        samples: real inputs, or nothing for random ones.
+        kind_given: whether the user said what the outputs are; if not, two columns of a binary model are probabilities.
+
+    Raises:
+        InvalidRequestError: a graph does not run on such inputs, or gives something else than is said.
+        ModelRefusedError: an answer depends on the other instances in the batch.
+    """
+    backends = [open_backend(name, content, manifest, "cpu", 1) for name, content in contents.items()]
+    rows = _choose_rows(manifest, samples)
+    given = rows[:_GOLDEN_ROWS]
+    inputs = given.astype(np.float32)
+    outputs = [_run(backend, inputs) for backend in backends]
+    if manifest.task == "binary" and not kind_given and outputs[0].shape[1:] == (2,):
+        manifest = manifest.model_copy(update={"output": manifest.output.model_copy(update={"kind": "probabilities"})})
+    for backend, other in zip(backends, outputs, strict=True):
+        _check_shape(backend.name, other, len(inputs), manifest)
+        if worst_excess(other, outputs[0]) > 0:
+            raise InvalidRequestError(
+                f"{backend.name} and {backends[0].name} give different outputs; they are not one model"
+            )
+        check_alone(Predictor(manifest, backend), inputs, other)
+    many = np.concatenate([outputs[0], _probe(backends[0], manifest, rows)])
+    _check_meaning(many, manifest)
+    _warn_of_probabilities(many, manifest)
+    golden = Golden(
+        inputs=tuple(tuple(map(float, row)) for row in given.reshape(len(given), math.prod(manifest.input.shape))),
+        outputs=tuple(tuple(map(float, row)) for row in outputs[0]),
+    )
+    return manifest.model_copy(update={"golden": golden})
+
+
+def _choose_rows(manifest: Manifest, samples: Samples | None) -> Rows:
+    """Return rows (N, *shape) of the samples, or random ones in [0, 1)."""
+    shape = manifest.input.shape
+    if samples is None:
+        return np.random.default_rng(0).random((_GOLDEN_ROWS, *shape), dtype=np.float32)
+    rows = samples.rows
+    if manifest.input.kind == "image":
+        if rows.shape[1] != math.prod(shape):
+            raise InvalidRequestError(f"--samples has {rows.shape[1]} numbers a picture, not {math.prod(shape)}")
+        if rows.min() < 0 or rows.max() > 1:
+            raise InvalidRequestError("--samples of an image model are numbers in [0, 1]; divide bytes by 255")
+    return rows[:_SAMPLE_ROWS].reshape(-1, *shape)
+
+
+def _run(backend: Backend, inputs: Array) -> Array:
+    try:
+        outputs = backend.run(inputs)
+    except ServiceError as error:
+        raise InvalidRequestError(
+            f"the {backend.name} graph does not run on inputs {list(inputs.shape)}: {error}"
+        ) from error
+    if not np.isfinite(outputs).all():
+        raise InvalidRequestError(
+            f"the {backend.name} graph gives numbers that are not finite on inputs from {inputs.min():.3g} to"
+            f" {inputs.max():.3g}; give inputs that it is made for with --samples"
+        )
+    return outputs
+
+
+def _check_shape(name: BackendName, outputs: Array, count: int, manifest: Manifest) -> None:
+    wanted = (count, manifest.output_width)
+    if outputs.shape == wanted:
+        return
+    cure = ""
+    if manifest.task == "binary" and outputs.shape == (count, 2):
+        is_logits = manifest.output.kind == "logits"
+        cure = "; two logits are --task multiclass" if is_logits else "; two columns are --output-kind probabilities"
+    raise InvalidRequestError(
+        f"the {name} graph gives {list(outputs.shape)} where task and labels say {list(wanted)}{cure}"
+    )
+
+
+def _probe(backend: Backend, manifest: Manifest, rows: Rows) -> Array:
+    """Return the graph's finite outputs on the samples and on rows far apart, to see what numbers it gives."""
+    random = np.random.default_rng(1)
+    shape = (_PROBES, *manifest.input.shape)
+    if manifest.input.kind == "image":  # its numbers are in [0, 1]
+        tries = [rows, random.random(shape), random.choice([0.0, 1.0], shape)]
+    else:
+        tries = [rows, *(scale * random.choice([-1.0, 1.0], shape) for scale in (1, 10, 100))]
+    found: list[Array] = [np.empty((0, manifest.output_width), np.float32)]
+    for inputs in tries:
+        try:
+            outputs = backend.run(inputs.astype(np.float32))
+        except ServiceError:  # it may not be defined there
+            continue
+        found.append(outputs[np.isfinite(outputs).all(axis=1)])
+    return np.concatenate(found)
+
+
+def _check_meaning(outputs: Array, manifest: Manifest) -> None:
+    """Refuse outputs that cannot be what `--output-kind` says."""
+    kind = manifest.output.kind
+    if kind not in ("probability", "probabilities"):
+        return
+    outside = outputs[(outputs < -PROBABILITY_TOLERANCE) | (outputs > 1 + PROBABILITY_TOLERANCE)]
+    if outside.size:
+        two = "--task multiclass " if manifest.task == "binary" and kind == "probabilities" else ""
+        raise InvalidRequestError(
+            f"the graph gives {outside[0]:g}, not a probability; are its outputs {two}--output-kind logits?"
+        )
+    odd = [total for total in outputs.sum(axis=1) if abs(total - 1) > PROBABILITY_TOLERANCE]
+    if kind == "probabilities" and odd:
+        raise InvalidRequestError(f"the graph gives probabilities that sum to {odd[0]:g}, not to 1")
+
+
+def _warn_of_probabilities(outputs: Array, manifest: Manifest) -> None:
+    """Print a line where logits look like probabilities, of which a softmax makes other probabilities."""
+    is_sum = manifest.output_width == 1 or np.allclose(outputs.sum(axis=1), 1, atol=PROBABILITY_TOLERANCE)
+    if manifest.output.kind == "logits" and outputs.min() >= 0 and outputs.max() <= 1 and is_sum:
+        right = "probability" if manifest.output_width == 1 else "probabilities"
+        print(f"warning: these logits look like probabilities; if they are, say --output-kind {right}", file=sys.stderr)
