@@ -41,6 +41,11 @@ _served = Gauge(
     (*_MODEL, "backend", "device", "provider"),
     multiprocess_mode="livesum",
 )
+# Without labels these two are there from the start, so that a rule can tell 0 from a service that is not scraped.
+_models_serving = Gauge(
+    "service_models_serving", "Models of which a version serves; 0 for an empty folder", multiprocess_mode="livemax"
+)
+_restarts = Counter("service_worker_restarts", "Workers started again because the one before them ended")
 _last_request = Gauge(
     "service_last_request_seconds", "When the last request was answered, since 1970", _MODEL, multiprocess_mode="max"
 )
@@ -142,6 +147,16 @@ def note_served(name: str, version: int, backend: str, device: str, provider: st
 def note_refused(name: str, version: str, refuses: bool) -> None:
     """Say whether this worker refuses a version."""
     _refused.labels(name, version).set(int(refuses))
+
+
+def set_serving(models: int) -> None:
+    """Set how many models have a version that this worker serves."""
+    _models_serving.set(models)
+
+
+def note_restart() -> None:
+    """Count a worker that is started in the place of one that ended; the parent of the workers does."""
+    _restarts.inc()
 
 
 def set_in_flight(count: int) -> None:

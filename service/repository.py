@@ -204,6 +204,7 @@ class Repository:
 
     def _tell(self, before: Mapping[str, Model]) -> None:
         """Note in log and figures what has changed."""
+        metrics.set_serving(sum(bool(model.versions) for model in self.models.values()))
         served, was_served = list_served(self.models), list_served(before)
         for key in was_served.keys() - served.keys():
             logger.info("no longer serving %s version %d", *key)

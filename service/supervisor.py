@@ -25,6 +25,7 @@ from litserve.loops.loops import inference_worker
 from litserve.utils import WorkerSetupStatus
 from prometheus_client.multiprocess import mark_process_dead
 
+from service import metrics
 from service.errors import StartError
 
 logger = logging.getLogger("service")
@@ -182,6 +183,7 @@ class Supervisor(ls.LitServer):
         worker.was_ready = worker.ready
         worker.process, worker.status, worker.ready = None, None, False
         worker.start_at = time.monotonic() + pause
+        metrics.note_restart()
 
     def _check_pulses(self, silence: float) -> None:
         """Kill workers whose event loop has stood still for too long: nothing else would ever end their requests.

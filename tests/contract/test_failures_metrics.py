@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import fakes
 from tests.servers import Server
 from tests.wire import Wire, build_predict, build_request, exchange, wait_until
 
@@ -68,6 +70,28 @@ def test_counts_are_those_of_the_requests_sent(two: Server) -> None:
     wait_until(lambda: total(two, "service_requests_total") == 67, 5)
     assert total(two, "service_requests_in_flight") == 0
     assert total(two, "service_queue_rows") == 0
+
+
+def test_service_without_a_model_says_zero(empty_dir: Path) -> None:
+    """The figure that the alert NothingServed reads is there and 0 where no model ever was, and follows the folder."""
+    with Server(empty_dir, "--workers", "2", "--reload-interval", "0.2") as server:
+        assert server.get("/health/ready").status_code == 503
+        assert read_figures(server)["service_models_serving"] == [({}, 0.0)]
+        fakes.write_version(empty_dir, fakes.doubler())
+        fakes.write_version(empty_dir, fakes.doubler(version=2))
+        wait_until(lambda: read_figures(server)["service_models_serving"] == [({}, 1.0)])
+        shutil.rmtree(empty_dir / "doubler")
+        wait_until(lambda: read_figures(server)["service_models_serving"] == [({}, 0.0)])
+
+
+def test_restarts_of_workers_are_counted(two: Server) -> None:
+    """Each worker that takes a killed one's place is counted, once; before the first there is a 0."""
+    assert read_figures(two)["service_worker_restarts_total"] == [({}, 0.0)]
+    for count in (1.0, 2.0):
+        victim = two.workers()[0]
+        victim.kill()
+        wait_until(lambda gone=victim.pid: len({each.pid for each in two.workers()} - {gone}) == 2)  # type: ignore[misc]
+        assert read_figures(two)["service_worker_restarts_total"] == [({}, count)]
 
 
 def test_buckets_of_every_histogram_add_up(two: Server) -> None:
