@@ -56,6 +56,8 @@ class Keeper:
 
     async def _keep_listening(self) -> None:
         interval = self._settings.reload_interval / 2 or None  # half for the look, half for loading
+        if self._agreement.leads():  # one worker speaks for all
+            self.repository.tell_strays()
         while True:
             try:
                 await self._keep_up()
@@ -85,6 +87,8 @@ class Keeper:
         self._generation = generation
         self._report(generation, generation, Failures(change.refused, change.doubted))
         self._trouble = ""
+        if not state.patient and self._agreement.leads():
+            self.repository.tell_strays()
         del change
         await loop.run_in_executor(None, give_back_memory)
 
@@ -96,8 +100,9 @@ class Keeper:
         seen = await asyncio.get_running_loop().run_in_executor(None, look, self._settings.models_dir)
         if seen != self.repository.seen or not self._agreement.is_settled():
             self._agreement.change(lambda unloaded: unloaded, patient=True)
-        else:
+        else:  # nobody is copying anything any more
             self._trouble = ""
+            self.repository.tell_strays()
 
     async def _wait_for_bell(self, seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):

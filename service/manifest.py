@@ -270,9 +270,13 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sentence(error: ValidationError) -> str:
-    """Return the first problem of a pydantic error as one sentence that names the field."""
+def sentence(error: ValidationError, of: str = "a manifest") -> str:
+    """Return the first problem of a pydantic error as one sentence that names the field; `of` is what has fields."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where} is not a field of {of}"
+    if first["type"] == "literal_error" and where == "task":  # pydantic was only asked about models that have a task
+        return "task is none of 'regression', 'binary', 'multiclass' and 'tensors'"
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

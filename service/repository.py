@@ -19,7 +19,7 @@ from service.errors import ModelRefusedError, NotFoundError, ServiceError, Start
 from service.metrics import ModelMetrics
 from service.predictor import load_any_predictor
 from service.settings import Settings
-from service.shelf import Fingerprint, ModelSettings, Slot, list_slots, load_settings, look
+from service.shelf import Fingerprint, ModelSettings, Slot, find_strays, list_slots, load_settings, look
 
 logger = logging.getLogger("service")
 
@@ -37,6 +37,8 @@ class Repository:
         self._preferred_device = preferred_device
         self._tried: dict[Key, Fingerprint] = {}
         self._doubts: dict[Key, str] = {}
+        self._strays: list[str] = []
+        self._told: list[str] = []
 
     @property
     def problem(self) -> str:
@@ -114,7 +116,7 @@ class Repository:
             chosen = settings[slot.name].chosen.versions
             if chosen is None or slot.version in chosen:
                 self._prepare_version(slot, patient, change)
-        self.seen = seen
+        self.seen, self._strays = seen, find_strays(root, seen)
         return change
 
     def _prepare_version(self, slot: Slot, patient: bool, change: Change) -> None:
@@ -184,6 +186,14 @@ class Repository:
         before = self.models
         self.models = {model.name: model for model in self._build_models(change)}
         self._tell(before)
+
+    def tell_strays(self) -> None:
+        """Warn of folders that hold a model where none is looked for: once of each, as long as it stands there."""
+        strays = self._strays
+        for sentence in strays:
+            if sentence not in self._told:
+                logger.warning("%s", sentence)
+        self._told = strays
 
     def _build_models(self, change: Change) -> Iterator[Model]:
         for name, settings in change.settings.items():

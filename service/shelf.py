@@ -22,6 +22,7 @@ from service.version_folder import MANIFEST_FILE, load_any_manifest
 logger = logging.getLogger("service")
 
 SETTINGS_FILE = "settings.json"
+_GRAPHS = (".onnx", ".pt", ".pth")
 _DEPTH = 2  # folders between the models folder and a file of a version
 Fingerprint = tuple[tuple[str, int, int], ...]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)]  # never a number
@@ -126,6 +127,42 @@ def _fingerprint(folder: Path) -> Fingerprint:
     return tuple(sorted(found))
 
 
+def find_strays(root: Path, seen: frozenset[tuple[str, int, int]]) -> list[str]:
+    """Return a sentence for each folder that holds a model where none is looked for: what is wrong, and what to do.
+
+    Args:
+        root: the models folder.
+        seen: what `look` returned of it, so that no file is touched again.
+    """
+    files: dict[Path, set[str]] = {}
+    for path in (Path(path) for path, _, _ in seen):
+        files.setdefault(path.parent, set()).add(path.name)
+    if MANIFEST_FILE in files.get(root, ()):  # it holds one version directly
+        return []
+    versions = {folder for folder in files if folder.parent.parent == root and _is_version(folder.name)}
+    others = files.keys() - {
+        folder.parent for folder in versions
+    }  # beside its versions, a model's folder may hold more
+    return [found for folder in sorted(others) if (found := _explain_stray(root, folder, files[folder]))]
+
+
+def _explain_stray(root: Path, folder: Path, names: set[str]) -> str:
+    has_manifest, has_graph = MANIFEST_FILE in names, any(name.endswith(_GRAPHS) for name in names)
+    if folder.parent.parent == root and not _is_version(folder.name):
+        wrong = f"{folder} holds a manifest, but its name is no version; rename it to a number, such as"
+        return f"{wrong} {folder.parent / '1'}" if has_manifest else ""
+    if has_manifest:
+        is_version = folder.parent.parent == root
+        return "" if is_version else f"{folder} holds a manifest but no version folder; move it to {folder / '1'}"
+    if has_graph:
+        return f"{folder} holds a graph but no {MANIFEST_FILE}; `python -m service package` writes one"
+    return ""
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
 def load_settings(root: Path, name: str) -> ModelSettings:
     """Return a model's settings; those of a file that is not there are the defaults.
 
@@ -140,7 +177,7 @@ def load_settings(root: Path, name: str) -> ModelSettings:
     except OSError as error:
         raise ModelRefusedError(f"{SETTINGS_FILE} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise ModelRefusedError(f"{SETTINGS_FILE}: {sentence(error)}") from error
+        raise ModelRefusedError(f"{SETTINGS_FILE}: {sentence(error, SETTINGS_FILE)}") from error
 
 
 def save_settings(root: Path, name: str, changes: dict[str, Any]) -> None:

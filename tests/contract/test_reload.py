@@ -467,6 +467,36 @@ def test_admin_key_guards_changes(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert capsys.readouterr().out == "resident: serving nothing; latest none\n"
 
 
+def test_model_in_the_wrong_place_is_told_of_once(live: Live, name: str) -> None:
+    """Files without a version folder are warned of once, by one worker; moved to where the line says, they serve."""
+    staged = fakes.write_version(live.root.parent / "staged", build(name))
+    flat = live.root / name
+    staged.rename(flat)
+    warning = f"WARNING service: {flat} holds a manifest but no version folder; move it to {flat}/1"
+    wait_for(lambda: warning in live.server.log())
+    publish(live.root, build(f"{name}-x"))  # whatever else changes says nothing new of it
+    wait_for(lambda: serves(live.server, f"{name}-x") == {1})
+    time.sleep(3 * INTERVAL)
+    assert live.server.log().count(f"{flat} ") == 1
+    flat.rename(live.root.parent / "moved")
+    flat.mkdir()
+    (live.root.parent / "moved").rename(flat / "1")
+    wait_for(lambda: serves(live.server, name) == {1})
+    shutil.rmtree(live.root / f"{name}-x")
+
+
+@pytest.mark.parametrize("interval", ["0", "2"])
+def test_model_in_the_wrong_place_is_told_of_at_the_start(interval: str, tmp_path: Path) -> None:
+    """What stands wrong when the service starts is warned of once, also where nobody looks at the folder later."""
+    root = tmp_path / "models"
+    fakes.write_version(root, fakes.doubler()).rename(root / "doubler" / "v1")
+    with Server(root, *FLAGS, "--reload-interval", interval) as server:
+        wait_for(lambda: "doubler/v1 holds a manifest, but its name is no version" in server.log())
+        assert server.get("/health/ready").status_code == 503
+        time.sleep(1.5)
+        assert server.log().count("doubler/v1 ") == 1
+
+
 def test_folder_of_one_model_that_nobody_writes(tmp_path: Path) -> None:
     """KServe's layout, a version's files alone in a read-only folder, is served under the name given."""
     folder = fakes.write_version(tmp_path, replace(fakes.canvas().only("onnx"), version=3))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import InvalidRequestError, ModelRefusedError
-from service.shelf import SETTINGS_FILE, ModelSettings, list_slots, load_settings, look, save_settings
+from service.shelf import SETTINGS_FILE, ModelSettings, find_strays, list_slots, load_settings, look, save_settings
 from tests import fakes
 
 
@@ -81,6 +81,39 @@ def test_folder_of_one_version(empty_dir: Path) -> None:
     (folder / "manifest.json").write_text("{")
     assert [(slot.name, slot.version) for slot in list_slots(folder, "served")] == [("served", 1)]
     assert [(slot.name, slot.version) for slot in list_slots(folder, "", ("doubler", 3))] == [("doubler", 3)]
+
+
+def test_models_in_the_wrong_place_are_found(empty_dir: Path) -> None:
+    """A manifest or a graph where no version is looked for is told of, with its right place; what else lies is not."""
+    root = empty_dir
+    fakes.write_version(root, fakes.doubler())
+    (root / "doubler" / "old.onnx").touch()
+    (root / "doubler" / "checkpoints").mkdir()
+    (root / "doubler" / "checkpoints" / "last.pt").touch()
+    (root / ".staging").mkdir()
+    (root / ".staging" / "manifest.json").touch()
+    (root / "README.md").touch()
+    assert find_strays(root, look(root)) == []
+    for folder, names in {
+        "flat": ("manifest.json", "model.onnx"),
+        "graph": ("model.pt",),
+        "vv/v1": ("manifest.json", "model.onnx"),
+        "ww/01": ("manifest.json",),
+        "half/3": ("model.onnx",),
+    }.items():
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / name).touch()
+    wrong = "holds a manifest, but its name is no version; rename it to a number, such as"
+    assert find_strays(root, look(root)) == [
+        f"{root}/flat holds a manifest but no version folder; move it to {root}/flat/1",
+        f"{root}/graph holds a graph but no manifest.json; `python -m service package` writes one",
+        f"{root}/half/3 holds a graph but no manifest.json; `python -m service package` writes one",
+        f"{root}/vv/v1 {wrong} {root}/vv/1",
+        f"{root}/ww/01 {wrong} {root}/ww/1",
+    ]
+    (root / "manifest.json").touch()
+    assert find_strays(root, look(root)) == []
 
 
 def test_settings_are_kept(empty_dir: Path) -> None:
