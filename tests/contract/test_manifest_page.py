@@ -1,0 +1,99 @@
+"""docs/manifest.md: each of its examples serves as it stands there, and it has every field."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from service import manifest
+from service.manifest import digest
+from tests.servers import ROOT, Server
+
+PAGE = (ROOT / "docs/manifest.md").read_text()
+EXAMPLES = {
+    fields["name"]: fields for fields in map(json.loads, re.findall(r"^```json\n(.*?)^```$", PAGE, re.M | re.S))
+}
+ACTIVATIONS = {"value": "Identity", "probability": "Sigmoid", "probabilities": "Softmax", "logits": "Identity"}
+PARTS = (
+    manifest.Manifest,
+    manifest.SignatureManifest,
+    manifest.TabularInput,
+    manifest.ImageInput,
+    manifest.Feature,
+    manifest.ImageSpec,
+    manifest.Output,
+    manifest.Artifact,
+    manifest.Golden,
+    manifest.Training,
+    manifest.TensorSpec,
+)
+
+
+def build_graph(fields: dict[str, Any]) -> bytes:
+    """Return a graph with the tensors that a manifest describes; its weights are zeros."""
+    if fields["task"] == "tensors":
+        nodes = [helper.make_node("Add", [spec["name"] for spec in fields["inputs"]], [fields["outputs"][0]["name"]])]
+        shapes = [(spec["name"], ["batch", *spec["shape"][1:]]) for spec in (*fields["inputs"], *fields["outputs"])]
+        weights = []
+    else:
+        shape, wide = fields["input"]["shape"], int(np.prod(fields["input"]["shape"]))
+        out = len(fields["output"].get("labels", "1")) if fields["task"] == "multiclass" else 1
+        nodes = [
+            helper.make_node("Flatten", ["inputs"], ["flat"], axis=1),
+            helper.make_node("MatMul", ["flat", "weights"], ["raw"]),
+            helper.make_node(ACTIVATIONS[fields["output"]["kind"]], ["raw"], ["outputs"]),
+        ]
+        shapes = [("inputs", ["batch", *shape]), ("outputs", ["batch", out])]
+        weights = [numpy_helper.from_array(np.zeros((wide, out), np.float32), "weights")]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes]
+    graph = helper.make_graph(nodes, "example", tensors[:-1], tensors[-1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on a folder that was written by hand, as the page says."""
+    root: Path = tmp_path_factory.mktemp("by-hand") / "models"
+    for name, fields in EXAMPLES.items():
+        folder = root / name / str(fields["version"])
+        folder.mkdir(parents=True)
+        content = build_graph(fields)
+        (folder / "model.onnx").write_bytes(content)
+        about = {"sha256": digest(content), "bytes": len(content)}
+        artifacts = {"artifacts": {"onnx": fields["artifacts"]["onnx"] | about}}
+        (folder / "manifest.json").write_text(json.dumps(fields | artifacts))
+    with Server(root, "--workers", "1") as server:
+        yield server
+
+
+def test_every_example_serves(written: Server) -> None:
+    """All are ready; those with a task answer instances, the one without answers tensors."""
+    assert written.get("/health/ready").status_code == 200, written.log()
+    assert {fields["task"] for fields in EXAMPLES.values()} == {"regression", "binary", "multiclass", "tensors"}
+    assert written.predict("rent", [{"rooms": 2, "area": 60}]).json()["predictions"] == [{"prediction": 0.0}]
+    exam = written.predict("exam", [[3]]).json()["predictions"][0]
+    assert (exam["label"], exam["probability"]) == ("fail", 0.5)
+    shapes = written.predict("shapes", [[0.0] * 32 * 32]).json()["predictions"][0]
+    assert shapes["probabilities"] == pytest.approx([1 / 3] * 3)
+    tensors = [
+        {"name": name, "datatype": "FP32", "shape": [1, 3], "data": data}
+        for name, data in (("a", [1, 2, 3]), ("b", [1] * 3))
+    ]
+    assert written.post("/v2/models/sum/infer", json={"inputs": tensors}).json()["outputs"][0]["data"] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_field_is_explained(part: Any) -> None:
+    """Each field of each part of a manifest stands on the page, as code."""
+    prose = re.sub(r"^```.*?^```$", "", PAGE, flags=re.M | re.S)
+    words = {word for code in re.findall(r"`([^`]+)`", prose) for word in code.split(".")} | {"inputs", "outputs"}
+    assert set(part.model_fields) <= words
