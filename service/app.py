@@ -44,7 +44,7 @@ from service.keeper import Keeper
 from service.log import AccessLog
 from service.manifest import AnyManifest
 from service.metrics import ModelMetrics
-from service.repository import Repository, list_served
+from service.repository import Repository, check_settings, list_served
 from service.settings import Settings
 from service.tracing import open_tracer
 
@@ -319,8 +319,9 @@ def create_app(
         shared: a folder that the workers of one host share, to agree on what is loaded.
 
     Raises:
-        StartError: the models folder or the device asked for is not there.
+        StartError: the models folder, the backend or the device asked for is not there.
     """
+    check_settings(settings)
     agreement = Agreement(shared)
     agreement.report(Report())  # from now on, what is agreed on waits for this worker
     state = agreement.read()

@@ -7,6 +7,7 @@ each worker answers HTTP itself, so a request crosses no process.
 
 import asyncio
 import contextlib
+import errno
 import gc
 import ipaddress
 import logging
@@ -30,6 +31,7 @@ from service.backends import list_accelerators
 from service.connection import check_times
 from service.errors import StartError
 from service.http_protocol import PredictProtocol
+from service.repository import check_settings
 from service.settings import Settings, count_cores
 from service.supervisor import Supervisor, Times
 
@@ -170,15 +172,16 @@ def open_listener(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise StartError(f"cannot listen on {host} port {port}: {error.strerror}; try --port") from error
+        is_no_address = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        flag = "--host" if is_no_address else "--port"
+        raise StartError(f"cannot listen on {host} port {port}: {error.strerror}; try {flag}") from error
     listener.set_inheritable(True)
     return listener
 
 
 def serve(settings: Settings, shared: Path) -> None:
     """Serve until told to stop; the workers agree on what they serve in the folder `shared`."""
-    if not settings.models_dir.is_dir():
-        raise StartError(f"models folder {settings.models_dir} does not exist; pass --models-dir")
+    check_settings(settings)
     cores = count_cores()
     accelerator, devices = choose_placement(settings)
     places = len(devices) if isinstance(devices, list) else 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from service import tasks
-from service.backends import Array, Backend, choose_backends, choose_device, open_backend
+from service.backends import Array, Backend, check_backend, choose_backends, choose_device, open_backend
 from service.batching import Cost, measure_cost
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
 from service.manifest import AnyManifest, BackendName, Manifest
@@ -103,8 +103,9 @@ def load_any_predictor(
 
     Raises:
         ModelRefusedError: the version must not serve, with the reason.
-        StartError: `device` was asked for by name and cannot be used.
+        StartError: `backend` or `device` was asked for by name and cannot be used.
     """
+    check_backend(backend)
     manifest = load_any_manifest(folder)
     if serve_as is not None:
         manifest = manifest.model_copy(update={"name": serve_as})

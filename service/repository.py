@@ -13,6 +13,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 
 from service import metrics
+from service.backends import check_backend
 from service.batching import Batcher
 from service.catalog import NO_FAILURES, Change, Failures, Key, Model, ReadSettings, Served
 from service.errors import ModelRefusedError, NotFoundError, ServiceError, StartError, UnavailableError
@@ -257,6 +258,19 @@ def _list_refused(models: Mapping[str, Model]) -> dict[tuple[str, str], str]:
 def _note_served(served: Served, serves: bool) -> None:
     manifest, backend = served.manifest, served.predictor.backend
     metrics.note_served(manifest.name, manifest.version, backend.name, backend.device, backend.provider, serves)
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse a models folder or a backend that is not there, before anything is started for it.
+
+    Raises:
+        StartError: the sentence says which setting to change.
+    """
+    folder = settings.models_dir
+    if not folder.is_dir():
+        wrong = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise StartError(f"models folder {folder} {wrong}; pass --models-dir")
+    check_backend(settings.backend)
 
 
 def give_back_memory() -> None:

@@ -48,6 +48,16 @@ def is_installed(name: BackendName) -> bool:
     return find_spec("torch" if name == "torchscript" else "onnxruntime") is not None
 
 
+def check_backend(wanted: str) -> None:
+    """Refuse a backend that was asked for by name and whose package is not installed.
+
+    Raises:
+        StartError: it cannot be imported; the sentence says what to install.
+    """
+    if wanted == "torchscript" and not is_installed(wanted):
+        raise StartError("--backend torchscript needs torch, which is not installed: pip install '.[torch]'")
+
+
 def open_backend(name: BackendName, content: bytes, manifest: Manifest, device: str, threads: int) -> Backend:
     """Open an artifact's bytes on a device.
 

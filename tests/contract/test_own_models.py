@@ -93,12 +93,32 @@ def test_service_needs_no_torch(without_torch: dict[str, str], models_dir: Path,
         assert server.get("/health/ready").status_code == 200
     verified = run_service("verify", "--models-dir", str(models_dir), environment=without_torch)
     assert verified.returncode == 0, verified.stderr
-    assert "skipped: install '.[torch]' to check it" in verified.stdout
+    assert "skipped: install '.[torch]' to run it" in verified.stdout
+    assert verified.stdout.splitlines()[-1] == "12 checks of 6 versions, 6 skipped, 0 failed"
     (tmp_path / "doubler.pt").write_bytes(fakes.doubler().contents["torchscript"])
     call = ["--name", "m", "--task", "regression", "--features", "x", "--models-dir", str(tmp_path / "own")]
     packaged = run_service("package", str(tmp_path / "doubler.pt"), *call, environment=without_torch)
     assert packaged.returncode == 1
     assert "install the torch extra: pip install '.[torch]'" in packaged.stderr
+
+
+def test_backend_that_is_not_installed_ends_the_start(without_torch: dict[str, str], models_dir: Path) -> None:
+    """`--backend torchscript` without torch is one line that says what to install, and serves nothing."""
+    flags = ("--backend", "torchscript", "--models-dir", str(models_dir))
+    line = "error: --backend torchscript needs torch, which is not installed: pip install '.[torch]'\n"
+    for command in (("serve", "--port", "0"), ("predict", "doubler", "--input", __file__)):
+        done = run_service(*command, *flags, environment=without_torch)
+        assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_damaged_file_is_found_without_torch(without_torch: dict[str, str], empty_dir: Path) -> None:
+    """`verify` checks the bytes of what it cannot run."""
+    with (fakes.write_version(empty_dir, fakes.coin().only("torchscript")) / "model.pt").open("ab") as file:
+        file.write(b"x")
+    done = run_service("verify", "--models-dir", str(empty_dir), environment=without_torch)
+    assert done.returncode == 1
+    assert "FAILED: model.pt has " in done.stdout
+    assert done.stdout.splitlines()[-1] == "1 checks of 1 versions, 0 skipped, 1 failed"
 
 
 def test_torchscript_model_without_torch_is_refused_by_name(without_torch: dict[str, str], empty_dir: Path) -> None:

@@ -32,8 +32,9 @@ def test_listener_refuses_what_it_cannot_have() -> None:
             StartError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use; try --port"
         ):
             open_listener("127.0.0.1", port)
-    with pytest.raises(StartError, match=r"cannot listen on 192\.0\.2\.1 port 0: "):
-        open_listener("192.0.2.1", 0)
+    for address in ("192.0.2.1", "300.1.1.1"):
+        with pytest.raises(StartError, match=rf"cannot listen on {address} port 0: .*; try --host$"):
+            open_listener(address, 0)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,7 @@ def test_both_workers_share_one_socket(models_dir: Path) -> None:
     ("flags", "message"),
     [
         (["--device", "cuda:99"], "error: device cuda:99 is not usable here; usable: cpu"),
+        (["--models-dir", "README.md"], "error: models folder README.md is a file, not a folder; pass --models-dir"),
         (["--models-dir", "nosuch"], "error: models folder nosuch does not exist; pass --models-dir"),
         (["--port", "99999"], "error: --port='99999': "),
         (["--host", "192.0.2.1"], "error: cannot listen on 192.0.2.1 port "),
