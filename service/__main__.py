@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -83,7 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 1 with one clear line on stderr, 2 for a wrong command line."""
     flags = vars(build_parser().parse_args(arguments))
     try:
-        return int(flags["run"](load_settings(flags), flags))
+        code = int(flags["run"](load_settings(flags), flags))
+        sys.stdout.flush()  # here, where a reader that has gone can be caught
+        return code
+    except BrokenPipeError:  # such as `verify | head`; nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return 1
     except ServiceError as error:
         logging.getLogger("service").debug("", exc_info=error)
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,10 @@
 
 import io
 import json
+import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +18,7 @@ from service.__main__ import main
 from service.commands import find_version
 from service.errors import NotFoundError
 from tests import fakes
+from tests.servers import ROOT, clean_environment
 
 
 def test_predict_from_a_file(models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +75,7 @@ def test_verify_prints_a_row_for_each_backend(models_dir: Path, capsys: pytest.C
     header, *rows, summary = capsys.readouterr().out.splitlines()
     assert header.split() == ["model", "version", "backend", "device", "digest", "golden", "parity"]
     assert len(rows) == 12
-    assert summary == "12 checks of 6 versions, 0 failed"
+    assert summary == "12 checks of 6 versions, 0 skipped, 0 failed"
     doubler = [row.split() for row in rows if row.startswith("doubler")]
     assert doubler[0] == ["doubler", "1", "onnx", "cpu", "ok", "2", "ok", "-"]
     assert doubler[1] == ["doubler", "1", "torchscript", "cpu", "ok", "2", "ok", "0.0e+00", "from", "onnx"]
@@ -91,7 +95,31 @@ def test_verify_fails_for_one_broken_version(empty_dir: Path, capsys: pytest.Cap
     assert "FAILED: its onnx graph on cpu misses a golden output" in text
     assert "FAILED: manifest.json: name: Field required" in text
     assert "FAILED: 1.0e-03 from onnx" in text
-    assert text.splitlines()[-1] == "6 checks of 4 versions, 3 failed"
+    assert text.splitlines()[-1] == "6 checks of 4 versions, 0 skipped, 3 failed"
+
+
+def test_verify_names_the_damaged_file(empty_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged file fails in its own row; the other file of the version is intact, and is not run."""
+    with (fakes.write_version(empty_dir, fakes.doubler()) / "model.pt").open("ab") as file:
+        file.write(b"x")
+    assert main(["verify", "--models-dir", str(empty_dir)]) == 1
+    _, onnx, torchscript, summary = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"doubler +1 +onnx +- +ok +- +skipped: another file of it is damaged", onnx)
+    assert "torchscript  -       FAILED: model.pt has " in torchscript
+    assert summary == "2 checks of 1 versions, 1 skipped, 1 failed"
+
+
+def test_reader_that_has_gone_is_no_traceback(models_dir: Path) -> None:
+    """A command whose output nobody reads any more, as in `verify | head`, ends without a word."""
+    command = [sys.executable, "-m", "service", "verify", "--models-dir", str(models_dir)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
 
 
 def test_verify_of_nothing_fails(empty_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
