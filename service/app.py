@@ -144,13 +144,13 @@ class Application:
             fields, answer = codecs.encode(target.api, results, served.manifest, call, head)
         except Exception as error:  # whatever happens, the caller gets a sentence and not a stack
             found = as_service_error(error, head.request_id)
-            self.note(target, head, found.status, rows, began, served)
+            self.note(target, method, head, found.status, rows, began, served, str(found))
             await send_error(send, found, head.echoed)
             return
         finally:
             self.in_flight -= 1
             self.hold(held, 0)
-        self.note(target, head, 200, rows, began, served)
+        self.note(target, method, head, 200, rows, began, served)
         await send_answer(send, 200, answer, [*split_fields(fields), *head.echoed])
 
     async def _decode(
@@ -192,34 +192,45 @@ class Application:
         return Response(answer, media_type="application/json")
 
     def note(
-        self, target: Target, head: RequestHead, status: int, rows: int, began: float, served: Served | None
+        self,
+        target: Target,
+        method: str,
+        head: RequestHead,
+        status: int,
+        rows: int,
+        began: float,
+        served: Served | None,
+        error: str = "",
     ) -> None:
         """Count and log a predict request that has been answered.
 
         Args:
             target: what was asked for.
+            method: of the request.
             head: of the request.
             status: of the answer.
             rows: instances in the request.
             began: when its head was complete, on `time.perf_counter`.
             served: the version that was found, if one was.
+            error: the sentence of a failure.
         """
         seconds = time.perf_counter() - began
         if served is not None:
             manifest = served.manifest
             served.metrics.answered(status, seconds)
-            what = f"{manifest.name}/{manifest.version}"
+            model = f"{manifest.name}/{manifest.version}"
         else:
             metrics.note_failure(status)
-            what = "/".join(filter(None, target[1:]))
-        self.access_log.note(head.request_id, what, status, rows, seconds)
+            model = ""
+        self.access_log.note(head.request_id, f"{method} {target.path}", status, rows, seconds, model, error)
         if self._tracer is not None:
-            self._tracer.record(head, what, status, rows, seconds)
+            asked = model or "/".join(filter(None, (target.name, target.version)))
+            self._tracer.record(head, asked, status, rows, seconds)
 
-    def note_other(self, request_id: bytes, what: str, status: int, seconds: float) -> None:
+    def note_other(self, request_id: bytes, what: str, status: int, seconds: float, error: str = "") -> None:
         """Count and log an answered request that is no predict request; `what` is its method and path."""
         metrics.note_other(status)
-        self.access_log.note(request_id, what, status, 0, seconds)
+        self.access_log.note(request_id, what, status, 0, seconds, error=error)
 
     def tick(self) -> None:
         """Write what was gathered for the log, and the gauges; the host calls this a few times a second."""
@@ -256,23 +267,29 @@ class Application:
             held = self.hold(held, size)
             return message
 
+        state = scope["state"] = scope.get("state", {}) | {"head": head}
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *head.echoed]
                 if path != "/metrics" and not is_open(path):
                     what = f"{scope['method']} {path}"
-                    self.note_other(head.request_id, what, message["status"], time.perf_counter() - began)
+                    seconds = time.perf_counter() - began
+                    self.note_other(head.request_id, what, message["status"], seconds, state.get("error", ""))
             await send(message)
 
-        scope["state"] = scope.get("state", {}) | {"head": head}
         try:
             if not is_open(path):
                 self.check_key(head)
         except UnauthorizedError as error:
+            state["error"] = str(error)
             await send_error(send_with_id, error)
             return
         try:
             await self._others(scope, receive_within_limits, send_with_id)
+        except Exception:
+            if "error" not in state:  # else Starlette has had it answered and logged, and raises it for servers to log
+                raise
         finally:
             self.hold(held, 0)
 
@@ -289,6 +306,7 @@ class Application:
             if isinstance(error, HTTPException):
                 error = explain(request.method, request.url.path, error)
             found = as_service_error(error, request.state.head.request_id)
+            request.state.error = str(found)
             extra = {name.decode(): value.decode() for name, value in error_headers(found)}
             return Response(encode_error(found), found.status, extra, "application/json")
 

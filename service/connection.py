@@ -138,7 +138,7 @@ class LimitedProtocol(HttpToolsProtocol):
             active.disconnected = True  # it must not answer, too
             active.message_event.set()
         request_id = new_request_id()
-        self.app.note_other(request_id, "-", error.status, 0.0)
+        self.app.note_other(request_id, "-", error.status, 0.0, str(error))
         self.transport.write(encode_failure(error, b"x-request-id: %b\r\n" % request_id + CLOSE))
         self._end(lingers=not isinstance(error, UnavailableError))
 

@@ -70,12 +70,12 @@ class PredictProtocol(LimitedProtocol):
         head = read_head(self.headers)
         keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         self._prediction = self._active = prediction = Prediction(
-            self.app, target, head, keep_alive, self.loop.time(), self.finish
+            self.app, target, head, keep_alive, self.loop.time(), self.finish, method.decode("latin-1")
         )
         self.cycle = prediction  # type: ignore[assignment]  # it is all that uvicorn asks of a cycle
         self.app.in_flight += 1
         try:
-            prediction.served = self.app.admit(target, method.decode("latin-1"), head)
+            prediction.served = self.app.admit(target, prediction.method, head)
             self._check_size(prediction, head.content_length or 0)
         except Exception as error:
             prediction.set_exception(error)

@@ -56,7 +56,9 @@ class Keeper:
 
     async def _keep_listening(self) -> None:
         interval = self._settings.reload_interval / 2 or None  # half for the look, half for loading
-        if self._agreement.leads():  # one worker speaks for all
+        self.repository.speaks = self._agreement.leads()  # one worker for all
+        if self.repository.speaks:
+            self.repository.tell_served()
             self.repository.tell_strays()
         while True:
             try:
@@ -83,11 +85,12 @@ class Keeper:
         until = loop.time() + CHANGE_SECONDS
         while not self._agreement.is_prepared(generation) and loop.time() < until:
             await self._wait_for_bell(POLL_SECONDS)
+        self.repository.speaks = self._agreement.leads()
         self.repository.commit(change, self._agreement.read_failures())
         self._generation = generation
         self._report(generation, generation, Failures(change.refused, change.doubted))
         self._trouble = ""
-        if not state.patient and self._agreement.leads():
+        if not state.patient and self.repository.speaks:
             self.repository.tell_strays()
         del change
         await loop.run_in_executor(None, give_back_memory)

@@ -201,6 +201,7 @@ def serve(settings: Settings, shared: Path) -> None:
     with listener:
         times = Times(settings.drain_delay, settings.shutdown_grace, max(SHORTEST_SILENCE, settings.request_timeout))
         supervisor.supervise(announce, listener.close, times)
+    logger.info("every process has ended")
 
 
 def list_in_child(name: str) -> list[str]:

@@ -75,29 +75,36 @@ class AccessLog:
         self._json = log_format == "json"
         self._lines: list[str] = []
 
-    def note(self, request_id: bytes, what: str, status: int, rows: int, seconds: float) -> None:
+    def note(
+        self, request_id: bytes, what: str, status: int, rows: int, seconds: float, model: str = "", error: str = ""
+    ) -> None:
         """Add a line.
 
         Args:
             request_id: the answer's `X-Request-ID`.
-            what: method and path, or model and version.
+            what: method and path.
             status: of the answer.
             rows: instances in the request, 0 where there are none.
             seconds: from the request's head to its answer.
+            model: which model and version answered, where one did.
+            error: the sentence of an answer that is none of success.
         """
         if not self._enabled:
             return
-        if not what.isprintable() or len(what) > _LONGEST:  # a caller wrote it; no caller may write lines of this log
-            what = ascii(what[:_LONGEST])
+        what = _on_one_line(what)
         name = request_id.decode("latin-1")
         milliseconds = seconds * 1000
         if self._json:
             line = (
                 f'"level": "info", "logger": "access", "id": "{name}", "request": {json.dumps(what)}, '
-                f'"status": {status}, "rows": {rows}, "ms": {milliseconds:.2f}}}\n'
+                f'"status": {status}, "rows": {rows}, "ms": {milliseconds:.2f}'
             )
+            line += f', "model": "{model}"' if model else ""
+            line += f', "error": {json.dumps(_on_one_line(error))}}}\n' if error else "}\n"
         else:
-            line = f" INFO access: {name} {what} {status} rows={rows} ms={milliseconds:.2f}\n"
+            line = f" INFO access: {name} {what} {status} rows={rows} ms={milliseconds:.2f}"
+            line += f" model={model}" if model else ""
+            line += f" error={_on_one_line(error)}\n" if error else "\n"
         self._lines.append(line)
 
     def flush(self) -> None:
@@ -112,6 +119,11 @@ class AccessLog:
             start = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now % 1 * 1000):03d}"
         with contextlib.suppress(OSError, ValueError):  # nobody reads the log any more, or it is not a file
             _write_now(sys.stderr.fileno(), [(start + line).encode() for line in lines])
+
+
+def _on_one_line(text: str) -> str:
+    """Return what a caller may have written, short and printable: no caller may write lines of this log."""
+    return text if text.isprintable() and len(text) <= _LONGEST else ascii(text[:_LONGEST])
 
 
 def _split(text: bytes) -> list[bytes]:

@@ -39,18 +39,27 @@ class Prediction:
         keep_alive: whether the connection stays open after the answer.
         now: the event loop's time.
         finish: is given the whole answer, once.
+        method: of the request; another than POST is refused.
     """
 
     __slots__ = (
         "app", "began", "call", "deadline", "disconnected", "finish", "head", "held", "keep_alive", "message_event",
-        "parts", "response_complete", "served", "size", "target",
+        "method", "parts", "response_complete", "served", "size", "target",
     )  # fmt: skip
 
     def __init__(
-        self, app: Application, target: Target, head: RequestHead, keep_alive: bool, now: float, finish: Finish
+        self,
+        app: Application,
+        target: Target,
+        head: RequestHead,
+        keep_alive: bool,
+        now: float,
+        finish: Finish,
+        method: str = "POST",
     ) -> None:
         self.app = app
         self.finish = finish
+        self.method = method
         self.target = target
         self.head = head
         self.keep_alive = keep_alive
@@ -85,7 +94,7 @@ class Prediction:
         if self.done():
             return
         found = as_service_error(error if isinstance(error, Exception) else Exception(error), self.head.request_id)
-        self._finish(found.status, encode_failure(found, self._fields()))
+        self._finish(found.status, encode_failure(found, self._fields()), str(found))
 
     def _fields(self) -> bytes:
         if self.app.repository.draining:
@@ -93,10 +102,10 @@ class Prediction:
         fields = join_fields(self.head.echoed) if self.head.trace else b"x-request-id: %b\r\n" % self.head.request_id
         return fields if self.keep_alive else fields + CLOSE
 
-    def _finish(self, status: int, answer: bytes) -> None:
+    def _finish(self, status: int, answer: bytes, error: str = "") -> None:
         self.response_complete = True
         rows = len(self.call.inputs) if self.call is not None else 0
-        self.app.note(self.target, self.head, status, rows, self.began, self.served)
+        self.app.note(self.target, self.method, self.head, status, rows, self.began, self.served, error)
         self.served = self.call = None  # an idle connection must not keep a version that has been replaced
         self.finish(self, answer)
 

@@ -10,7 +10,7 @@ import ctypes
 import gc
 import logging
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from service import metrics
 from service.backends import check_backend
@@ -32,6 +32,7 @@ class Repository:
         self.models: Mapping[str, Model] = {}
         self.draining = False
         self.loaded = False
+        self.speaks = True  # for all workers: what they do alike is logged by one
         self.seen: frozenset[tuple[str, int, int]] = frozenset()  # the folder that was last prepared
         self._settings = settings
         self._threads = threads
@@ -188,6 +189,21 @@ class Repository:
         self.models = {model.name: model for model in self._build_models(change)}
         self._tell(before)
 
+    def _tell_changes(self, before: Mapping[str, Model]) -> None:
+        served, was_served = _list_served(self.models), _list_served(before)
+        for key in sorted(was_served.keys() - served.keys()):
+            logger.info("no longer serving %s version %d", *key)
+        _log_served(one for key, one in served.items() if was_served.get(key) is not one)
+        for name in sorted(self.models.keys() & before.keys()):
+            now, then = (models[name].latest for models in (self.models, before))
+            if now and then and now.manifest.version != then.manifest.version:
+                numbers = now.manifest.version, then.manifest.version
+                logger.info("the latest version of %s is now %d, not %d", name, *numbers)
+
+    def tell_served(self) -> None:
+        """Log every version that is served, and where it runs."""
+        _log_served(_list_served(self.models).values())
+
     def tell_strays(self) -> None:
         """Warn of folders that hold a model where none is looked for: once of each, as long as it stands there."""
         strays = self._strays
@@ -217,17 +233,14 @@ class Repository:
         """Note in log and figures what has changed."""
         metrics.set_serving(sum(bool(model.versions) for model in self.models.values()))
         served, was_served = list_served(self.models), list_served(before)
-        for key in was_served.keys() - served.keys():
-            logger.info("no longer serving %s version %d", *key)
+        if self.loaded and self.speaks:
+            self._tell_changes(before)
         for key, one in was_served.items():
             if served.get(key) is not one:
                 _note_served(one, False)
         for key, one in served.items():
             if was_served.get(key) is not one:
-                backend = one.predictor.backend
                 _note_served(one, True)
-                if self.loaded:
-                    logger.info("serving %s version %d on %s (%s)", *key, backend.device, backend.provider)
         refused, was_refused = _list_refused(self.models), _list_refused(before)
         for name, version in was_refused.keys() - refused.keys():
             if version.isdigit():
@@ -253,6 +266,13 @@ def list_served(models: Mapping[str, Model]) -> dict[Key, Served]:
 
 def _list_refused(models: Mapping[str, Model]) -> dict[tuple[str, str], str]:
     return {(model.name, key): reason for model in models.values() for key, reason in model.refused.items()}
+
+
+def _log_served(every: Iterable[Served]) -> None:
+    for served in sorted(every, key=lambda one: (one.manifest.name, one.manifest.version)):
+        manifest, backend = served.manifest, served.predictor.backend
+        where = backend.name, backend.device, backend.provider
+        logger.info("serving %s version %d by %s on %s (%s)", manifest.name, manifest.version, *where)
 
 
 def _note_served(served: Served, serves: bool) -> None:

@@ -87,6 +87,7 @@ class Supervisor(ls.LitServer):
         self._looked_at = 0.0
         self._lifeline = os.pipe()  # the parent alone keeps its second end open: workers see it close
         self._signals = 0
+        self._signal = ""
         self._announced = False
 
     def supervise(self, announce: Callable[[], None], end_listening: Callable[[], None], times: Times) -> None:
@@ -103,8 +104,9 @@ class Supervisor(ls.LitServer):
         wake, waker = mp.Pipe(duplex=False)
 
         def stop(number: int, frame: FrameType | None) -> None:
-            del number, frame
+            del frame
             self._signals += 1
+            self._signal = self._signal or signal.Signals(number).name
             waker.send(None)
 
         for number in _SIGNALS:
@@ -204,6 +206,7 @@ class Supervisor(ls.LitServer):
                 worker.silent = 0.0
 
     def _end_gently(self, wake: Connection, end_listening: Callable[[], None], times: Times) -> None:
+        logger.info("%s has come: finishing what is in flight", self._signal)
         processes = [worker.process for worker in self._workers if worker.process is not None]
         for process in processes:
             process.terminate()

@@ -77,11 +77,12 @@ def read_head(headers: Headers) -> RequestHead:
 
 
 class Target(NamedTuple):
-    """What a predict path names: an API ("v1" or "v2"), a model, and a version (None: the newest)."""
+    """What a predict path names: an API ("v1" or "v2"), a model, and a version (None: the newest); and the path."""
 
     api: str
     name: str
     version: str | None
+    path: str = ""
 
 
 def match_predict(path: str) -> Target | None:
@@ -91,7 +92,7 @@ def match_predict(path: str) -> Target | None:
 
 def _match(path: str) -> Target | None:
     match = _PREDICT.fullmatch(path) or _INFER.fullmatch(path)
-    return Target(path[1:3], match[1], match[2]) if match else None
+    return Target(path[1:3], match[1], match[2], path) if match else None
 
 
 _match_again = lru_cache(maxsize=1024)(_match)

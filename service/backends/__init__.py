@@ -54,7 +54,7 @@ def check_backend(wanted: str) -> None:
     Raises:
         StartError: it cannot be imported; the sentence says what to install.
     """
-    if wanted == "torchscript" and not is_installed(wanted):
+    if wanted == "torchscript" and not is_installed("torchscript"):
         raise StartError("--backend torchscript needs torch, which is not installed: pip install '.[torch]'")
 
 

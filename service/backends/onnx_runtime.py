@@ -17,7 +17,8 @@ _FLOAT = "tensor(float)"
 _LOCATION = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
 _EXTERNAL_DATA = b"j"  # the tag of `TensorProto.external_data`, with a byte or two of length before that
 _NO_FOLDER = "/nonexistent"
-ort.set_default_logger_severity(3)  # its warnings speak of graph optimisation, not of anything a reader could mend
+_FATAL = 4  # what it writes by itself below this is in no log format; errors reach the log as exceptions
+ort.set_default_logger_severity(_FATAL)
 
 
 class OnnxBackend:
@@ -86,6 +87,7 @@ def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSess
     """
     check_self_contained(content)
     options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

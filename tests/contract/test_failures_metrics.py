@@ -133,28 +133,45 @@ def access_lines(server: Server) -> list[str]:
     return [line for line in server.log().splitlines() if " access: " in line or '"logger": "access"' in line]
 
 
-def test_every_answer_has_one_access_line(models_dir: Path) -> None:
-    """Each line has the id, what was asked for, status, rows and milliseconds; text is one line and JSON one object."""
-    for log_format in ("text", "json"):
-        with Server(models_dir, "--workers", "1", "--log-format", log_format) as server:
-            headers = {"X-Request-ID": "mine-1"}
-            server.post("/v1/models/coin:predict", json={"instances": [[1, 2]] * 3}, headers=headers)
-            server.get("/v1/models", headers={"X-Request-ID": "mine-2"})
-            server.get("/health/ready")
-            wait_until(lambda: len(access_lines(server)) == 2, 5)
-            first, second = access_lines(server)
+LINES = [  # request id, method and path, status, rows, model and version, the sentence of a failure
+    ("one", "POST /v1/models/coin:predict", 200, 3, "coin/1", ""),
+    ("two", "POST /v1/models/coin:predict", 400, 0, "coin/1", "instances[0] has 1 values, expected 2"),
+    ("three", "GET /v1/models/coin:predict", 405, 0, "", "GET is not answered here; send POST with a JSON body"),
+    ("four", "GET /v1/models", 200, 0, "", ""),
+    ("five", "GET /nosuch", 404, 0, "", "there is nothing at /nosuch; see /docs for what there is"),
+    ("six", "POST /v1/models/coin:predict", 400, 0, "coin/1", "instances[0] has 1 values, expected 2"),
+]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_every_answer_has_one_access_line(log_format: str, models_dir: Path) -> None:
+    """Each line has id, method, path, status, rows and milliseconds, what answered, and why where it is a failure."""
+    with Server(models_dir, "--workers", "1", "--log-format", log_format) as server:
+        for request_id, what, _, rows, _, sentence in LINES:
+            method, path = what.split()
+            body = json.dumps({"instances": [[1] if sentence else [1, 2]] * max(rows, 1)}).encode()
+            more = ("Expect: 100-continue",) if request_id == "six" else ()  # by way of ASGI
+            fields = (f"X-Request-ID: {request_id}", *more)
+            with Wire(server.url) as wire:
+                reply = wire.send(
+                    build_request(path, body if method == "POST" else None, *fields, method=method)
+                ).read()
+                if reply.status == 100:
+                    wire.read()
+        server.get("/health/ready")
+        wait_until(lambda: len(access_lines(server)) == len(LINES), 5)
+        for line, (request_id, what, status, rows, model, sentence) in zip(access_lines(server), LINES, strict=True):
             if log_format == "text":
-                assert re.search(r"INFO access: mine-1 coin/1 200 rows=3 ms=\d+\.\d\d$", first)
-                assert re.search(r"INFO access: mine-2 GET /v1/models 200 rows=0 ms=\d+\.\d\d$", second)
+                shown = (f" model={model}" if model else "") + (f" error={sentence}" if sentence else "")
+                start = re.escape(f"INFO access: {request_id} {what} {status} rows={rows} ms=")
+                assert re.search(start + r"\d+\.\d\d" + re.escape(shown) + "$", line), line
             else:
-                fields = json.loads(first)
-                assert (fields["id"], fields["request"], fields["status"], fields["rows"]) == (
-                    "mine-1",
-                    "coin/1",
-                    200,
-                    3,
-                )
-                assert json.loads(second)["request"] == "GET /v1/models"
+                fields_found = json.loads(line)
+                assert fields_found.pop("ms") >= 0
+                said = {"model": model, "error": sentence}
+                expected = {"id": request_id, "request": what, "status": status, "rows": rows}
+                expected |= {key: value for key, value in said.items() if value}
+                assert {k: v for k, v in fields_found.items() if k not in ("time", "level", "logger")} == expected
 
 
 def test_no_caller_can_write_lines_of_the_log(models_dir: Path) -> None:
