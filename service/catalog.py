@@ -81,6 +81,7 @@ class Change:
     """What `Repository.prepare` found and opened, and `Repository.commit` puts in place."""
 
     settings: Mapping[str, ReadSettings]
+    unloaded: frozenset[str] = frozenset()
     wanted: set[Key] = field(default_factory=set)
     tried: dict[Key, Fingerprint] = field(default_factory=dict)
     opened: dict[Key, Served] = field(default_factory=dict)

@@ -155,7 +155,8 @@ def models(settings: Settings, flags: dict[str, Any]) -> int:
     url = (flags["url"] or f"http://127.0.0.1:{settings.port}").rstrip("/")
     if what == "list":
         for row in _call(settings, f"{url}/v2/repository/index", {}):
-            print("  ".join((row["name"], row["version"], row["state"], row["reason"])).rstrip())
+            names = (["latest"] if row.get("latest") else []) + row.get("labels", [])
+            print("  ".join(filter(None, (row["name"], row["version"], row["state"], ", ".join(names), row["reason"]))))
         return 0
     if not model:
         raise InvalidRequestError(f"models {what} needs the name of a model")

@@ -39,6 +39,7 @@ class Repository:
         self._preferred_device = preferred_device
         self._tried: dict[Key, Fingerprint] = {}
         self._doubts: dict[Key, str] = {}
+        self._unloaded: frozenset[str] = frozenset()
         self._strays: list[str] = []
         self._told: list[str] = []
 
@@ -65,6 +66,10 @@ class Repository:
         if model is None:
             if not self.loaded:
                 raise UnavailableError("models are being loaded; try again in a moment")
+            if name in self._unloaded:
+                raise UnavailableError(
+                    f"model '{name}' has been unloaded; `python -m service models load {name}` loads it"
+                )
             raise NotFoundError(f"Request for unknown model: '{name}' is not found; it is not one of {self._names()}")
         served = model.latest if version is None else model.find(version)
         if served is not None:
@@ -111,9 +116,10 @@ class Repository:
         root = self._settings.models_dir
         seen = look(root)
         served = next(iter(list_served(self.models)), None)
-        slots = [slot for slot in list_slots(root, self._settings.model_name, served) if slot.name not in unloaded]
+        found = list_slots(root, self._settings.model_name, served)
+        slots = [slot for slot in found if slot.name not in unloaded]
         settings = {name: self._read_settings(name) for name in {slot.name for slot in slots}}
-        change = Change(settings)
+        change = Change(settings, frozenset(slot.name for slot in found).intersection(unloaded))
         for slot in slots:
             chosen = settings[slot.name].chosen.versions
             if chosen is None or slot.version in chosen:
@@ -185,12 +191,12 @@ class Repository:
                 change.doubted[key] = elsewhere.doubted[key]
                 del change.tried[key]  # it is opened again when the other's doubt is settled
         self._tried, self._doubts = change.tried, change.doubted
-        before = self.models
+        before, self._unloaded = self.models, change.unloaded
         self.models = {model.name: model for model in self._build_models(change)}
         self._tell(before)
 
     def _tell_changes(self, before: Mapping[str, Model]) -> None:
-        served, was_served = _list_served(self.models), _list_served(before)
+        served, was_served = list_served(self.models), list_served(before)
         for key in sorted(was_served.keys() - served.keys()):
             logger.info("no longer serving %s version %d", *key)
         _log_served(one for key, one in served.items() if was_served.get(key) is not one)
@@ -202,7 +208,7 @@ class Repository:
 
     def tell_served(self) -> None:
         """Log every version that is served, and where it runs."""
-        _log_served(_list_served(self.models).values())
+        _log_served(list_served(self.models).values())
 
     def tell_strays(self) -> None:
         """Warn of folders that hold a model where none is looked for: once of each, as long as it stands there."""
@@ -223,9 +229,14 @@ class Repository:
                 if version.isdigit() and Key(name, int(version)) in change.wanted and int(version) not in opened
             }
             refused = {str(key.version): reason for key, reason in change.refused.items() if key.name == name}
+            pinned, versions = settings.chosen.latest, kept | opened
             if settings.problem:
-                refused["settings"] = settings.problem
-            model = Model(name, kept | opened, still | refused, settings.chosen)
+                refused["settings"] = f"{settings.problem}; the settings before it stay in force"
+            elif versions and pinned is not None and pinned not in versions:
+                refused["settings"] = (
+                    f"latest is {pinned}, which does not serve; the newest, {max(versions)}, stands in"
+                )
+            model = Model(name, versions, still | refused, settings.chosen)
             if model.versions or model.refused:  # else it is still being copied
                 yield model
 
@@ -249,7 +260,7 @@ class Repository:
             if was_refused.get((name, version)) == reason:
                 continue
             if not version.isdigit():
-                logger.error("model %s keeps its settings: %s", name, reason)
+                logger.warning("settings of model %s: %s", name, reason)
                 continue
             metrics.note_refused(name, version, True)
             goes_on = "; what was served before goes on" if self.models[name].versions else ""

@@ -184,9 +184,10 @@ async def _index(keeper: Keeper, request: Request) -> Response:
     return OrjsonResponse([row for row in rows if row["state"] == "READY" or not only_ready])
 
 
-def _index_model(model: Model) -> list[dict[str, str]]:
-    rows = [
+def _index_model(model: Model) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
         {"name": model.name, "version": str(version), "state": "READY", "reason": model.refused.get(str(version), "")}
+        | _name_version(model, version)
         for version in sorted(model.versions)
     ]
     refused = {
@@ -197,6 +198,13 @@ def _index_model(model: Model) -> list[dict[str, str]]:
         for version, reason in refused.items()
     ]
     return rows
+
+
+def _name_version(model: Model, version: int) -> dict[str, Any]:
+    """Return what else a version goes by: whether paths without a version mean it, and its labels."""
+    is_latest = model.versions[version] is model.latest
+    labels = sorted(label for label, number in model.settings.labels.items() if number == version)
+    return ({"latest": True} if is_latest else {}) | ({"labels": labels} if labels else {})
 
 
 async def _change(keeper: Keeper, request: Request) -> Response:

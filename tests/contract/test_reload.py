@@ -350,7 +350,7 @@ def test_settings_choose_versions_and_labels(live: Live, name: str) -> None:
         assert (answer["model_version"], answer["outputs"][0]["data"]) == (str(expected), [3.0 * expected])
     assert live.server.get(f"/v2/models/{name}").json()["versions"] == ["1", "2", "3"]
     settings.write_text('{"latest": "newest"}')
-    wait_for(lambda: "keeps its settings" in live.server.log())
+    wait_for(lambda: "the settings before it stay in force" in live.server.log())
     assert serves(live.server, name) == {2}
     settings.unlink()
     wait_for(lambda: serves(live.server, name) == {4})
@@ -427,8 +427,21 @@ def test_rollback_by_call_and_by_command(told: Live, capsys: pytest.CaptureFixtu
     code, listed = run("list")
     assert code == 0
     rows = [line.split() for line in listed.splitlines() if line.startswith(model)]
-    assert rows == [[model, version, "READY"] for version in "123"]
+    assert rows == [[model, "1", "READY"], [model, "2", "READY"], [model, "3", "READY", "latest"]]
+    (told.root / model / "settings.json").write_text('{"latest": 9, "labels": {"stable": 1, "canary": 3}}')
+    assert run("load", model) == (0, f"{model}: serving 1, 2, 3; latest 3\n")
+    assert [line for line in run("list")[1].splitlines() if line.startswith(model)] == [
+        f"{model}  1  READY  stable",
+        f"{model}  2  READY",
+        f"{model}  3  READY  latest, canary",
+        f"{model}  settings  UNAVAILABLE  latest is 9, which does not serve; the newest, 3, stands in",
+    ]
+    assert f"WARNING service: settings of model {model}: latest is 9, which does not serve" in told.server.log()
     assert run("unload", model) == (0, f"{model}: serving nothing; latest none\n")
+    for answer in (told.server.predict(model, [[3]]), told.server.get(f"/v2/models/{model}/ready")):
+        assert answer.status_code == 503
+        sentence = f"model '{model}' has been unloaded; `python -m service models load {model}` loads it"
+        assert answer.json() == {"error": sentence}
     assert f"{model}  1  UNAVAILABLE  unloaded" in run("list")[1]
     code, text = run("load", "nosuch")
     assert (code, text.startswith("error: Request for unknown model: 'nosuch'")) == (1, True)

@@ -53,7 +53,10 @@ def test_index_has_every_version_and_why_not(client: Client) -> None:
         ("doubler", "2"): "UNAVAILABLE",
         ("liar", "1"): "UNAVAILABLE",
     }
-    assert rows["doubler", "1"]["reason"] == ""
+    assert rows["doubler", "1"] == {
+        "name": "doubler", "version": "1", "state": "READY", "reason": "", "latest": True,
+    }  # fmt: skip
+    assert not rows["doubler", "2"].keys() & {"latest", "labels"}
     assert rows["doubler", "2"]["reason"].startswith("model.pt cannot be read")
     only = client.request("POST", "/v2/repository/index", b'{"ready": true}').json()
     assert [(row["name"], row["version"]) for row in only] == [("doubler", "1")]
