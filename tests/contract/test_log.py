@@ -8,7 +8,6 @@ import pytest
 from onnx import helper
 
 from tests import fakes
-from tests.contract.test_protocol_tensors import write_model
 from tests.servers import Server
 from tests.wire import wait_until
 
@@ -49,7 +48,7 @@ def test_onnxruntime_writes_nothing_of_its_own(log_format: str, empty_dir: Path)
     fakes.write_version(empty_dir, fakes.picky())
     whole = ("INT64", [-1])
     node = helper.make_node("Add", ["a", "b"], ["sum"])
-    write_model(empty_dir, "adder", {"a": whole, "b": whole}, {"sum": whole}, node)
+    fakes.write_signature(empty_dir, "adder", {"a": whole, "b": whole}, {"sum": whole}, node)
     with Server(empty_dir, "--workers", "1", "--log-format", log_format) as server:
         tensors = [
             {"name": name, "datatype": "INT64", "shape": [size], "data": [1] * size}
