@@ -16,7 +16,7 @@ serve: $(SERVE) ## start the service on :8000 (ARGS="--port 9000" for another fl
 	@exec $(BIN)/python -m service serve $(ARGS)
 
 test: $(DEV) ## run every test (ARGS="tests/service -x" for some, JOBS=0 for one process)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 test-compose: $(DEV) ## build the images and run them; needs Docker, and is skipped without
 	$(BIN)/python -m pytest tests/compose -rP $(ARGS)

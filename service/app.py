@@ -180,7 +180,7 @@ class Application:
             ServiceError: what the same predict request would be refused for.
         """
         head: RequestHead = request.state.head
-        target = Target("v1", request.path_params["name"], request.path_params.get("version"))
+        target = Target("v1", request.path_params["name"], request.path_params.get("version"), request.url.path)
         deadline = asyncio.get_running_loop().time() + head.choose_timeout(self.settings.request_timeout)
         served = self.admit(target, request.method, head)
         body = await read_body(request.receive, head, self.settings.max_request_bytes, deadline)

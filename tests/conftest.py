@@ -3,25 +3,39 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from tests import fakes
 from tests.servers import ROOT, Server
+
+RAY = "tests/ray/"
 
 settings.register_profile("tests", deadline=None)  # a busy machine is no finding
 settings.load_profile("tests")
 
 
+class _ByFile(LoadFileScheduling):  # type: ignore[misc]
+    """Gives each file to one of the processes that `-n` starts, and all of Ray's, which share a cluster, to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return RAY if nodeid.startswith(RAY) else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests out by file."""
+    config.option.loadscopereorder = False  # in the order below, and not the largest files first
+    return _ByFile(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each file to one of the processes that `-n` starts; all of Ray's, which share a cluster, to the first."""
-    folder = ROOT / "tests" / "ray"
-    for item in items:
-        group = folder if item.path.is_relative_to(folder) else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(ROOT))))
-    items.sort(key=lambda item: not item.path.is_relative_to(folder))  # stable: the rest keeps its random order
+    """Begin with Ray's, which take longest; the rest keeps its random order."""
+    items.sort(key=lambda item: not item.nodeid.startswith(RAY))
 
 
 @pytest.fixture(autouse=True)

@@ -82,7 +82,7 @@ class Target(NamedTuple):
     api: str
     name: str
     version: str | None
-    path: str = ""
+    path: str
 
 
 def match_predict(path: str) -> Target | None:

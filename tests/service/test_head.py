@@ -10,8 +10,10 @@ from service.api.head import Target, match_predict
 @pytest.mark.parametrize("name", ["doubler", "x" * 60_000])
 def test_predict_path_names_its_target(name: str) -> None:
     """A name may be long; that there is no such model is said later."""
-    assert match_predict(f"/v1/models/{name}/versions/2:predict") == Target("v1", name, "2")
-    assert match_predict(f"/v2/models/{name}/infer") == Target("v2", name, None)
+    path = f"/v1/models/{name}/versions/2:predict"
+    assert match_predict(path) == Target("v1", name, "2", path)
+    path = f"/v2/models/{name}/infer"
+    assert match_predict(path) == Target("v2", name, None, path)
     assert match_predict(f"/v2/models/{name}") is None
 
 
