@@ -193,9 +193,9 @@ def rounds_for(seconds: float) -> int:
     session = ort.InferenceSession(napper().contents["onnx"], options, providers=["CPUExecutionProvider"])
     best = float("inf")
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.thread_time()
         session.run(None, {"inputs": np.array([[200]], np.float32)})
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.thread_time() - began)
     return max(1, round(200 * seconds / best))
 
 

@@ -297,7 +297,7 @@ def test_half_copied_folder_is_ignored(tmp_path: Path) -> None:
     publish(root, build("resident"))
     whole = fakes.write_version(tmp_path / "copy", build("copied"))
     content = (whole / "model.onnx").read_bytes()
-    pieces = [content[start : start + 32] for start in range(0, len(content), 32)]
+    pieces = [content[start : start + 8] for start in range(0, len(content), 8)]
 
     def copy(folder: Path) -> None:
         shutil.copy(whole / "manifest.json", folder)
@@ -306,8 +306,8 @@ def test_half_copied_folder_is_ignored(tmp_path: Path) -> None:
                 time.sleep(3 / len(pieces))
                 file.write(piece)
 
-    # A second between looks, and a thread that only copies: a pause as long as a look would make the half look whole.
-    with Server(root, *FLAGS, "--reload-interval", "1") as server, ThreadPoolExecutor(1) as pool:
+    # A second between looks, and a thread that only copies: a pause as long as that would make the half look whole.
+    with Server(root, *FLAGS, "--reload-interval", "2") as server, ThreadPoolExecutor(1) as pool:
         folder = root / "copied" / "1"
         folder.mkdir(parents=True)
         copying = pool.submit(copy, folder)

@@ -17,9 +17,17 @@ from tests.ray.cluster import RayServer
 from tests.servers import ROOT
 
 SUITE = ("predictions", "bad_input", "operations", "images", "protocol_clients", "protocol_malformed")
-OTHER_SERVERS = (  # these start a second server, with flags
+OTHER_SERVERS = (  # these start a second server
     "tests/contract/test_operations.py::test_device_and_provider_are_what_runs",
+    "tests/contract/test_operations.py::test_need_for_a_key_is_described",
+    "tests/contract/test_operations.py::test_versions_of_other_inputs_have_operations_of_their_own",
+    "tests/contract/test_operations.py::test_golden_outputs_are_the_example_of_an_answer",
+    "tests/contract/test_operations.py::test_more_instances_than_the_queue_takes_do_not_match",
+    "tests/contract/test_operations.py::test_answer_that_not_all_is_ready_is_as_described",
     "tests/contract/test_images.py::test_digits_that_a_person_draws_are_read",
+    "tests/contract/test_images.py::test_many_large_pictures_are_read_in_turn_and_in_time",
+    "tests/contract/test_images.py::test_hairline_is_a_digit",
+    "tests/contract/test_images.py::test_colour_pictures_are_previewed_as_they_are_predicted",
 )
 
 

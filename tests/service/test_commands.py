@@ -145,7 +145,7 @@ def test_verify_knows_versions_from_other_folders(empty_dir: Path, capsys: pytes
     for other in ("²", "01"):
         shutil.copytree(folder, folder.parent / other)
     assert main(["verify", "--models-dir", str(empty_dir), "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "2 checks of 1 versions, 0 failed"
+    assert capsys.readouterr().out.splitlines()[-1] == "2 checks of 1 versions, 0 skipped, 0 failed"
 
 
 def test_folder_of_one_version_is_verified_and_predicts(
