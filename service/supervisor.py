@@ -35,6 +35,7 @@ LONGEST_PAUSE = 5.0
 SETTLED_SECONDS = 1.0  # a worker that dies sooner after it was ready counts as one that could not be started
 MAX_FAILURES = 5  # in a row, with no other worker ready: then the service ends, for whoever watches it to see
 LOOK_SECONDS = 1.0  # between looks at the workers' pulses
+ECHO_SECONDS = 0.5  # within which a signal is the one before, come by a second way
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _fork = mp.get_context("fork")
 
@@ -87,6 +88,7 @@ class Supervisor(ls.LitServer):
         self._looked_at = 0.0
         self._lifeline = os.pipe()  # the parent alone keeps its second end open: workers see it close
         self._signals = 0
+        self._signalled_at = 0.0
         self._signal = ""
         self._announced = False
 
@@ -105,7 +107,10 @@ class Supervisor(ls.LitServer):
 
         def stop(number: int, frame: FrameType | None) -> None:
             del frame
-            self._signals += 1
+            now = time.monotonic()
+            if self._signals and now - self._signalled_at < ECHO_SECONDS:
+                return  # the same once more: `make` passes on what its whole group has been sent
+            self._signals, self._signalled_at = self._signals + 1, now
             self._signal = self._signal or signal.Signals(number).name
             waker.send(None)
 
