@@ -35,8 +35,11 @@ def serve(settings: Settings, flags: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="service-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when service.metrics is imported
+        # Heard once all is imported: native code that runs meanwhile may make another error of the exit.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         from service import litserve_host, log  # noqa: PLC0415 - no other command needs a web server
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         log.configure(settings.log_format)
         litserve_host.serve(settings, Path(folder))
     return 0
