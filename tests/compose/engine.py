@@ -180,15 +180,18 @@ class Project:
         return self.compose("exec", "-T", "--index", str(index), "service", "python", "-c", program)
 
     def kill_main_process(self, index: int = 1) -> None:
-        """Kill -9 the program that the container runs: the child of its init process."""
-        self.execute(
+        """Kill -9 the program that the container runs: the child of its init process.
+
+        Detached, for the container's end may take the one who ended it along.
+        """
+        program = (
             "import glob, os, signal\n"
             "for path in glob.glob('/proc/[0-9]*/stat'):\n"
             "    pid, parent = int(path.split('/')[2]), open(path).read().rpartition(')')[2].split()[1]\n"
             "    if parent == '1':\n"
-            "        os.kill(pid, signal.SIGKILL)\n",
-            index,
+            "        os.kill(pid, signal.SIGKILL)\n"
         )
+        self.compose("exec", "--detach", "--index", str(index), "service", "python", "-c", program)
 
     def health(self, index: int = 1) -> str:
         """Return what docker says of a replica: starting, healthy or unhealthy."""
