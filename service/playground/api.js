@@ -1,5 +1,7 @@
 // The service's API. Every address is relative to the page, so that all works behind a path prefix.
 
+import { h } from "./dom.js";
+
 const STORED = "playground-key";
 let key = sessionStorage.getItem(STORED) ?? "";
 let asking = null;
@@ -76,24 +78,27 @@ async function readError(answer) {
 /** Ask for the key; all requests that need one wait for the same answer. */
 export function askKey(reason) {
   asking ??= new Promise((resolve) => {
-    const dialog = document.getElementById("key-dialog");
-    const form = document.getElementById("key-form");
-    const input = document.getElementById("key-input");
-    document.getElementById("key-reason").textContent = reason;
     document.getElementById("key-button")?.removeAttribute("hidden");
-    input.value = "";
-    const close = () => {
-      if (dialog.open) dialog.close();
-      asking = null;
-      resolve();
-    };
-    form.onsubmit = (event) => {
+    const input = h("input", { id: "key-input", type: "password", autocomplete: "off", spellcheck: "false", required: true });
+    const take = (event) => {
       event.preventDefault();
       key = input.value.trim();
       sessionStorage.setItem(STORED, key);
-      close();
+      dialog.remove();
+      asking = null;
+      resolve();
     };
-    dialog.oncancel = (event) => event.preventDefault(); // nothing works without a key
+    const dialog = h("dialog", {
+      id: "key-dialog", "aria-labelledby": "key-title",
+      oncancel: (event) => event.preventDefault(), // nothing works without a key
+    }, h("form", { onsubmit: take },
+      h("h2", { id: "key-title" }, "This service asks for a key"),
+      h("p", { id: "key-reason" }, reason),
+      h("label", { for: "key-input" }, "API key"),
+      input,
+      h("p", { class: "hint" }, "It is kept in this tab alone, and forgotten when the tab is closed."),
+      h("button", { type: "submit", class: "primary" }, "Use this key")));
+    document.body.append(dialog);
     dialog.showModal();
     input.focus();
   });
