@@ -146,6 +146,25 @@ def full_mnist() -> Splits:
 
 @pytest.mark.full_mnist
 @pytest.mark.skipif(not FULL_MNIST, reason="set MNIST_DIR to a folder with the whole MNIST data set")
+@pytest.mark.parametrize(
+    ("name", "largest", "labels"), [("mnist", 0.09, 9), ("mnist-mlp-best", 0.23, 7), ("mnist-cnn", 0.09, 3)]
+)
+def test_rounded_weights_differ_as_described(
+    published: Path, full_mnist: Splits, name: str, largest: float, labels: int
+) -> None:
+    """The figures of docs/training.md for 8-bit weights; kernels of another machine may round a little otherwise."""
+    exact, rounded = (
+        predict(load_predictor(newest(published, name), backend=backend, device="cpu"), full_mnist.test)
+        for backend in ("onnx", "onnx-int8")
+    )
+    apart = np.abs(exact - rounded).max(axis=1)
+    assert apart.max() == pytest.approx(largest, abs=0.02)
+    assert np.median(apart) == pytest.approx(0.003, abs=0.001)
+    assert (exact.argmax(axis=1) != rounded.argmax(axis=1)).sum() == pytest.approx(labels, abs=2)
+
+
+@pytest.mark.full_mnist
+@pytest.mark.skipif(not FULL_MNIST, reason="set MNIST_DIR to a folder with the whole MNIST data set")
 @pytest.mark.parametrize("backend", ["onnx", "torchscript"])
 @pytest.mark.parametrize("name", DIGITS)
 def test_published_accuracy_is_exact(published: Path, full_mnist: Splits, name: str, backend: BackendName) -> None:
