@@ -41,7 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(models, ["port", "api_key", "admin_key"])
     models.set_defaults(run=commands.models)
 
-    package = actions.add_parser("package", help="put a model of your own into the folder, with a manifest")
+    _add_package(actions.add_parser("package", help="put a model of your own into the folder, with a manifest"))
+    return parser
+
+
+def _add_package(package: argparse.ArgumentParser) -> None:
     package.add_argument("artifacts", nargs="+", metavar="model.onnx|model.pt", help="one file per backend")
     package.add_argument("--name", required=True, help="lower-case letters, digits, - and _")
     package.add_argument("--task", required=True, choices=["regression", "binary", "multiclass", "tensors"])
@@ -77,7 +81,6 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--output-tensor", metavar="NAME", help="the ONNX graph's output, where it has several")
     add_flags(package, ["models_dir"])
     package.set_defaults(run=commands.package)
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,14 +5,12 @@ answer an `X-Request-ID` and every failure the body `{"error": sentence}`.
 """
 
 import asyncio
-import hmac
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,7 +29,6 @@ from service.api.operations import build_routes
 from service.api.page import build_page, is_open
 from service.api.repository_protocol import build_protocol_routes, check_admin
 from service.backends import Array
-from service.batching import Batcher
 from service.catalog import Served
 from service.errors import (
     DeadlineExceededError,
@@ -40,11 +37,12 @@ from service.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from service.gauges import Gauges
 from service.keeper import Keeper
+from service.keys import check_key, read_keys
 from service.log import AccessLog
 from service.manifest import AnyManifest
-from service.metrics import ModelMetrics
-from service.repository import Repository, check_settings, list_served
+from service.repository import Repository, check_settings
 from service.settings import Settings
 from service.tracing import open_tracer
 
@@ -61,15 +59,13 @@ class Application:
         self.settings = settings
         self.repository = repository
         self.access_log = AccessLog(settings.log_format, settings.access_log)
-        self.in_flight = self._shown_in_flight = 0
-        self._figures: set[ModelMetrics] = set()
-        self._batchers: WeakKeyDictionary[Batcher, str] = WeakKeyDictionary()  # also of versions removed in a call
+        self.in_flight = 0
+        self._gauges = Gauges(repository)
         self.held_bytes = 0
         self.readers = ThreadPoolExecutor(READERS, "read")
         self.arrival = asyncio.Event()  # a connection has come
         self._most_held = max(MOST_HELD_BYTES, 2 * settings.max_request_bytes)
-        keys = [*settings.api_key.split(","), settings.admin_key] if settings.api_key else []
-        self._keys = [key.strip().encode() for key in keys if key.strip()]  # an empty one would let everybody in
+        self._keys = read_keys(settings)
         self.keeper = keeper
         self._tracer = open_tracer()
         self._admin_key = settings.admin_key.strip().encode()
@@ -94,21 +90,11 @@ class Application:
         Raises:
             ServiceError: of a status from 400 to 415, or 503.
         """
-        self.check_key(head)
+        check_key(head.key, self._keys)
         check_call(method, head)
         served = self.repository.get(target.name, target.version)
         check_media(target, head, served.manifest)
         return served
-
-    def check_key(self, head: RequestHead) -> None:
-        """Refuse a request without one of the keys, where keys are set, in time that tells nothing of the keys.
-
-        Raises:
-            UnauthorizedError: no key, or not one of ours.
-        """
-        if self._keys and not sum(hmac.compare_digest(head.key, key) for key in self._keys):  # all compared, always
-            sent = "this key is not valid" if head.key else "a key is needed"
-            raise UnauthorizedError(f"{sent}; send it as X-API-Key, or as Authorization: Bearer")
 
     def hold(self, held: int, size: int) -> int:
         """Let a request hold `size` bytes instead of `held`, and return that.
@@ -159,9 +145,9 @@ class Application:
         arguments = target.api, body, manifest, head, self.settings.max_request_bytes
         if not codecs.is_heavy(target.api, body, head):
             return codecs.decode(*arguments)
-        return await self._run(deadline, codecs.decode, *arguments)
+        return await self.run(deadline, codecs.decode, *arguments)
 
-    async def _run(self, deadline: float, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+    async def run(self, deadline: float, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
         """Run in a thread what would hold the event loop; what still waits for one at the deadline is never run."""
         try:
             async with asyncio.timeout_at(deadline):
@@ -188,7 +174,7 @@ class Application:
         count, most = len(call.inputs), self.settings.queue_size
         if count > most:
             raise TooLargeError(f"the request has {count} instances; at most {most} are taken at once")
-        answer = await self._run(deadline, typed.encode_preview, call.inputs, served.manifest)
+        answer = await self.run(deadline, typed.encode_preview, call.inputs, served.manifest)
         return Response(answer, media_type="application/json")
 
     def note(
@@ -235,23 +221,11 @@ class Application:
     def tick(self) -> None:
         """Write what was gathered for the log, and the gauges; the host calls this a few times a second."""
         self.access_log.flush()
-        if self.in_flight != self._shown_in_flight:
-            self._shown_in_flight = self.in_flight
-            metrics.set_in_flight(self.in_flight)
-        every = list_served(self.repository.models).values()
-        for served in every:
-            served.metrics.write(served.batcher.rows)
-            self._batchers[served.batcher] = served.manifest.name
-        figures = {served.metrics for served in every}
-        for gone in self._figures - figures:  # the last of a version that is not served any more
-            gone.write(0)
-        self._figures = figures
-        metrics.write_rest()
+        self._gauges.write(self.in_flight)
 
     def find_stuck(self) -> str:
         """Return the name of a model with a call that has run for twice the time that any request has, or nothing."""
-        limit = max(SHORTEST_STUCK, 2 * self.settings.request_timeout)
-        return next((name for batcher, name in self._batchers.items() if batcher.running > limit), "")
+        return self._gauges.find_running(max(SHORTEST_STUCK, 2 * self.settings.request_timeout))
 
     async def _operate(self, path: str, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:
         began, held, limit = time.perf_counter(), 0, self.settings.max_request_bytes
@@ -280,7 +254,7 @@ class Application:
 
         try:
             if not is_open(path):
-                self.check_key(head)
+                check_key(head.key, self._keys)
         except UnauthorizedError as error:
             state["error"] = str(error)
             await send_error(send_with_id, error)

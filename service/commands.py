@@ -193,7 +193,7 @@ def _read_sentence(error: HTTPError) -> str:
 
 def package(settings: Settings, flags: dict[str, Any]) -> int:
     """Put a user's own model into the models folder with a manifest."""
-    from service.package import package_model  # noqa: PLC0415 - no other command needs it
+    from service.packaging.package import package_model  # noqa: PLC0415 - no other command needs it
 
     folder = package_model(settings.models_dir, flags)
     print(f"packaged {folder}; it is served as {folder.parent.name} version {folder.name}")

@@ -6,13 +6,10 @@ queued, and answered with one write when its batch is done. Everything else, pip
 way. What an answer says is decided by `service.app` and `service.api`, for both ways alike.
 """
 
-import asyncio
-
 from service.api import codecs
 from service.api.head import RequestHead, match_predict, read_head
 from service.connection import HEAD_TOO_LONG, MAX_HEAD_BYTES, LimitedProtocol
 from service.errors import (
-    DeadlineExceededError,
     HeadTooLargeError,
     InvalidRequestError,
     TooLargeError,
@@ -155,13 +152,9 @@ class PredictProtocol(LimitedProtocol):
     async def _submit_heavy(self, prediction: Prediction, body: bytes) -> None:
         """Decode a heavy body in a thread: it would hold the loop for milliseconds."""
         try:
-            async with asyncio.timeout_at(prediction.deadline):
-                arguments = self._arguments(prediction, body)
-                call = await self.loop.run_in_executor(self.app.readers, codecs.decode, *arguments)
-            prediction.call = call
+            arguments = self._arguments(prediction, body)
+            prediction.call = await self.app.run(prediction.deadline, codecs.decode, *arguments)
             self._queue(prediction)
-        except TimeoutError:
-            prediction.set_exception(DeadlineExceededError("the body could not be read by the request's deadline"))
         except Exception as error:
             prediction.set_exception(error)
 

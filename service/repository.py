@@ -11,6 +11,7 @@ import gc
 import logging
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from weakref import WeakKeyDictionary
 
 from service import metrics
 from service.backends import check_backend
@@ -34,6 +35,7 @@ class Repository:
         self.loaded = False
         self.speaks = True  # for all workers: what they do alike is logged by one
         self.seen: frozenset[tuple[str, int, int]] = frozenset()  # the folder that was last prepared
+        self.batchers: WeakKeyDictionary[Batcher, str] = WeakKeyDictionary()  # also of versions removed in a call
         self._settings = settings
         self._threads = threads
         self._preferred_device = preferred_device
@@ -88,10 +90,8 @@ class Repository:
         """Load every version for the first time, but for the models in `unloaded`.
 
         Raises:
-            StartError: the models folder is not there, or no model can use the device asked for.
+            StartError: no model can use the device asked for; see `check_settings` for what must be there.
         """
-        if not self._settings.models_dir.is_dir():
-            raise StartError(f"models folder {self._settings.models_dir} does not exist; pass --models-dir")
         change = self.prepare(unloaded)
         if change.unusable and not change.opened:
             raise change.unusable[0]
@@ -190,6 +190,7 @@ class Repository:
             else:
                 change.doubted[key] = elsewhere.doubted[key]
                 del change.tried[key]  # it is opened again when the other's doubt is settled
+        self.batchers |= {served.batcher: key.name for key, served in change.opened.items()}
         self._tried, self._doubts = change.tried, change.doubted
         before, self._unloaded = self.models, change.unloaded
         self.models = {model.name: model for model in self._build_models(change)}

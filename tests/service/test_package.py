@@ -1,4 +1,4 @@
-"""Tests of service.package, through `python -m service package`."""
+"""Tests of service.packaging, through `python -m service package`."""
 
 import json
 import os

@@ -1,5 +1,6 @@
 """Tests of service.repository."""
 
+import gc
 import logging
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from service.backends import onnx_runtime
 from service.errors import NotFoundError, StartError, UnavailableError
 from service.predictor import AnyPredictor, Predictor, load_any_predictor
-from service.repository import Repository
+from service.repository import Repository, check_settings
 from service.settings import Settings
 from tests import fakes
 
@@ -86,7 +87,7 @@ def test_problem_of_an_empty_folder(empty_dir: Path) -> None:
 def test_missing_folder_is_a_start_error(tmp_path: Path) -> None:
     """A models folder that does not exist stops the start with one line."""
     with pytest.raises(StartError, match=r"models folder .* does not exist; pass --models-dir"):
-        Repository(Settings(models_dir=tmp_path / "nosuch")).load()
+        check_settings(Settings(models_dir=tmp_path / "nosuch"))
 
 
 def test_model_that_is_not_finite_at_zero_is_served(empty_dir: Path) -> None:
@@ -140,3 +141,17 @@ def test_version_that_fails_unexpectedly_stops_no_other(
     assert repository.get("doubler").manifest.version == 1
     assert repository.problem == "coin: it could not be opened (MemoryError); the log says more"
     assert any(record.exc_info for record in caplog.records)
+
+
+def test_removed_version_is_still_watched(empty_dir: Path) -> None:
+    """A call that runs on after its version is gone can be seen from the first moment, and ends with its batcher."""
+    folder = fakes.write_version(empty_dir, fakes.doubler())
+    repository = Repository(Settings(models_dir=empty_dir, device="cpu"))
+    repository.load()
+    batcher = repository.get("doubler").batcher
+    shutil.rmtree(folder)
+    repository.refresh()
+    assert dict(repository.batchers) == {batcher: "doubler"}
+    del batcher
+    gc.collect()
+    assert dict(repository.batchers) == {}

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from service.errors import InvalidRequestError
 from service.manifest import Artifact, BackendName, Manifest, SignatureManifest, digest, sentence
-from service.samples import Samples, read_samples
+from service.packaging.samples import Samples, read_samples
 
 _KINDS = {"regression": "value", "binary": "probability", "multiclass": "probabilities"}
 _FOR_IMAGES = ("input_shape", "polarity", "fitting")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from service.backends import is_installed
-from service.description import describe, describe_signature, read_flagged_samples
 from service.errors import InvalidRequestError
 from service.manifest import AnyManifest, BackendName
+from service.packaging.description import describe, describe_signature, read_flagged_samples
+from service.packaging.proof import add_golden
 from service.predictor import load_any_predictor
-from service.proof import add_golden
 from service.version_folder import MANIFEST_FILE
 
 _BACKENDS: dict[str, BackendName] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from service.backends import Array, Backend, open_backend
 from service.errors import InvalidRequestError, ServiceError
 from service.manifest import BackendName, Golden, Manifest
+from service.packaging.samples import Samples
 from service.predictor import PROBABILITY_TOLERANCE, Predictor, check_alone, worst_excess
-from service.samples import Samples
 
 Rows = NDArray[Any]  # float64 (N, *shape) of a file, or float32
 

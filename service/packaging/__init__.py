@@ -1,0 +1,1 @@
+"""`python -m service package`: a model of your own gets a manifest and a place in the folder."""
