@@ -30,7 +30,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.load import Load, Wrk, check_wrk
 from benchmarks.processes import Started, start
-from service.manifest import Manifest
+from service.model.manifest import Manifest
 
 IDLE_SECONDS = 5.0
 

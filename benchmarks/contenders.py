@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.manifest import Manifest
-from service.version_folder import load_manifest
+from service.model.manifest import Manifest
+from service.model.version_folder import load_manifest
 
 JSON = {"Content-Type": "application/json"}
 

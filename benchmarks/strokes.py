@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.images import read_image
-from service.manifest import ImageInput
-from service.predictor import AnyPredictor, Predictor, load_predictor
+from service.model.manifest import ImageInput
+from service.model.predictor import AnyPredictor, Predictor, load_predictor
+from service.model.preprocess import read_image
 
 SIDE = 280  # pixels of the pad
 EACH = 20  # drawings of a digit

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from service import __version__, commands
+from service import __version__
+from service.cli import commands
 from service.errors import ServiceError
 from service.settings import add_flags, load_settings
 

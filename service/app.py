@@ -19,17 +19,15 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import metrics
-from service.agreement import Agreement, Report
-from service.api import codecs, typed
+from service.api import codecs
+from service.api.access import check_key, read_keys
 from service.api.asgi import read_body, send_answer, send_error, split_fields, wait_for_result
 from service.api.failures import as_service_error, encode_error, error_headers, explain
-from service.api.head import RequestHead, Target, check_call, check_media, match_predict, read_head
+from service.api.headers import PredictRoute, RequestHeaders, check_call, check_media, match_route, read_headers
 from service.api.operations import build_routes
 from service.api.page import build_page, is_open
-from service.api.repository_protocol import build_protocol_routes, check_admin
-from service.backends import Array
-from service.catalog import Served
+from service.api.v1 import codec as v1_codec
+from service.api.v2.operations import build_protocol_routes, check_admin
 from service.errors import (
     DeadlineExceededError,
     ServiceError,
@@ -37,14 +35,17 @@ from service.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from service.gauges import Gauges
-from service.keeper import Keeper
-from service.keys import check_key, read_keys
-from service.log import AccessLog
-from service.manifest import AnyManifest
-from service.repository import Repository, check_settings
+from service.model.backends import Array
+from service.model.manifest import AnyManifest
+from service.registry.coordination import Coordination, WorkerStatus
+from service.registry.gauges import Gauges
+from service.registry.reconciler import Reconciler
+from service.registry.registry import Registry, check_settings
+from service.registry.versions import LoadedVersion
 from service.settings import Settings
-from service.tracing import open_tracer
+from service.telemetry import metrics
+from service.telemetry.log import AccessLog
+from service.telemetry.tracing import open_tracer
 
 SHORTEST_STUCK = 5.0  # seconds
 READERS = 2  # threads of a worker that read heavy bodies, however many cores the machine has
@@ -53,20 +54,20 @@ MOST_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not an
 
 
 class Application:
-    """The ASGI callable that `create_app` returns; `repository` is what it serves."""
+    """The ASGI callable that `create_app` returns; `registry` is what it serves."""
 
-    def __init__(self, settings: Settings, repository: Repository, keeper: Keeper) -> None:
+    def __init__(self, settings: Settings, registry: Registry, reconciler: Reconciler) -> None:
         self.settings = settings
-        self.repository = repository
+        self.registry = registry
         self.access_log = AccessLog(settings.log_format, settings.access_log)
         self.in_flight = 0
-        self._gauges = Gauges(repository)
+        self._gauges = Gauges(registry)
         self.held_bytes = 0
         self.readers = ThreadPoolExecutor(READERS, "read")
         self.arrival = asyncio.Event()  # a connection has come
         self._most_held = max(MOST_HELD_BYTES, 2 * settings.max_request_bytes)
         self._keys = read_keys(settings)
-        self.keeper = keeper
+        self.reconciler = reconciler
         self._tracer = open_tracer()
         self._admin_key = settings.admin_key.strip().encode()
         self._others = self._build_starlette()
@@ -77,14 +78,14 @@ class Application:
             await self._others(scope, receive, send)
             return
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-        head = read_head(scope["headers"])
-        target = match_predict(path)
+        head = read_headers(scope["headers"])
+        target = match_route(path)
         if target is None:
             await self._operate(path, head, scope, receive, send)
         else:
             await self._predict(target, scope["method"], head, receive, send)
 
-    def admit(self, target: Target, method: str, head: RequestHead) -> Served:
+    def admit(self, target: PredictRoute, method: str, head: RequestHeaders) -> LoadedVersion:
         """Return what a predict request asks for, once its head has been found good.
 
         Raises:
@@ -92,7 +93,7 @@ class Application:
         """
         check_key(head.key, self._keys)
         check_call(method, head)
-        served = self.repository.get(target.name, target.version)
+        served = self.registry.get(target.name, target.version)
         check_media(target, head, served.manifest)
         return served
 
@@ -107,7 +108,9 @@ class Application:
         self.held_bytes += size - held
         return size
 
-    async def _predict(self, target: Target, method: str, head: RequestHead, receive: Receive, send: Send) -> None:
+    async def _predict(
+        self, target: PredictRoute, method: str, head: RequestHeaders, receive: Receive, send: Send
+    ) -> None:
         loop = asyncio.get_running_loop()
         began, rows, held, served = time.perf_counter(), 0, 0, None
 
@@ -140,7 +143,7 @@ class Application:
         await send_answer(send, 200, answer, [*split_fields(fields), *head.echoed])
 
     async def _decode(
-        self, target: Target, body: bytes, manifest: AnyManifest, head: RequestHead, deadline: float
+        self, target: PredictRoute, body: bytes, manifest: AnyManifest, head: RequestHeaders, deadline: float
     ) -> Any:  # noqa: ANN401 - each API has its own call
         arguments = target.api, body, manifest, head, self.settings.max_request_bytes
         if not codecs.is_heavy(target.api, body, head):
@@ -165,8 +168,8 @@ class Application:
         Raises:
             ServiceError: what the same predict request would be refused for.
         """
-        head: RequestHead = request.state.head
-        target = Target("v1", request.path_params["name"], request.path_params.get("version"), request.url.path)
+        head: RequestHeaders = request.state.head
+        target = PredictRoute("v1", request.path_params["name"], request.path_params.get("version"), request.url.path)
         deadline = asyncio.get_running_loop().time() + head.choose_timeout(self.settings.request_timeout)
         served = self.admit(target, request.method, head)
         body = await read_body(request.receive, head, self.settings.max_request_bytes, deadline)
@@ -174,18 +177,18 @@ class Application:
         count, most = len(call.inputs), self.settings.queue_size
         if count > most:
             raise TooLargeError(f"the request has {count} instances; at most {most} are taken at once")
-        answer = await self.run(deadline, typed.encode_preview, call.inputs, served.manifest)
+        answer = await self.run(deadline, v1_codec.encode_preview, call.inputs, served.manifest)
         return Response(answer, media_type="application/json")
 
     def note(
         self,
-        target: Target,
+        target: PredictRoute,
         method: str,
-        head: RequestHead,
+        head: RequestHeaders,
         status: int,
         rows: int,
         began: float,
-        served: Served | None,
+        served: LoadedVersion | None,
         error: str = "",
     ) -> None:
         """Count and log a predict request that has been answered.
@@ -206,16 +209,16 @@ class Application:
             served.metrics.answered(status, seconds)
             model = f"{manifest.name}/{manifest.version}"
         else:
-            metrics.note_failure(status)
+            metrics.record_failure(status)
             model = ""
         self.access_log.note(head.request_id, f"{method} {target.path}", status, rows, seconds, model, error)
         if self._tracer is not None:
             asked = model or "/".join(filter(None, (target.name, target.version)))
             self._tracer.record(head, asked, status, rows, seconds)
 
-    def note_other(self, request_id: bytes, what: str, status: int, seconds: float, error: str = "") -> None:
+    def record_other(self, request_id: bytes, what: str, status: int, seconds: float, error: str = "") -> None:
         """Count and log an answered request that is no predict request; `what` is its method and path."""
-        metrics.note_other(status)
+        metrics.record_other(status)
         self.access_log.note(request_id, what, status, 0, seconds, error=error)
 
     def tick(self) -> None:
@@ -227,7 +230,7 @@ class Application:
         """Return the name of a model with a call that has run for twice the time that any request has, or nothing."""
         return self._gauges.find_running(max(SHORTEST_STUCK, 2 * self.settings.request_timeout))
 
-    async def _operate(self, path: str, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _operate(self, path: str, head: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
         began, held, limit = time.perf_counter(), 0, self.settings.max_request_bytes
         if not path.endswith(":preview"):
             limit = min(limit, MOST_OPERATION_BYTES)
@@ -249,7 +252,7 @@ class Application:
                 if path != "/metrics" and not is_open(path):
                     what = f"{scope['method']} {path}"
                     seconds = time.perf_counter() - began
-                    self.note_other(head.request_id, what, message["status"], seconds, state.get("error", ""))
+                    self.record_other(head.request_id, what, message["status"], seconds, state.get("error", ""))
             await send(message)
 
         try:
@@ -270,7 +273,7 @@ class Application:
     def _build_starlette(self) -> ASGIApp:
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
-            keeping = asyncio.create_task(self.keeper.keep())
+            keeping = asyncio.create_task(self.reconciler.keep())
             yield
             keeping.cancel()
             if self._tracer is not None:
@@ -290,9 +293,9 @@ class Application:
         handlers = {ServiceError: answer_error, HTTPException: answer_error, Exception: answer_error}
         routes = [
             *self._preview_routes(),
-            *build_page(self.repository, self.settings.models_dir),
-            *build_routes(self.repository, self.settings),
-            *build_protocol_routes(self.keeper, check, self.settings.max_batch_size),
+            *build_page(self.registry, self.settings.models_dir),
+            *build_routes(self.registry, self.settings),
+            *build_protocol_routes(self.reconciler, check, self.settings.max_batch_size),
         ]
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
         app.router.redirect_slashes = False  # it would send callers to whatever host they named
@@ -314,9 +317,9 @@ def create_app(
         StartError: the models folder, the backend or the device asked for is not there.
     """
     check_settings(settings)
-    agreement = Agreement(shared)
-    agreement.report(Report())  # from now on, what is agreed on waits for this worker
-    state = agreement.read()
-    repository = Repository(settings, threads, preferred_device)
-    repository.load(state.unloaded)
-    return Application(settings, repository, Keeper(repository, settings, agreement, state.generation))
+    coordination = Coordination(shared)
+    coordination.report(WorkerStatus())  # from now on, what is agreed on waits for this worker
+    state = coordination.read()
+    registry = Registry(settings, threads, preferred_device)
+    registry.load(state.unloaded)
+    return Application(settings, registry, Reconciler(registry, settings, coordination, state.generation))

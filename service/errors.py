@@ -4,12 +4,12 @@ ServiceError
 ├── RequestError            the caller can mend it; `status` is the answer's HTTP status
 │   ├── InvalidRequestError      400  decode: body, values, parameters; values without a finite answer
 │   ├── UnauthorizedError        401  key missing or wrong
-│   ├── NotFoundError            404  repository: no such model or version
+│   ├── NotFoundError            404  registry: no such model or version
 │   ├── MethodNotAllowedError    405  rim: the path answers other methods
 │   ├── TooLargeError            413  rim: body over the limit
 │   ├── UnsupportedMediaError    415  rim: content type or encoding not understood
 │   └── HeadTooLargeError        431  rim: too many or too long header fields
-├── UnavailableError        503  repository or batching: loading, full, draining; `Retry-After` is sent
+├── UnavailableError        503  registry or batching: loading, full, draining; `Retry-After` is sent
 ├── DeadlineExceededError   504  batching: no answer by the request's deadline
 ├── InferenceError          500  backend: the graph raised, or gave other than (N, K)
 ├── ModelRefusedError       never an answer: a version that fails a check and so is not served

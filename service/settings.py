@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.errors import StartError
-from service.manifest import sentence
+from service.model.manifest import sentence
 
 
 class Settings(BaseModel):

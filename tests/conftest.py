@@ -77,5 +77,5 @@ def server(models_dir: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def published() -> Path:
-    """The models folder that the repository ships."""
+    """The models folder that the registry ships."""
     return ROOT / "models"

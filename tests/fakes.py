@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.manifest import BackendName, Manifest, digest
+from service.model.manifest import BackendName, Manifest, digest
 
 FILES: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "onnx-int8": "model.int8.onnx"}
 ACTIVATIONS = {"": torch.nn.Identity(), "Sigmoid": torch.nn.Sigmoid(), "Softmax": torch.nn.Softmax(dim=1)}

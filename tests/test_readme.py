@@ -105,7 +105,7 @@ def test_own_model_is_served_as_described(tmp_path: Path) -> None:
 
 
 def test_commands_for_operators_work() -> None:
-    """`verify` and the `predict` pipe run as they stand, in the repository."""
+    """`verify` and the `predict` pipe run as they stand, in the registry."""
     (verify,) = blocks("sh", "service verify")
     assert run(verify, ROOT).splitlines()[-1].endswith(" 0 failed")
     (predict,) = blocks("sh", "service predict")

@@ -21,8 +21,8 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 
-from service.manifest import Manifest
-from service.version_folder import load_manifest
+from service.model.manifest import Manifest
+from service.model.version_folder import load_manifest
 from tests.servers import Server
 from tests.wire import Reply, Wire, build_request, open_wires, worker_of
 

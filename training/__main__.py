@@ -104,7 +104,7 @@ def _train(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 
 def _summary(folder: Path) -> str:
-    from service.version_folder import load_manifest  # noqa: PLC0415
+    from service.model.version_folder import load_manifest  # noqa: PLC0415
 
     metrics = load_manifest(folder).metrics
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.manifest import Task
+from service.model.manifest import Task
 from training.data import Split, as_floats
 from training.loop import EVALUATION_BATCH
 

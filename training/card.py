@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service import tasks
-from service.backends import Array
-from service.manifest import BackendName, Manifest, Task
-from service.predictor import Predictor
+from service.model import postprocess
+from service.model.backends import Array
+from service.model.manifest import BackendName, Manifest, Task
+from service.model.predictor import Predictor
 from training.about import ABOUT
 from training.calibration import LEAST_FOR_CALIBRATION, measure_reliability
 from training.cost import BATCHES, Cost
@@ -117,7 +117,7 @@ def _tell_figures(manifest: Manifest, report: Report, count: int) -> str:
 
 def _tell_classes(results: Array, test: Split, manifest: Manifest) -> str:
     """Return, for each class, how many there are, how many of them are found, and how many of the found are right."""
-    targets, decided = test.targets.numpy().reshape(-1), tasks.decide(results, manifest)
+    targets, decided = test.targets.numpy().reshape(-1), postprocess.decide(results, manifest)
     rows = []
     for index, label in enumerate(manifest.output.labels):
         is_class, is_said = targets == index, decided == index
@@ -149,7 +149,7 @@ def _tell_thresholds(predictor: Predictor, splits: Splits, manifest: Manifest) -
     """Return what each of some thresholds gives, on validation where there is one."""
     name, split = ("training", splits.train) if splits.validation is None else ("validation", splits.validation)
     probabilities, targets = predict(predictor, split), split.targets.numpy().reshape(-1)
-    second, chosen = manifest.output.labels[1], tasks.choose_threshold(manifest)
+    second, chosen = manifest.output.labels[1], postprocess.choose_threshold(manifest)
     shares = {threshold: _measure_threshold(probabilities, targets, manifest, threshold) for threshold in THRESHOLDS}
     rows = [[f"{threshold}", *(say("accuracy", each) for each in found)] for threshold, found in shares.items()]
     return (
@@ -165,7 +165,7 @@ def _measure_threshold(
     probabilities: Array, targets: NDArray[np.float32], manifest: Manifest, threshold: float
 ) -> tuple[float, float, float]:
     """Return accuracy, and precision and recall of the second label, at a threshold."""
-    decided = tasks.decide(probabilities, manifest, threshold)
+    decided = postprocess.decide(probabilities, manifest, threshold)
     right = int(((decided == 1) & (targets == 1)).sum())
     accuracy = float(np.mean(decided == targets))
     return accuracy, right / max(1, int(decided.sum())), right / max(1, int(targets.sum()))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from service.backends import Array, Backend, open_backend
-from service.manifest import BackendName, Manifest
+from service.model.backends import Array, Backend, open_backend
+from service.model.manifest import BackendName, Manifest
 
 BATCHES = (1, 64)
 _SECONDS = 0.2  # of measuring, for each batch size

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from service.backends import Array
-from service.manifest import (
+from service.model.backends import Array
+from service.model.manifest import (
     Artifact,
     BackendName,
     Feature,

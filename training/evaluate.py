@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, log_loss, r2_score, roc_auc_score
 
-from service import tasks
-from service.backends import Array
-from service.manifest import BackendName, Manifest
-from service.predictor import Predictor
+from service.model import postprocess
+from service.model.backends import Array
+from service.model.manifest import BackendName, Manifest
+from service.model.predictor import Predictor
 from training.calibration import LEAST_FOR_CALIBRATION, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, Split, Splits, as_floats, least_squares
 from training.errors import CheckError
@@ -39,7 +39,7 @@ def evaluate(predictors: dict[BackendName, Predictor], split: Split) -> dict[str
     results = {name: predict(predictor, split) for name, predictor in predictors.items()}
     reported, predictor = next(iter(results.values())), next(iter(predictors.values()))
     if predictor.manifest.task != "regression":
-        decided = [tasks.decide(probabilities, predictor.manifest) for probabilities in results.values()]
+        decided = [postprocess.decide(probabilities, predictor.manifest) for probabilities in results.values()]
         if any((each != decided[0]).any() for each in decided):
             raise CheckError("the backends give different labels on the test split")
     return measure_results(reported, split, predictor.manifest)
@@ -61,7 +61,7 @@ def measure_results(results: Array, split: Split, manifest: Manifest) -> dict[st
     if manifest.task == "regression":
         return _measure_values(results[:, 0], targets)
     figures = {
-        "accuracy": float(np.mean(tasks.decide(results, manifest) == targets)),
+        "accuracy": float(np.mean(postprocess.decide(results, manifest) == targets)),
         "loss": _mean_loss(results, targets),
     }
     if len(split) >= LEAST_FOR_CALIBRATION:

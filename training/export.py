@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import nn
 
-from service.manifest import BackendName
+from service.model.manifest import BackendName
 from training.errors import CheckError
 
 ARTIFACT_FILES: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from service.manifest import Task
+from service.model.manifest import Task
 from training import distributed
 from training.data import Split, as_floats
 from training.errors import CheckError

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from service.manifest import Task
+from service.model.manifest import Task
 
 
 class LinearNet(nn.Linear):

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from service import tasks
-from service.backends import Array, open_backend
 from service.errors import InferenceError, ModelRefusedError
-from service.manifest import BackendName, Manifest
-from service.predictor import Predictor, worst_excess
+from service.model import postprocess
+from service.model.backends import Array, open_backend
+from service.model.manifest import BackendName, Manifest
+from service.model.predictor import Predictor, worst_excess
 from training.errors import CheckError
 
 BATCH_SIZES = (1, 2, 7, 64, 256)
@@ -98,4 +98,4 @@ def run_net(net: nn.Module, inputs: Array) -> Array:
 
 def labels(outputs: Array, manifest: Manifest) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
     """Return the index of each row's label."""
-    return tasks.decide(tasks.interpret(outputs, manifest), manifest)
+    return postprocess.decide(postprocess.interpret(outputs, manifest), manifest)

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from service import tasks
-from service.predictor import Predictor
+from service.model import postprocess
+from service.model.predictor import Predictor
 from training.calibration import BINS, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, LINE_INTERCEPT, Split, Splits, as_floats, true_slope
 from training.evaluate import parameters, predict
@@ -169,7 +169,7 @@ def draw_misclassified(path: Path, fitted: Fitted, splits: Splits, predictor: Pr
     """Draw the 20 test images that the model was surest about, and wrong."""
     del fitted
     probabilities = predict(predictor, splits.test)
-    decided = tasks.decide(probabilities, predictor.manifest)
+    decided = postprocess.decide(probabilities, predictor.manifest)
     sureness = probabilities.max(axis=1)
     wrong = np.flatnonzero(decided != splits.test.targets.numpy())
     surest = wrong[np.argsort(-sureness[wrong])][:20].tolist()
@@ -198,7 +198,7 @@ def _draw_grid(
 def draw_confusion(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
     """Draw how often each digit was taken for each other on the test images; shade counts errors only."""
     del fitted
-    decided = tasks.decide(predict(predictor, splits.test), predictor.manifest)
+    decided = postprocess.decide(predict(predictor, splits.test), predictor.manifest)
     counts = count_confusions(splits.test.targets.numpy(), decided, len(predictor.manifest.output.labels))
     errors = counts - np.diag(np.diag(counts))
     with _canvas(path, "Test images by label and prediction", width=5.6, height=5.2) as axes:

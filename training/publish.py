@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from service.manifest import Manifest
-from service.version_folder import MANIFEST_FILE
+from service.model.manifest import Manifest
+from service.model.version_folder import MANIFEST_FILE
 from training.errors import PublishError
 
 _STAGING = ".staging-"

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from service.backends import Array, open_backend
-from service.manifest import Artifact, digest
-from service.predictor import Predictor
+from service.model.backends import Array, open_backend
+from service.model.manifest import Artifact, digest
+from service.model.predictor import Predictor
 from training.data import Split, Splits, as_floats
 from training.export import INPUT_TENSOR, strip
 from training.robustness import count_hits

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from service.manifest import Feature, ImageInput, ImageSpec, Input, Output, TabularInput, Task
+from service.model.manifest import Feature, ImageInput, ImageSpec, Input, Output, TabularInput, Task
 from training import by_hand, data, evaluate, mnist, plots
 from training.data import Splits
 from training.loop import Fitted, Learner, Settings, count_correct, fit

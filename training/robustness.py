@@ -17,10 +17,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from service import tasks
-from service.images import fit_picture
-from service.manifest import ImageInput
-from service.predictor import Predictor
+from service.model import postprocess
+from service.model.manifest import ImageInput
+from service.model.predictor import Predictor
+from service.model.preprocess import fit_picture
 from training.augment import SIDE
 from training.data import Split, as_floats
 from training.evaluate import predict
@@ -120,7 +120,7 @@ def measure_robustness(predictor: Predictor, test: Split) -> dict[str, float]:
 
 def count_hits(predictor: Predictor, split: Split) -> float:
     """Return the share of a split that is predicted right."""
-    decided = tasks.decide(predict(predictor, split), predictor.manifest)
+    decided = postprocess.decide(predict(predictor, split), predictor.manifest)
     return float(np.mean(decided == split.targets.numpy()))
 
 

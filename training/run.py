@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from service.errors import ModelRefusedError
-from service.manifest import BackendName, Manifest
-from service.predictor import Predictor, load_predictor
+from service.model.manifest import BackendName, Manifest
+from service.model.predictor import Predictor, load_predictor
 from training import distributed
 from training.card import Report, write_card
 from training.cost import measure_costs

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from scipy.stats import t as student  # type: ignore[import-untyped] # as scikit-learn depends on it
 
-from service import tasks
-from service.manifest import Manifest
+from service.model import postprocess
+from service.model.manifest import Manifest
 from training.calibration import choose_temperature
 from training.data import Splits, as_floats
 from training.evaluate import best_epoch, measure_results
@@ -73,7 +73,7 @@ def measure_candidate(candidate: Candidate, splits: Splits, manifest: Manifest) 
     serving = ServingNet(candidate.fitted.net, manifest.task)
     batches = torch.split(as_floats(splits.test.inputs), EVALUATION_BATCH)
     outputs = np.concatenate([run_net(serving, batch.numpy()) for batch in batches])
-    return measure_results(tasks.interpret(outputs, manifest), splits.test, manifest)
+    return measure_results(postprocess.interpret(outputs, manifest), splits.test, manifest)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

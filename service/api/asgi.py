@@ -6,13 +6,13 @@ from collections.abc import Callable
 from starlette.types import Message, Receive, Send
 
 from service.api.failures import encode_error, error_headers
-from service.api.head import Headers, RequestHead
-from service.backends import Array
+from service.api.headers import Headers, RequestHeaders
 from service.errors import DeadlineExceededError, InvalidRequestError, ServiceError, TooLargeError
+from service.model.backends import Array
 
 
 async def read_body(
-    receive: Receive, head: RequestHead, limit: int, deadline: float, hold: Callable[[int], None] = lambda size: None
+    receive: Receive, head: RequestHeaders, limit: int, deadline: float, hold: Callable[[int], None] = lambda size: None
 ) -> bytes:
     """Return the whole body, giving up as soon as it is over the limit or late.
 

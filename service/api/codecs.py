@@ -4,11 +4,12 @@ import re
 import zlib
 from typing import Any, Protocol
 
-from service.api import inference_protocol, typed
-from service.api.head import RequestHead
-from service.backends import Array
+from service.api.headers import RequestHeaders
+from service.api.v1 import codec as v1_codec
+from service.api.v2 import codec as v2_codec
 from service.errors import InvalidRequestError, TooLargeError
-from service.manifest import AnyManifest
+from service.model.backends import Array
+from service.model.manifest import AnyManifest
 
 _COMPRESS_FROM = 2**14  # bytes; a smaller answer travels faster than it is compressed
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
@@ -18,13 +19,13 @@ _NEVER = re.compile(rb"q=0(\.0*)?")
 
 
 class Codec(Protocol):
-    """What a wire format does; `service.api.typed` and `service.api.inference_protocol` are two."""
+    """What a wire format does; `service.api.v1.codec` and `service.api.v2.codec` are two."""
 
-    def is_heavy(self, body: bytes, head: RequestHead) -> bool:
+    def is_heavy(self, body: bytes, head: RequestHeaders) -> bool:
         """Tell whether reading a body belongs in a thread."""
         ...
 
-    def decode(self, body: bytes, manifest: AnyManifest, head: RequestHead) -> Any:  # noqa: ANN401 - each has its own call
+    def decode(self, body: bytes, manifest: AnyManifest, head: RequestHeaders) -> Any:  # noqa: ANN401 - each has its own call
         """Return a call with `inputs`, and `timeout` in seconds or None."""
         ...
 
@@ -33,15 +34,15 @@ class Codec(Protocol):
         ...
 
 
-CODECS: dict[str, Codec] = {"v1": typed, "v2": inference_protocol}
+CODECS: dict[str, Codec] = {"v1": v1_codec, "v2": v2_codec}
 
 
-def is_heavy(api: str, body: bytes, head: RequestHead) -> bool:
+def is_heavy(api: str, body: bytes, head: RequestHeaders) -> bool:
     """Tell whether reading a body belongs in a thread: it is large, or compressed."""
     return bool(head.content_encoding) or CODECS[api].is_heavy(body, head)
 
 
-def decode(api: str, body: bytes, manifest: AnyManifest, head: RequestHead, limit: int) -> Any:  # noqa: ANN401
+def decode(api: str, body: bytes, manifest: AnyManifest, head: RequestHeaders, limit: int) -> Any:  # noqa: ANN401
     """Return an API's call from a request's body.
 
     Raises:
@@ -74,7 +75,7 @@ def inflate(body: bytes, limit: int) -> bytes:
     return content
 
 
-def encode(api: str, results: Array, manifest: AnyManifest, call: Any, head: RequestHead) -> tuple[bytes, bytes]:  # noqa: ANN401
+def encode(api: str, results: Array, manifest: AnyManifest, call: Any, head: RequestHeaders) -> tuple[bytes, bytes]:  # noqa: ANN401
     """Return header lines and body of an answer, compressed where it is long and the client asked for it."""
     fields, body = CODECS[api].encode(results, manifest, call)
     if len(body) < _COMPRESS_FROM:

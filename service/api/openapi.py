@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from service import __version__
-from service.api import openapi_tensors as tensors
 from service.api.schemas import (
     NUMBER,
     TEXT,
@@ -24,9 +23,10 @@ from service.api.schemas import (
     request_schema,
     response_schema,
 )
-from service.catalog import Model
-from service.manifest import AnyManifest, Manifest
-from service.repository import Repository
+from service.api.v2 import openapi as tensors
+from service.model.manifest import AnyManifest, Manifest
+from service.registry.registry import Registry
+from service.registry.versions import Model
 from service.settings import Settings
 
 _ERRORS = {
@@ -57,17 +57,17 @@ class Place(NamedTuple):
     parameters: list[Schema]
 
 
-def build_openapi(repository: Repository, settings: Settings = _NO_SETTINGS) -> Schema:
+def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Schema:
     """Return the document for what is served now, as the settings let it be called."""
-    paths = _general_paths(repository)
+    paths = _general_paths(registry)
     schemas: Schema = {
         "Error": object_of({"error": TEXT | {"description": "one sentence"}}),
         "NotReady": object_of({"ready": {"type": "boolean", "const": False}, "error": TEXT | {"description": "why"}}),
         "Model": model_schema(),
         **part_schemas(),
     }
-    titles = choose_titles(repository.models)
-    for name, model in sorted(repository.models.items()):
+    titles = choose_titles(registry.models)
+    for name, model in sorted(registry.models.items()):
         for place in _list_places(model, titles[name]):
             paths |= _paths_at(place)
             if isinstance(place.manifest, Manifest):
@@ -96,7 +96,7 @@ def build_openapi(repository: Repository, settings: Settings = _NO_SETTINGS) -> 
     }
 
 
-def _general_paths(repository: Repository) -> Schema:
+def _general_paths(registry: Registry) -> Schema:
     """Describe what belongs to no one model."""
     ready = _read("Whether every model serves", "ready", object_of({"ready": {"type": "boolean", "const": True}}))
     ready["get"]["responses"]["503"] = _json("A model that should serve does not", reference("NotReady"))
@@ -109,7 +109,7 @@ def _general_paths(repository: Repository) -> Schema:
         "/metrics": figures,
         "/v1/models": _read("What is served", "list_models", models),
     }
-    names = sorted(name for name, model in repository.models.items() if model.latest)
+    names = sorted(name for name, model in registry.models.items() if model.latest)
     for path, summary, operation, schema in tensors.READS:
         if "{model}" in path and not names:
             continue

@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from service import metrics
 from service.api.openapi import build_openapi
-from service.catalog import Model, Served
-from service.manifest import AnyManifest, Manifest
-from service.repository import Repository
+from service.model.manifest import AnyManifest, Manifest
+from service.model.postprocess import choose_threshold
+from service.registry.registry import Registry
+from service.registry.versions import LoadedVersion, Model
 from service.settings import Settings
-from service.tasks import choose_threshold
+from service.telemetry import metrics
 
 Answer = Callable[[Request], Response]
 
@@ -29,25 +29,25 @@ class OrjsonResponse(Response):
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def build_routes(repository: Repository, settings: Settings) -> list[BaseRoute]:
-    """Return the routes that answer GET (and HEAD); all read the repository as it is at that moment."""
+def build_routes(registry: Registry, settings: Settings) -> list[BaseRoute]:
+    """Return the routes that answer GET (and HEAD); all read the registry as it is at that moment."""
     return [
         get_route("/health/live", lambda _: OrjsonResponse({"live": True})),
-        get_route("/health/ready", lambda _: answer_ready(repository)),
-        get_route("/v1/models", lambda _: OrjsonResponse({"models": describe_all(repository)})),
-        get_route("/v1/models/{name}", lambda request: _answer_model(repository, request)),
-        get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(repository, request)),
+        get_route("/health/ready", lambda _: answer_ready(registry)),
+        get_route("/v1/models", lambda _: OrjsonResponse({"models": describe_all(registry)})),
+        get_route("/v1/models/{name}", lambda request: _answer_model(registry, request)),
+        get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(registry, request)),
         get_route("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
-        get_route("/openapi.json", lambda _: OrjsonResponse(build_openapi(repository, settings))),
+        get_route("/openapi.json", lambda _: OrjsonResponse(build_openapi(registry, settings))),
     ]
 
 
-def describe_all(repository: Repository) -> list[dict[str, Any]]:
+def describe_all(registry: Registry) -> list[dict[str, Any]]:
     """Return what is served, by name, also of models that have no version in service."""
-    return [describe_model(model) for _, model in sorted(repository.models.items())]
+    return [describe_model(model) for _, model in sorted(registry.models.items())]
 
 
-def describe_model(model: Model, served: Served | None = None) -> dict[str, Any]:
+def describe_model(model: Model, served: LoadedVersion | None = None) -> dict[str, Any]:
     """Return a model's public description, of its newest version unless another is given."""
     served = served or model.latest
     # The first three keys after "name" are KServe's and TensorFlow Serving's words for the same.
@@ -90,25 +90,25 @@ def _describe_data(manifest: AnyManifest) -> dict[str, Any]:
     }
 
 
-def answer_ready(repository: Repository) -> Response:
+def answer_ready(registry: Registry) -> Response:
     """Answer whether every model that should serve does."""
-    problem = repository.problem
+    problem = registry.problem
     if not problem:
         return OrjsonResponse({"ready": True})
     return OrjsonResponse({"ready": False, "error": problem}, status_code=503, headers={"Retry-After": "1"})
 
 
-def _answer_model(repository: Repository, request: Request) -> Response:
+def _answer_model(registry: Registry, request: Request) -> Response:
     name = request.path_params["name"]
-    if "version" not in request.path_params and name in repository.models:
-        return OrjsonResponse(describe_model(repository.models[name]))
-    served = find_served(repository, request)
-    return OrjsonResponse(describe_model(repository.models[name], served))
+    if "version" not in request.path_params and name in registry.models:
+        return OrjsonResponse(describe_model(registry.models[name]))
+    served = find_served(registry, request)
+    return OrjsonResponse(describe_model(registry.models[name], served))
 
 
-def find_served(repository: Repository, request: Request) -> Served:
-    """Return the version that a path names, the latest where it names a model alone; see `Repository.get`."""
-    return repository.get(request.path_params["name"], request.path_params.get("version"))
+def find_served(registry: Registry, request: Request) -> LoadedVersion:
+    """Return the version that a path names, the latest where it names a model alone; see `Registry.get`."""
+    return registry.get(request.path_params["name"], request.path_params.get("version"))
 
 
 def get_route(path: str, answer: Answer) -> Route:

@@ -11,9 +11,9 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from service.api.operations import OrjsonResponse, find_served
-from service.catalog import Served
 from service.errors import NotFoundError, StartError
-from service.repository import Repository
+from service.registry.registry import Registry
+from service.registry.versions import LoadedVersion
 
 FOLDER = Path(__file__).parents[1] / "playground"
 HEADERS = {
@@ -52,11 +52,11 @@ class PageFiles(StaticFiles):
         return response
 
 
-def build_page(repository: Repository, models_dir: Path) -> list[BaseRoute]:
+def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
     """Return the routes of the pages, and of every version's card and plots.
 
     Args:
-        repository: what is served.
+        registry: what is served.
         models_dir: where the versions' folders are.
     """
 
@@ -69,11 +69,11 @@ def build_page(repository: Repository, models_dir: Path) -> list[BaseRoute]:
         return FileResponse(FOLDER / "docs.html", headers=_DOCS_HEADERS)
 
     async def answer_card(request: Request) -> Response:
-        served = find_served(repository, request)
+        served = find_served(registry, request)
         return OrjsonResponse(describe_card(served, _folder(served, models_dir)))
 
     async def answer_plot(request: Request) -> Response:
-        served = find_served(repository, request)
+        served = find_served(registry, request)
         file = request.path_params["file"]
         folder = _folder(served, models_dir)
         if file not in list_plots(folder):
@@ -91,7 +91,7 @@ def build_page(repository: Repository, models_dir: Path) -> list[BaseRoute]:
     ]
 
 
-def describe_card(served: Served, folder: Path) -> dict[str, Any]:
+def describe_card(served: LoadedVersion, folder: Path) -> dict[str, Any]:
     """Return what a version's manifest says of its making, its golden samples, and the names of its plots."""
     manifest = served.manifest
     training, golden = getattr(manifest, "training", None), getattr(manifest, "golden", None)
@@ -113,7 +113,7 @@ def list_plots(folder: Path) -> list[str]:
     )
 
 
-def _folder(served: Served, models_dir: Path) -> Path:
+def _folder(served: LoadedVersion, models_dir: Path) -> Path:
     folder = models_dir / served.manifest.name / str(served.manifest.version)
     return folder if folder.is_dir() else models_dir  # which is the version's own where it holds but one
 

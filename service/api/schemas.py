@@ -12,10 +12,10 @@ import numpy as np
 import orjson
 from pydantic.json_schema import models_json_schema
 
-from service import tasks
-from service.api import typed
-from service.api.tensors import nested_shapes
-from service.manifest import Artifact, ImageInput, Manifest, Output, TabularInput, TensorSpec
+from service.api.v1 import codec as v1_codec
+from service.api.v1.instances import nested_shapes
+from service.model import postprocess
+from service.model.manifest import Artifact, ImageInput, Manifest, Output, TabularInput, TensorSpec
 
 Schema = dict[str, Any]
 
@@ -48,7 +48,7 @@ def build_answer(manifest: Manifest) -> Schema | None:
     if manifest.golden is None:
         return None
     outputs = np.array(manifest.golden.outputs[:1], np.float32)
-    body = typed.encode_results(tasks.interpret(outputs, manifest), manifest, typed.Call(outputs))
+    body = v1_codec.encode_results(postprocess.interpret(outputs, manifest), manifest, v1_codec.Call(outputs))
     answer: Schema = orjson.loads(body)
     return answer
 

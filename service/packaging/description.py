@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.errors import InvalidRequestError
-from service.manifest import Artifact, BackendName, Manifest, SignatureManifest, digest, sentence
+from service.model.manifest import Artifact, BackendName, Manifest, TensorManifest, digest, sentence
 from service.packaging.samples import Samples, read_samples
 
 _KINDS = {"regression": "value", "binary": "probability", "multiclass": "probabilities"}
@@ -16,10 +16,10 @@ _FOR_TASKS = (
 )  # fmt: skip
 
 
-def describe_signature(contents: dict[BackendName, bytes], options: dict[str, Any], version: int) -> SignatureManifest:
+def describe_tensors(contents: dict[BackendName, bytes], options: dict[str, Any], version: int) -> TensorManifest:
     """Return the manifest of a model without a task: the tensors are what the graph says of itself."""
-    from service.backends.onnx_runtime import open_session  # noqa: PLC0415 - each backend is optional
-    from service.signature import read_signature  # noqa: PLC0415
+    from service.model.backends.onnx_runtime import open_session  # noqa: PLC0415 - each backend is optional
+    from service.model.tensor_model import read_tensor_specs  # noqa: PLC0415
 
     if given := _name_flags(options, _FOR_TASKS):
         raise InvalidRequestError(f"a model without a task is described by its graph alone; leave out {given}")
@@ -27,10 +27,10 @@ def describe_signature(contents: dict[BackendName, bytes], options: dict[str, An
         raise InvalidRequestError(
             "a model without a task is one ONNX file; a TorchScript file does not name its tensors"
         )
-    inputs, outputs = read_signature(open_session(contents["onnx"], "cpu", 1))
+    inputs, outputs = read_tensor_specs(open_session(contents["onnx"], "cpu", 1))
     artifact = Artifact(file="model.onnx", sha256=digest(contents["onnx"]), bytes=len(contents["onnx"]))
     try:
-        return SignatureManifest(
+        return TensorManifest(
             name=options["name"],
             version=version,
             title=options["title"],

@@ -5,13 +5,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from service.backends import is_installed
 from service.errors import InvalidRequestError
-from service.manifest import AnyManifest, BackendName
-from service.packaging.description import describe, describe_signature, read_flagged_samples
+from service.model.backends import is_installed
+from service.model.manifest import AnyManifest, BackendName
+from service.model.predictor import load_any_predictor
+from service.model.version_folder import MANIFEST_FILE
+from service.packaging.description import describe, describe_tensors, read_flagged_samples
 from service.packaging.proof import add_golden
-from service.predictor import load_any_predictor
-from service.version_folder import MANIFEST_FILE
 
 _BACKENDS: dict[str, BackendName] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}
 
@@ -31,7 +31,7 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     version = options["model_version"] or next_version(root / options["name"])
     manifest: AnyManifest
     if options["task"] == "tensors":
-        manifest = describe_signature(contents, options, version)
+        manifest = describe_tensors(contents, options, version)
     else:
         samples = read_flagged_samples(options)
         described = describe(contents, options, version, samples)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.backends import Array, Backend, open_backend
 from service.errors import InvalidRequestError, ServiceError
-from service.manifest import BackendName, Golden, Manifest
+from service.model.backends import Array, Backend, open_backend
+from service.model.manifest import BackendName, Golden, Manifest
+from service.model.predictor import PROBABILITY_TOLERANCE, Predictor, check_alone, worst_excess
 from service.packaging.samples import Samples
-from service.predictor import PROBABILITY_TOLERANCE, Predictor, check_alone, worst_excess
 
 Rows = NDArray[Any]  # float64 (N, *shape) of a file, or float32
 

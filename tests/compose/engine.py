@@ -128,7 +128,7 @@ class Project:
     def __init__(self, name: str, folder: Path, **settings: str) -> None:
         self.name = f"{NAME}-{name}"
         environment_file = folder / ".env"
-        environment_file.write_text("")  # not the one that may stand in the repository
+        environment_file.write_text("")  # not the one that may stand in the registry
         self._base = ["compose", "--project-name", self.name, "--env-file", str(environment_file)]
         self._base += [part for profile in ("train", "monitoring", "proxy") for part in ("--profile", profile)]
         ports = dict.fromkeys(("PUBLISH_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT", "PROXY_PORT"), "0")

@@ -24,7 +24,7 @@ NAP = 1.0  # seconds, more or less: what a slow request takes
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models of the repository, and a slow one."""
+    """The models of the registry, and a slow one."""
     folder: Path = tmp_path_factory.mktemp("models") / "models"
     copytree(ROOT / "models", folder)
     fakes.write_version(folder, napper())

@@ -16,7 +16,7 @@ OWNER = 1000
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """The models of the repository, in a folder of a user who is not root."""
+    """The models of the registry, in a folder of a user who is not root."""
     folder = tmp_path / "models"
     copytree(ROOT / "models", folder)
     for path in (tmp_path, tmp_path.parent):

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.api import datatypes, inference_protocol
-from service.api.head import read_head
+from service.api.headers import read_headers
+from service.api.v2 import codec as v2_codec
+from service.api.v2 import datatypes
 from service.errors import RequestError
 from tests import fakes
 from tests.fuzz.api import fuzz
@@ -81,9 +82,11 @@ def test_infer_bodies_decode_or_are_refused(fields: object, tail: bytes, length:
     """The protocol's decoder gives finite float32 rows of the model's shape or a refusal, for any JSON and bytes."""
     header = json.dumps(fields).encode()
     shown = len(header) if length is None else length
-    head = read_head([(b"inference-header-content-length", str(shown).encode())] if tail or length is not None else [])
+    head = read_headers(
+        [(b"inference-header-content-length", str(shown).encode())] if tail or length is not None else []
+    )
     try:
-        call = inference_protocol.decode(header + tail, COIN, head)
+        call = v2_codec.decode(header + tail, COIN, head)
     except RequestError:
         return
     assert isinstance(call.inputs, np.ndarray)

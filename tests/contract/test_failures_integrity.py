@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.version_folder import MAX_MANIFEST_BYTES
+from service.model.version_folder import MAX_MANIFEST_BYTES
 from tests import fakes
 from tests.servers import Server
 

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service import manifest
-from service.manifest import digest
+from service.model import manifest
+from service.model.manifest import digest
 from tests.servers import ROOT, Server
 
 PAGE = (ROOT / "docs/manifest.md").read_text()
@@ -22,7 +22,7 @@ EXAMPLES = {
 ACTIVATIONS = {"value": "Identity", "probability": "Sigmoid", "probabilities": "Softmax", "logits": "Identity"}
 PARTS = (
     manifest.Manifest,
-    manifest.SignatureManifest,
+    manifest.TensorManifest,
     manifest.TabularInput,
     manifest.ImageInput,
     manifest.Feature,

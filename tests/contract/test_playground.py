@@ -53,7 +53,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def shipped(published: Path) -> Iterator[Server]:
-    """A server on the models that the repository ships."""
+    """A server on the models that the registry ships."""
     with Server(published, "--workers", "1", "--device", "cpu") as running:
         yield running
 

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.servers import Server
-from tests.service.test_inference_protocol import MALFORMED, build_body, build_input
+from tests.service.test_v2_infer import MALFORMED, build_body, build_input
 
 INFER = "/v2/models/compass/infer"
 LENGTH = "Inference-Header-Content-Length"

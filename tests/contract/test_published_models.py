@@ -1,4 +1,4 @@
-"""The models that the repository ships, served over real HTTP by both backends, against the eager net."""
+"""The models that the registry ships, served over real HTTP by both backends, against the eager net."""
 
 import os
 import random
@@ -12,11 +12,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from service import tasks
-from service.backends import Array
-from service.manifest import Manifest
-from service.predictor import worst_excess
-from service.version_folder import load_manifest
+from service.model import postprocess
+from service.model.backends import Array
+from service.model.manifest import Manifest
+from service.model.predictor import worst_excess
+from service.model.version_folder import load_manifest
 from tests.servers import ROOT, Server, run_service
 from training.nets import DigitsCnn, DigitsNet, LinearNet, ServingNet, fold_norms
 from training.recipes import RECIPES
@@ -88,15 +88,15 @@ def test_served_answers_equal_the_eager_net(path: Path, serving: Server) -> None
     inputs = draw(manifest)
     with torch.inference_mode():
         outputs = build_eager(manifest, path.parent)(torch.from_numpy(inputs)).numpy()
-    expected = tasks.interpret(outputs, manifest)
+    expected = postprocess.interpret(outputs, manifest)
     if manifest.task != "regression":
-        expected = tasks.probabilities_of(expected, manifest)
+        expected = postprocess.probabilities_of(expected, manifest)
     served = ask(serving, manifest, inputs)
     key = "prediction" if manifest.task == "regression" else "probabilities"
     actual = np.array([row[key] for row in served], np.float32).reshape(expected.shape)
     assert worst_excess(actual, expected) <= 0
     if manifest.task != "regression":
-        indices = tasks.decide(expected, manifest).tolist()
+        indices = postprocess.decide(expected, manifest).tolist()
         # An input on the very boundary may fall on either side: there the probabilities agree, and that was tested.
         clear = np.abs(np.diff(np.sort(expected, axis=1)[:, -2:])).reshape(-1) > 1e-5
         wrong = [n for n, row in enumerate(served) if row["prediction"] != indices[n] and clear[n]]

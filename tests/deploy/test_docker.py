@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from service import metrics
 from service.settings import Settings, variable
+from service.telemetry import metrics
 from tests.servers import ROOT
 
 COMPOSE = (ROOT / "docker-compose.yml").read_text()

@@ -21,7 +21,7 @@ CHECK = """
 import json, sys
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
-from service.ray_host import deployment
+from service.hosts.ray import deployment
 
 def check_known(given, taken, path):  # Ray itself drops what it does not know
     if isinstance(given, dict):

@@ -20,7 +20,7 @@ def cluster() -> Iterator[RayServer]:
 
 @pytest.fixture
 def models(tmp_path: Path, published: Path) -> Path:
-    """A copy of the folder that the repository ships."""
+    """A copy of the folder that the registry ships."""
     return Path(shutil.copytree(published, tmp_path / "models"))
 
 

@@ -40,7 +40,7 @@ class Driver:
 
     def deploy(self, environment: dict[str, str], options: dict[str, Any]) -> None:
         """Serve the application with these settings and deployment options, in the place of what was served."""
-        from service.ray_host import deployment  # noqa: PLC0415 - Ray reads its environment when it is imported
+        from service.hosts.ray import deployment  # noqa: PLC0415 - Ray reads its environment when it is imported
 
         actor = options.pop("ray_actor_options", {}) | {"runtime_env": {"env_vars": environment}}
         options = {"autoscaling_config": None} | options

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from service.api import typed
+from service.api.v1 import codec as v1_codec
 from service.app import create_app
-from service.backends import Array
 from service.errors import StartError
-from service.manifest import AnyManifest
+from service.model.backends import Array
+from service.model.manifest import AnyManifest
 from service.settings import Settings
 from tests import fakes
 from tests.asgi import Answer, Client, call
@@ -104,13 +104,13 @@ def test_large_body_is_read_off_the_loop(build: Build) -> None:
 def test_preview_is_written_off_the_loop(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """What shows many instances is encoded in a thread, row by row."""
     threads: list[str] = []
-    encode = typed.encode_preview
+    encode = v1_codec.encode_preview
 
     def note_thread(inputs: Array, manifest: AnyManifest) -> bytes:
         threads.append(threading.current_thread().name)
         return encode(inputs, manifest)
 
-    monkeypatch.setattr(typed, "encode_preview", note_thread)
+    monkeypatch.setattr(v1_codec, "encode_preview", note_thread)
     rows = [[number / 1000] * 784 for number in range(1000)]
     answer = build().request("POST", "/v1/models/canvas:preview", json.dumps({"instances": rows}).encode())
     assert answer.json() == {"model": "canvas", "version": 1, "instances": rows}

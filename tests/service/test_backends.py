@@ -1,4 +1,4 @@
-"""Tests of service.backends."""
+"""Tests of service.model.backends."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from service import backends
-from service.backends import choose_backends, choose_device, list_accelerators, onnx_runtime, open_backend
-from service.backends.onnx_runtime import check_self_contained, open_session
 from service.errors import InferenceError, ModelRefusedError, StartError
-from service.manifest import BackendName
+from service.model import backends
+from service.model.backends import choose_backends, choose_device, list_accelerators, onnx_runtime, open_backend
+from service.model.backends.onnx_runtime import check_self_contained, open_session
+from service.model.manifest import BackendName
 from tests import fakes
 
 NAMES: tuple[BackendName, ...] = ("onnx", "torchscript")

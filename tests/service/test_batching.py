@@ -1,4 +1,4 @@
-"""Tests of service.batching."""
+"""Tests of service.model.batching."""
 
 import asyncio
 import threading
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.backends import Array
-from service.batching import Batcher, Cost, measure_cost
 from service.errors import DeadlineExceededError, InferenceError, ServiceError, TooLargeError, UnavailableError
-from service.metrics import ModelMetrics
+from service.model.backends import Array
+from service.model.batching import Batcher, Cost, measure_cost
+from service.telemetry.metrics import ModelMetrics
 
 Outcome = Array | BaseException
 CHEAP, DEAR = Cost(fixed=1e-6, each=1e-7), Cost(fixed=1.0, each=1.0)  # run on the loop, or on the model's thread

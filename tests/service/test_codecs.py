@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api import codecs
-from service.api.head import RequestHead
+from service.api.headers import RequestHeaders
 from service.errors import InvalidRequestError, TooLargeError
 from tests import fakes
 
@@ -29,7 +29,7 @@ def test_compressed_bodies_are_read(compress: object) -> None:
     assert callable(compress)
     for content in (b"", BODY, bytes(1000)):
         assert codecs.inflate(compress(content), 1000) == content
-    call = codecs.decode("v1", compress(BODY), MANIFEST, RequestHead(b"", content_encoding=b"gzip"), 100)
+    call = codecs.decode("v1", compress(BODY), MANIFEST, RequestHeaders(b"", content_encoding=b"gzip"), 100)
     assert call.inputs.tolist() == [[2]]
 
 
@@ -60,7 +60,7 @@ def test_any_bytes_are_inflated_or_refused(body: bytes) -> None:
 
 def encode(accepted: str, rows: int) -> tuple[dict[str, str], bytes]:
     """Return the header fields and body of an answer with `rows` rows."""
-    head = RequestHead(b"", accept_encoding=accepted.encode())
+    head = RequestHeaders(b"", accept_encoding=accepted.encode())
     call = codecs.decode("v1", BODY, MANIFEST, head, 100)
     lines, body = codecs.encode("v1", np.ones((rows, 1), np.float32), MANIFEST, call, head)
     fields = dict(line.split(": ") for line in lines.decode().splitlines())

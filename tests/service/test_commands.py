@@ -1,4 +1,4 @@
-"""Tests of service.commands, through the command line."""
+"""Tests of service.cli.commands, through the command line."""
 
 import io
 import json
@@ -15,7 +15,7 @@ import pytest
 
 from service import __version__
 from service.__main__ import main
-from service.commands import find_version
+from service.cli.commands import find_version
 from service.errors import NotFoundError
 from tests import fakes
 from tests.servers import ROOT, clean_environment

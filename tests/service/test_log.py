@@ -1,4 +1,4 @@
-"""Tests of service.log."""
+"""Tests of service.telemetry.log."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from service import log
+from service.telemetry import log
 
 logger = logging.getLogger("service")
 

@@ -1,4 +1,4 @@
-"""Tests of service.manifest."""
+"""Tests of service.model.manifest."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.errors import ModelRefusedError
-from service.manifest import Feature, Manifest, digest, sentence
-from service.version_folder import load_artifact, load_manifest
+from service.model.manifest import Feature, Manifest, digest, sentence
+from service.model.version_folder import load_artifact, load_manifest
 from tests import fakes
 
 

@@ -9,8 +9,8 @@ from openapi_spec_validator import validate
 
 from service.api.openapi import build_openapi, choose_titles
 from service.api.schemas import build_example, instance_schema
-from service.manifest import Manifest
-from service.repository import Repository
+from service.model.manifest import Manifest
+from service.registry.registry import Registry
 from service.settings import Settings
 from tests import fakes
 
@@ -18,9 +18,9 @@ from tests import fakes
 @pytest.fixture(scope="module")
 def document(models_dir: Path) -> dict[str, Any]:
     """The description of the good models."""
-    repository = Repository(Settings(models_dir=models_dir, device="cpu"))
-    repository.load()
-    return build_openapi(repository)
+    registry = Registry(Settings(models_dir=models_dir, device="cpu"))
+    registry.load()
+    return build_openapi(registry)
 
 
 def test_document_is_valid_openapi(document: dict[str, Any]) -> None:
@@ -111,6 +111,6 @@ def test_pictures_without_ink_are_not_said_to_have_some(image: dict[str, Any], m
 def test_model_that_does_not_serve_has_no_operation(empty_dir: Path) -> None:
     """A refused model is not described as callable."""
     fakes.write_version(empty_dir, fakes.liar())
-    repository = Repository(Settings(models_dir=empty_dir, device="cpu"))
-    repository.load()
-    assert not [path for path in build_openapi(repository)["paths"] if "liar" in path]
+    registry = Registry(Settings(models_dir=empty_dir, device="cpu"))
+    registry.load()
+    assert not [path for path in build_openapi(registry)["paths"] if "liar" in path]

@@ -10,9 +10,9 @@ import pytest
 from onnx import helper
 
 from service.__main__ import main
-from service.manifest import ImageInput, TabularInput
-from service.predictor import load_predictor
-from service.version_folder import load_manifest
+from service.model.manifest import ImageInput, TabularInput
+from service.model.predictor import load_predictor
+from service.model.version_folder import load_manifest
 from tests import fakes
 
 Iris = tuple[Any, bytes, Any]

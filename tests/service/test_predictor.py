@@ -1,4 +1,4 @@
-"""Tests of service.predictor."""
+"""Tests of service.model.predictor."""
 
 import io
 import json
@@ -13,10 +13,10 @@ import pytest
 import torch
 from onnx import helper
 
-from service import predictor as module
-from service import tasks
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
-from service.predictor import load_predictor, worst_excess
+from service.model import postprocess
+from service.model import predictor as module
+from service.model.predictor import load_predictor, worst_excess
 from tests import fakes
 
 
@@ -30,7 +30,7 @@ def test_good_models_load_and_predict(build: Any, backend: str, tmp_path: Path) 
     results = predictor.predict(np.random.default_rng(0).random((5, *shape), dtype=np.float32))
     assert np.isfinite(results).all()
     if predictor.manifest.task != "regression":
-        probabilities = tasks.probabilities_of(results, predictor.manifest)
+        probabilities = postprocess.probabilities_of(results, predictor.manifest)
         assert probabilities.shape == (5, len(predictor.manifest.output.labels))
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
@@ -91,7 +91,7 @@ def test_missing_backend_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = fakes.write_version(tmp_path, fakes.doubler().only("torchscript"))
     with pytest.raises(ModelRefusedError, match="it has torchscript, not the onnx artifact that --backend asks for"):
         load_predictor(folder, "onnx")
-    monkeypatch.setattr("service.backends.is_installed", lambda name: name == "onnx")
+    monkeypatch.setattr("service.model.backends.is_installed", lambda name: name == "onnx")
     with pytest.raises(ModelRefusedError, match=r"cannot run here; install the torch extra: pip install '\.\[torch\]'"):
         load_predictor(folder)
 
@@ -180,7 +180,7 @@ def test_auto_says_that_a_gpu_could_not_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where a build lists a GPU that it then cannot use, "auto" runs on the CPU, says so once, and shows the CPU."""
-    monkeypatch.setattr("service.backends.list_accelerators", lambda name: ["cuda:0"] if name == "onnx" else [])
+    monkeypatch.setattr("service.model.backends.list_accelerators", lambda name: ["cuda:0"] if name == "onnx" else [])
     real = ort.InferenceSession  # whose first provider's libraries do not load
     monkeypatch.setattr(ort, "InferenceSession", lambda *given, providers: real(*given, providers=providers[-1:]))
     module._warn_once.cache_clear()
@@ -196,14 +196,14 @@ def test_auto_says_that_a_gpu_could_not_be_used(
 
 def test_worker_keeps_to_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several GPUs, "cuda" takes that on which the worker was placed, as "auto" does; else the first."""
-    monkeypatch.setattr("service.backends.list_accelerators", lambda name: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr("service.model.backends.list_accelerators", lambda name: ["cuda:0", "cuda:1"])
     for device in ("auto", "cuda"):
         assert module._choose_places(["onnx"], device, "cuda:1")[0] == ("onnx", "cuda:1")
         assert module._choose_places(["onnx"], device, "cpu")[0] == ("onnx", "cuda:0")
 
 
 def test_worst_excess_is_the_stated_tolerance() -> None:
-    """Agreement is |a - b| <= 1e-5 + 1e-4·|b|; NaN agrees with nothing, not even NaN."""
+    """Coordination is |a - b| <= 1e-5 + 1e-4·|b|; NaN agrees with nothing, not even NaN."""
     one = np.ones((1, 1), np.float32)
     assert worst_excess(one, one) <= 0
     assert worst_excess(one * np.float32(1.0001), one) <= 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.ray_proxy import PlainErrors, build_middlewares
+from service.hosts.ray_proxy import PlainErrors, build_middlewares
 from tests.asgi import Answer, Client
 
 TEXT = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-request-id", b"n1")]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from service.backends import Array
-from service.manifest import BackendName
+from service.model.backends import Array
+from service.model.manifest import BackendName
 from tests import fakes
 from training import cost as module
 from training.cost import BATCHES, measure_costs, time_calls

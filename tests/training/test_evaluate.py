@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from service.backends import Array
-from service.manifest import Manifest, Task
-from service.predictor import Predictor
+from service.model.backends import Array
+from service.model.manifest import Manifest, Task
+from service.model.predictor import Predictor
 from training.data import Split, Splits, load_half_plane, load_hours, load_line
 from training.errors import CheckError
 from training.evaluate import best_epoch, evaluate, measure_direction, measure_hours, measure_line

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from service.manifest import BackendName
+from service.model.manifest import BackendName
 from training.export import export
 from training.nets import DigitsNet, ServingNet
 

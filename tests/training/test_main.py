@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.backends import Array
-from service.backends.onnx_runtime import OnnxBackend
+from service.model.backends import Array
+from service.model.backends.onnx_runtime import OnnxBackend
 from training import run as run_module
 from training.__main__ import main
 from training.errors import DataError

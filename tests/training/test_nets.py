@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from service.manifest import Task
+from service.model.manifest import Task
 from training.nets import (
     DigitsCnn,
     DigitsNet,

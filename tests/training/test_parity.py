@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from service.backends import Array
-from service.manifest import Artifact, Feature, ImageInput, ImageSpec, Manifest, Output, TabularInput
-from service.predictor import Predictor
+from service.model.backends import Array
+from service.model.manifest import Artifact, Feature, ImageInput, ImageSpec, Manifest, Output, TabularInput
+from service.model.predictor import Predictor
 from training.errors import CheckError
 from training.export import export
 from training.nets import LinearNet, ServingNet

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.manifest import Artifact, Feature, Manifest, Output, TabularInput, digest
-from service.version_folder import MANIFEST_FILE, load_manifest
+from service.model.manifest import Artifact, Feature, Manifest, Output, TabularInput, digest
+from service.model.version_folder import MANIFEST_FILE, load_manifest
 from training import publish as module
 from training.errors import PublishError
 from training.publish import choose_version, publish, staging, write_manifest

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from service.manifest import BackendName
-from service.predictor import Predictor
+from service.model.manifest import BackendName
+from service.model.predictor import Predictor
 from training import data, mnist
 from training import quantize as module
 from training.data import Splits

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from service import tasks
-from service.manifest import BackendName
-from service.predictor import load_predictor
-from service.version_folder import load_manifest
+from service.model import postprocess
+from service.model.manifest import BackendName
+from service.model.predictor import load_predictor
+from service.model.version_folder import load_manifest
 from tests.training.conftest import PUBLISHED
 from training import data, mnist, recipes
 from training.data import Splits, as_floats
@@ -170,7 +170,7 @@ def test_rounded_weights_differ_as_described(
 def test_published_accuracy_is_exact(published: Path, full_mnist: Splits, name: str, backend: BackendName) -> None:
     """On the 10,000 test images both backends give exactly the accuracy that the manifest states, on the same data."""
     predictor = load_predictor(newest(published, name), backend=backend, device="cpu")
-    decided = tasks.decide(predict(predictor, full_mnist.test), predictor.manifest)
+    decided = postprocess.decide(predict(predictor, full_mnist.test), predictor.manifest)
     assert float(np.mean(decided == full_mnist.test.targets.numpy())) == predictor.manifest.metrics["accuracy"]
     assert predictor.manifest.training is not None
     assert predictor.manifest.training.data == full_mnist.digests()

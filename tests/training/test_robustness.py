@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from service.manifest import ImageInput
+from service.model.manifest import ImageInput
 from training.recipes import RECIPES
 from training.robustness import CONDITIONS, coarsen, load_elsewhere, prepare, rotate, shift, thicken, thin
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from service.manifest import Manifest
-from service.predictor import load_predictor, worst_excess
-from service.version_folder import load_manifest
+from service.model.manifest import Manifest
+from service.model.predictor import load_predictor, worst_excess
+from service.model.version_folder import load_manifest
 from training import run as module
 from training.course import Follower
 from training.errors import CheckError, DeviceError

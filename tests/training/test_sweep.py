@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.version_folder import load_manifest
+from service.model.version_folder import load_manifest
 from tests.servers import clean_environment
 from training.__main__ import main
 from training.arguments import read_positive, read_seeds

@@ -1,0 +1,1 @@
+"""The typed API: instances in; predictions, probabilities and labels out."""

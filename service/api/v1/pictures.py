@@ -1,0 +1,123 @@
+"""Pictures on the wire to arrays: a picture's own bytes, multipart files, and `{"b64": …}` instances in JSON."""
+
+import base64
+import binascii
+from email.message import Message
+from typing import NamedTuple
+
+from service.api.v1.instances import kind_of
+from service.errors import InvalidRequestError
+from service.model.backends import Array
+from service.model.manifest import ImageInput
+
+MAX_PARTS = 1024
+
+
+class Part(NamedTuple):
+    """One part of a multipart body: its field's name, and its content."""
+
+    name: str
+    content: bytes
+
+
+def is_picture(content_type: bytes) -> bool:
+    """Tell whether a body is a picture, or several, by its content type."""
+    return content_type[:6].lower() == b"image/" or is_multipart(content_type)
+
+
+def is_multipart(content_type: bytes) -> bool:
+    """Tell whether a body is a form with files."""
+    return content_type.partition(b";")[0].strip().lower() == b"multipart/form-data"
+
+
+def read_pictures(body: bytes, spec: ImageInput, content_type: bytes) -> tuple[Array, bytes | None]:
+    """Return the inputs float32 (N, *shape) of a body that `is_picture`.
+
+    In a form, the part named "parameters" is JSON and is returned beside them; every other part is a picture.
+
+    Raises:
+        InvalidRequestError: the form or a picture cannot be read.
+    """
+    from service.model.preprocess import read_image, read_images  # noqa: PLC0415 - Pillow is imported where pictures come
+
+    if not is_multipart(content_type):
+        return read_image(body, spec), None
+    parts = split_form(body, content_type)
+    pictures = [part.content for part in parts if part.name != "parameters"]
+    parameters = next((part.content for part in parts if part.name == "parameters"), None)
+    if not pictures:
+        raise InvalidRequestError("the form has no file; send at least one picture")
+    return read_images(pictures, spec, [f"file {index}" for index in range(len(pictures))]), parameters
+
+
+def split_form(body: bytes, content_type: bytes) -> list[Part]:
+    """Return the parts of a multipart/form-data body (RFC 7578), in order.
+
+    Raises:
+        InvalidRequestError: there is no boundary, the body does not end, or there are too many parts.
+    """
+    boundary = _parse_header(content_type.decode("latin-1")).get_boundary()
+    if not boundary or not boundary.isascii() or len(boundary) > 70:  # noqa: PLR2004 - RFC 2046, section 5.1.1
+        raise InvalidRequestError("the form's Content-Type has no usable boundary")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("ascii"), MAX_PARTS + 2)
+    ends = [index for index, piece in enumerate(pieces) if index and piece.startswith(b"--")]
+    if not ends:
+        many = len(pieces) > MAX_PARTS + 2
+        raise InvalidRequestError(f"the form has over {MAX_PARTS} parts" if many else "the form is cut short")
+    return [_read_part(piece) for piece in pieces[1 : ends[0]]]
+
+
+def _read_part(piece: bytes) -> Part:
+    _, _, piece = piece.partition(b"\r\n")
+    head, blank, content = (b"", b"\r\n", piece[2:]) if piece[:2] == b"\r\n" else piece.partition(b"\r\n\r\n")
+    if not blank:
+        raise InvalidRequestError("a part of the form has no empty line between its header and its content")
+    for line in head.split(b"\r\n"):
+        field, _, value = line.decode("latin-1").partition(":")
+        if field.strip().lower() == "content-disposition":
+            name = _parse_header(value.strip()).get_param("name", "", "content-type")
+            return Part(name if isinstance(name, str) else "", content)
+    return Part("", content)
+
+
+def _parse_header(value: str) -> Message:
+    """Return a message that parses a header field with parameters, by the standard library's reading."""
+    message = Message()
+    message["content-type"] = value.replace("\r", " ").replace("\n", " ")
+    return message
+
+
+def replace_encoded(instances: object, spec: ImageInput) -> object:
+    """Return decoded JSON instances with every `{"b64": …}` replaced by its picture's numbers, flat.
+
+    Raises:
+        InvalidRequestError: one is not base64, has other fields, or its picture cannot be read.
+    """
+    if not isinstance(instances, list):
+        return instances
+    places = [index for index, instance in enumerate(instances) if isinstance(instance, dict)]
+    if not places:
+        return instances
+    from service.model.preprocess import read_images  # noqa: PLC0415 - Pillow is imported where pictures come
+
+    names = [f"instances[{index}].b64" for index in places]
+    contents = [_decode_b64(instances[index], f"instances[{index}]") for index in places]
+    rows = read_images(contents, spec, names).reshape(len(places), -1).tolist()
+    replaced = list(instances)
+    for index, row in zip(places, rows, strict=True):
+        replaced[index] = row
+    return replaced
+
+
+def _decode_b64(instance: dict[str, object], where: str) -> bytes:
+    for name in instance:
+        if name != "b64":
+            raise InvalidRequestError(f'{where} has an unknown field {name[:60]!r}; expected {{"b64": "…"}}')
+    text = instance.get("b64")
+    if not isinstance(text, str):
+        found = kind_of(text) if "b64" in instance else "not there"
+        raise InvalidRequestError(f"{where}.b64 is {found}, expected a picture's bytes as a base64 string")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequestError(f"{where}.b64 is not base64 (RFC 4648, without a data: prefix)") from error

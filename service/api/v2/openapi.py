@@ -1,0 +1,160 @@
+"""The Open Inference Protocol's part of the OpenAPI document: what is served, and infer with each model's tensors.
+
+Every model has an infer operation; for one without a task it is the only way to call it.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.api.schemas import NUMBER, TEXT, Schema, choose_row, list_of, object_of
+from service.api.v2 import codec as v2_codec
+from service.api.v2.datatypes import DATATYPES
+from service.api.v2.infer_request import Plan, all_outputs, input_specs, output_specs
+from service.model import postprocess
+from service.model.manifest import AnyManifest, Manifest
+
+TAG = "Open Inference Protocol"
+ABOUT = (
+    "The same models for the clients of Triton, KServe and Seldon. Also there: `GET /v2/health/live` and `/ready`,"
+    " `/v2/models/{model}/ready`, `/config` and `/stats`, `POST /v2/repository/index`, and `/load` and `/unload` of"
+    " `/v2/repository/models/{model}`."
+)
+_LENGTH = "Inference-Header-Content-Length"
+_TENSOR = object_of({"name": TEXT, "datatype": TEXT, "shape": {"type": "array", "items": {"type": "integer"}}})
+_SERVER = object_of({"name": TEXT, "version": TEXT, "extensions": {"type": "array", "items": TEXT}})
+_MODELS = object_of({"models": {"type": "array", "items": TEXT}})
+_METADATA = object_of(
+    {
+        "name": TEXT,
+        "versions": {"type": "array", "items": TEXT},
+        "platform": TEXT,
+        "inputs": {"type": "array", "items": _TENSOR},
+        "outputs": {"type": "array", "items": _TENSOR},
+        "properties": {"type": "object", "additionalProperties": TEXT},
+    }
+)
+READS = (
+    ("/v2", "What this server is", "server_metadata", _SERVER),
+    ("/v2/models", "Names of the models", "list_model_names", _MODELS),
+    ("/v2/models/{model}", "Tensors of a model", "model_metadata", _METADATA),
+)
+
+
+def infer_body(manifest: AnyManifest) -> Schema:
+    """Return the content of an infer request: JSON, or binary data where JSON cannot carry a tensor."""
+    example = build_infer_example(manifest)
+    if example is None:
+        about = (
+            f"JSON with `parameters.binary_data_size` of each input, of the length that {_LENGTH} says, then the data"
+        )
+        return {"application/octet-stream": {"schema": {"type": "string", "format": "binary", "description": about}}}
+    specs = input_specs(manifest)
+    tensors: Schema = {"anyOf": [_input_schema(name, *spec) for name, spec in specs.items()]}
+    free = {"type": "object", "description": "such as `timeout`, in microseconds"}
+    asked = object_of({"name": {"enum": list(output_specs(manifest))}, "parameters": {"type": "object"}}, ("name",))
+    body = object_of(
+        {
+            "id": TEXT,
+            "inputs": list_of(tensors, len(specs)),
+            "outputs": {"type": "array", "items": asked, "description": "which are wanted; without it, all"},
+            "parameters": free,
+        },
+        ("inputs",),
+    )
+    return {"application/json": {"schema": body, "example": example}}
+
+
+def infer_parameters(manifest: AnyManifest) -> list[Schema]:
+    """Return the parameters of an infer operation: how long the JSON before binary data is."""
+    if build_infer_example(manifest) is not None:
+        return []
+    about = "bytes of JSON before the binary data; 0: the body is the one input's data"
+    schema = {"type": "integer", "minimum": 0, "examples": [0]}
+    return [{"name": _LENGTH, "in": "header", "required": True, "schema": schema, "description": about}]
+
+
+def infer_answer(manifest: AnyManifest) -> Schema:
+    """Return the content of the answer: JSON, or JSON and binary data behind it where that was asked for."""
+    outputs = output_specs(manifest)
+    tensor = object_of(
+        {
+            "name": {"type": "string", "enum": list(outputs)},
+            "datatype": {"type": "string", "enum": sorted({datatype for datatype, _ in outputs.values()} | {"BYTES"})},
+            "shape": {"type": "array", "items": {"type": "integer"}},
+            "data": {"type": "array", "description": "row by row"},
+            "parameters": {"type": "object"},
+        },
+        ("name", "datatype", "shape"),
+    )
+    about = {"model_name": {"type": "string", "const": manifest.name}, "model_version": TEXT, "id": TEXT}
+    schema = object_of(
+        {**about, "outputs": {"type": "array", "items": tensor}}, ("model_name", "model_version", "outputs")
+    )
+    answer = _golden_answer(manifest)
+    return {
+        "application/json": {"schema": schema} | ({"example": answer} if answer else {}),
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    }
+
+
+def build_infer_example(manifest: AnyManifest) -> Schema | None:
+    """Return an infer body that the model can answer, with open dimensions of 1; None where JSON cannot carry one."""
+    if any(datatype == "FP16" for datatype, _ in input_specs(manifest).values()):
+        return None
+    inputs = []
+    for name, (datatype, shape) in input_specs(manifest).items():
+        filled = [1 if size < 0 else size for size in shape]
+        data = choose_row(manifest) if isinstance(manifest, Manifest) else [_element(datatype)] * math.prod(filled)
+        inputs.append({"name": name, "shape": filled, "datatype": datatype, "data": data})
+    outputs = output_specs(manifest)
+    if all(datatype != "FP16" for datatype, _ in outputs.values()):
+        return {"inputs": inputs}
+    binary = {
+        name: {"parameters": {"binary_data": True}} for name, (datatype, _) in outputs.items() if datatype == "FP16"
+    }
+    return {"inputs": inputs, "outputs": [{"name": name} | binary.get(name, {}) for name in outputs]}
+
+
+def _golden_answer(manifest: AnyManifest) -> Schema | None:
+    if not isinstance(manifest, Manifest) or manifest.golden is None:
+        return None
+    outputs = np.array(manifest.golden.outputs[:1], np.float32)
+    call = v2_codec.InferCall(outputs, Plan(None, (), all_outputs(manifest, binary=False), None))
+    _, body = v2_codec.encode(postprocess.interpret(outputs, manifest), manifest, call)
+    answer: Schema = orjson.loads(body)
+    return answer
+
+
+def _input_schema(name: str, datatype: str, shape: list[int]) -> Schema:
+    sizes: list[Schema] = [{"type": "integer", "minimum": 0} if size < 0 else {"const": size} for size in shape]
+    nested = _element_schema(datatype)
+    for size in reversed(shape):
+        nested = {"type": "array", "items": nested} if size < 0 else list_of(nested, size)
+    flat = {"type": "array", "items": _element_schema(datatype), "description": "row by row"}
+    fixed = list_of({"type": "integer"}, len(shape)) | ({"prefixItems": sizes} if sizes else {})
+    return object_of(
+        {
+            "name": {"type": "string", "const": name},
+            "shape": fixed | {"description": f"{shape}, where -1 is any size"},
+            "datatype": {"type": "string", "const": datatype},
+            "data": flat if len(shape) < 2 else {"anyOf": [flat, nested]},  # noqa: PLR2004 - else nested is flat
+            "parameters": {"type": "object"},
+        },
+        ("name", "shape", "datatype", "data"),
+    )
+
+
+def _element_schema(datatype: str) -> Schema:
+    kind = DATATYPES[datatype].kind
+    if kind in "ui":
+        limits = np.iinfo(DATATYPES[datatype])
+        return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
+    return {"b": {"type": "boolean"}, "f": NUMBER, "O": TEXT}[kind]
+
+
+def _element(datatype: str) -> Any:  # noqa: ANN401 - a number, a boolean or a text
+    """Return a value to try: 0 is an index that every table has, 1.0 a number that most functions are defined for."""
+    return {"b": False, "u": 0, "i": 0, "f": 1.0, "O": "text"}[DATATYPES[datatype].kind]

@@ -1,0 +1,275 @@
+"""The Open Inference Protocol beside infer: health, metadata, configuration, statistics, and the model repository.
+
+Source: https://github.com/kserve/open-inference-protocol and Triton's extensions for the model repository, model
+configuration and statistics.
+"""
+
+import hmac
+import ipaddress
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from service import __version__
+from service.api.operations import Answer, OrjsonResponse, answer_ready, find_served, get_route
+from service.api.v1.instances import kind_of, read_object
+from service.api.v2.infer_request import input_specs, output_specs
+from service.errors import InvalidRequestError, NotFoundError, UnauthorizedError
+from service.model.manifest import Manifest
+from service.registry.reconciler import Reconciler
+from service.registry.registry import Registry, list_served
+from service.registry.versions import LoadedVersion, Model
+from service.telemetry import metrics
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "statistics",
+)
+_PLATFORMS = {"onnx": "onnx_onnxv1", "onnx-int8": "onnx_onnxv1", "torchscript": "pytorch_torchscript"}
+_VERSION = "/v2/models/{name}/versions/{version}"
+
+
+def build_protocol_routes(
+    reconciler: Reconciler, check_admin: Callable[[Request], None], batch: int
+) -> list[BaseRoute]:
+    """Return the routes under /v2 that are not infer.
+
+    Args:
+        reconciler: of the registry.
+        check_admin: raises UnauthorizedError for who may not change what is served.
+        batch: the largest batch.
+    """
+    registry = reconciler.registry
+
+    def ready(request: Request) -> Response:
+        served = find_served(registry, request)
+        return OrjsonResponse({"name": served.manifest.name, "ready": True})
+
+    async def index(request: Request) -> Response:
+        return await _index(reconciler, request)
+
+    async def change(request: Request) -> Response:
+        check_admin(request)
+        return await _change(reconciler, request)
+
+    per_version: list[tuple[str, Answer]] = [
+        ("", lambda request: OrjsonResponse(_describe(registry, request))),
+        ("/ready", ready),
+        ("/config", lambda request: OrjsonResponse(_configure(find_served(registry, request), batch))),
+        ("/stats", lambda request: OrjsonResponse(_statistics([find_served(registry, request)]))),
+    ]
+    return [
+        get_route("/v2", lambda _: OrjsonResponse(_server())),
+        get_route("/v2/", lambda _: OrjsonResponse(_server())),
+        get_route("/v2/health/live", lambda _: OrjsonResponse({"live": True})),
+        get_route("/v2/health/ready", lambda _: answer_ready(registry)),
+        get_route("/v2/models", lambda _: OrjsonResponse({"models": sorted(registry.models)})),
+        get_route("/v2/models/stats", lambda _: OrjsonResponse(_statistics(list_served(registry.models).values()))),
+        *[
+            get_route(prefix + path, answer)
+            for path, answer in per_version
+            for prefix in ("/v2/models/{name}", _VERSION)
+        ],
+        Route("/v2/repository/index", index, methods=["POST"]),
+        Route("/v2/repository/models/{name}/{action:str}", change, methods=["POST"]),
+    ]
+
+
+def _server() -> dict[str, Any]:
+    return {"name": "model-service", "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+def _describe(registry: Registry, request: Request) -> dict[str, Any]:
+    served = find_served(registry, request)
+    manifest, backend = served.manifest, served.predictor.backend
+    model = registry.models.get(manifest.name)
+    refused = {f"refused_{version}": reason for version, reason in model.refused.items()} if model else {}
+    return {
+        "name": manifest.name,
+        "versions": [str(version) for version in sorted(model.versions)] if model else [],
+        "platform": _PLATFORMS[backend.name],
+        "inputs": _describe_tensors(input_specs(manifest)),
+        "outputs": _describe_tensors(output_specs(manifest)),
+        "properties": {
+            "title": manifest.title,
+            "task": manifest.task,
+            "sha256": manifest.artifacts[backend.name].sha256,
+            "device": backend.device,
+            "provider": backend.provider,
+            **refused,
+        },
+    }
+
+
+def _describe_tensors(specs: dict[str, tuple[str, list[int]]]) -> list[dict[str, Any]]:
+    return [{"name": name, "datatype": datatype, "shape": shape} for name, (datatype, shape) in specs.items()]
+
+
+def _configure(served: LoadedVersion, batch: int) -> dict[str, Any]:
+    manifest, backend = served.manifest, served.predictor.backend
+    has_batch = isinstance(manifest, Manifest)
+
+    def tensors(specs: dict[str, tuple[str, list[int]]]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "data_type": "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}",
+                "dims": (shape[1:] or [1]) if has_batch else shape,
+            }
+            for name, (datatype, shape) in specs.items()
+        ]
+
+    return {
+        "name": manifest.name,
+        "platform": _PLATFORMS[backend.name],
+        "backend": "pytorch" if backend.name == "torchscript" else "onnxruntime",
+        "max_batch_size": batch if has_batch else 0,
+        "input": tensors(input_specs(manifest)),
+        "output": tensors(output_specs(manifest)),
+        "instance_group": [{"kind": "KIND_CPU" if backend.device == "cpu" else "KIND_GPU", "count": 1}],
+        "dynamic_batching": {},
+    }
+
+
+def _statistics(every: Iterable[LoadedVersion]) -> dict[str, Any]:
+    totals = metrics.read_totals()
+    return {"model_stats": [_statistics_of(served, totals) for served in every]}
+
+
+def _statistics_of(served: LoadedVersion, totals: metrics.Totals) -> dict[str, Any]:
+    name, version = served.manifest.name, str(served.manifest.version)
+
+    def total(figure: str) -> float:
+        return totals.get((figure, name, version), 0.0)
+
+    def duration(figure: str, count: str) -> dict[str, int]:
+        return {"count": int(total(count)), "ns": int(total(figure) * 1e9)}
+
+    succeeded = int(total("succeeded"))
+    batches, seconds = "service_batch_rows_count", "service_inference_seconds_sum"
+    nothing = {"count": 0, "ns": 0}
+    return {
+        "name": name,
+        "version": version,
+        "last_inference": int(total("service_last_request_seconds") * 1000),
+        "inference_count": int(total("service_batch_rows_sum")),
+        "execution_count": int(total(batches)),
+        "inference_stats": {
+            "success": {"count": succeeded, "ns": int(total("service_request_seconds_sum") * 1e9)},
+            "fail": {"count": int(total("service_request_seconds_count")) - succeeded, "ns": 0},
+            "queue": duration("service_queue_seconds_sum", batches),
+            "compute_input": nothing,
+            "compute_infer": duration(seconds, batches),
+            "compute_output": nothing,
+            "cache_hit": nothing,
+            "cache_miss": nothing,
+        },
+        "batch_stats": [],
+    }
+
+
+async def _index(reconciler: Reconciler, request: Request) -> Response:
+    fields = await _read_object(request)
+    only_ready = fields.get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise InvalidRequestError(f"ready is {kind_of(only_ready)}, expected true or false")
+    rows = [row for _, model in sorted(reconciler.registry.models.items()) for row in _index_model(model)]
+    rows += [
+        {"name": slot.name, "version": str(slot.version), "state": "UNAVAILABLE", "reason": "unloaded"}
+        for slot in reconciler.list_unloaded()
+    ]
+    return OrjsonResponse([row for row in rows if row["state"] == "READY" or not only_ready])
+
+
+def _index_model(model: Model) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {"name": model.name, "version": str(version), "state": "READY", "reason": model.refused.get(str(version), "")}
+        | _name_version(model, version)
+        for version in sorted(model.versions)
+    ]
+    refused = {
+        key: reason for key, reason in model.refused.items() if not (key.isdigit() and int(key) in model.versions)
+    }
+    rows += [
+        {"name": model.name, "version": version, "state": "UNAVAILABLE", "reason": reason}
+        for version, reason in refused.items()
+    ]
+    return rows
+
+
+def _name_version(model: Model, version: int) -> dict[str, Any]:
+    """Return what else a version goes by: whether paths without a version mean it, and its labels."""
+    is_latest = model.versions[version] is model.latest
+    labels = sorted(label for label, number in model.settings.labels.items() if number == version)
+    return ({"latest": True} if is_latest else {}) | ({"labels": labels} if labels else {})
+
+
+async def _change(reconciler: Reconciler, request: Request) -> Response:
+    """Load, unload or roll back a model on every worker, and answer when all have."""
+    name, action = request.path_params["name"], request.path_params["action"]
+    fields = await _read_object(request)
+    parameters = fields.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidRequestError(f"parameters is {kind_of(parameters)}, expected an object")
+    if any(key == "config" or key.startswith("file:") for key in parameters):
+        raise InvalidRequestError("models and configuration are not taken over the network; put them into the folder")
+    if action == "load":
+        await reconciler.load(name)
+    elif action == "unload":
+        await reconciler.unload(name)
+    elif action == "rollback":
+        await reconciler.roll_back(name, parameters.get("version"))
+    else:
+        raise NotFoundError(f"there is no {action[:40]!r}; a model can be loaded, unloaded or rolled back")
+    model = reconciler.registry.models.get(name)
+    latest = model.latest if model else None
+    return OrjsonResponse(
+        {
+            "name": name,
+            action: True,
+            "versions": [str(version) for version in sorted(model.versions)] if model else [],
+            "latest": str(latest.manifest.version) if latest else None,
+        }
+    )
+
+
+async def _read_object(request: Request) -> dict[str, Any]:
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise InvalidRequestError("the client closed the connection before the body was complete") from None
+    if not body.strip():
+        return {}
+    return read_object(body)
+
+
+def check_admin(request: Request, admin_key: bytes, sent: bytes) -> None:
+    """Refuse who may not change what is served: who lacks the admin key, or, without one, is elsewhere.
+
+    Raises:
+        UnauthorizedError: the key is missing or wrong, or the request came from elsewhere.
+    """
+    if admin_key:
+        if not hmac.compare_digest(sent, admin_key):
+            raise UnauthorizedError("this needs the admin key; send it as X-API-Key, or as Authorization: Bearer")
+        return
+    # Another machine's requests can come through a proxy here, or through a page in a browser here.
+    foreign = ("forwarded", "x-forwarded-for", "x-real-ip", "origin", "sec-fetch-site")
+    forwarded = any(name in request.headers for name in foreign)
+    if forwarded or request.client is None or not _is_here(request.client.host):
+        raise UnauthorizedError("what is served can be changed from this machine only; set --admin-key to allow others")
+
+
+def _is_here(host: str) -> bool:
+    """Tell whether a peer's address is a loopback one; a socket of both families shows IPv4 as ::ffff:127.0.0.1."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -1,0 +1,1 @@
+"""Hosts: sockets, processes and signals around the application."""

@@ -1,0 +1,153 @@
+"""Run ONNX graphs with onnxruntime (https://onnxruntime.ai/docs/api/python/api_summary.html)."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from service.errors import InferenceError, ModelRefusedError, StartError
+from service.model.backends import Array, as_rows
+from service.model.manifest import BackendName, Manifest
+
+_FLOAT = "tensor(float)"
+# In protobuf, what stands before the name of a file that has a tensor's numbers, and the length of that name.
+_LOCATION = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
+_EXTERNAL_DATA = b"j"  # the tag of `TensorProto.external_data`, with a byte or two of length before that
+_NO_FOLDER = "/nonexistent"
+_FATAL = 4  # what it writes by itself below this is in no log format; errors reach the log as exceptions
+ort.set_default_logger_severity(_FATAL)
+
+
+class OnnxBackend:
+    """One onnxruntime session."""
+
+    def __init__(
+        self, session: ort.InferenceSession, input_name: str, output_name: str, device: str, name: BackendName
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.provider: str = session.get_providers()[0]
+        self._session = session
+        self._input_name = input_name
+        self._output_names = [output_name]
+
+    def run(self, inputs: Array) -> Array:
+        """Return the graph's outputs float32 (N, K); see `Backend.run`."""
+        try:
+            outputs = self._session.run(self._output_names, {self._input_name: inputs})[0]
+        except Exception as error:  # onnxruntime raises a dozen classes of its own
+            raise InferenceError(f"onnxruntime: {_first_line(error)}") from error
+        if outputs.ndim != 2:  # noqa: PLR2004 - (N,) is a column
+            outputs = as_rows(outputs, len(inputs))
+        return np.ascontiguousarray(outputs, dtype=np.float32)
+
+
+def list_devices() -> list[str]:
+    """Return the GPUs that this build of onnxruntime can use, by CUDA's numbers."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return []
+    return [f"cuda:{index}" for index in range(count_gpus())]
+
+
+def count_gpus(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many GPUs CUDA gives this process, without loading CUDA; 1 where the system does not say.
+
+    onnxruntime does not tell: the `device_id` of its `OrtHardwareDevice` says which kind of device it is.
+    """
+    nodes = len([path for path in (root / "dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
+    known = len(list((root / "proc/driver/nvidia/gpus").glob("*")))
+    count = min((found for found in (nodes, known) if found), default=0)  # a container may be given some of them
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return count or 1
+    seen = 0
+    for entry in map(str.strip, environment["CUDA_VISIBLE_DEVICES"].split(",")):
+        is_number = entry.isdecimal() and (not count or int(entry) < count)
+        if not is_number and not entry.startswith(("GPU-", "MIG-")):
+            break  # CUDA looks no further than the first that is none
+        seen += 1
+    return seen
+
+
+def open_onnx(content: bytes, manifest: Manifest, device: str, threads: int, name: BackendName = "onnx") -> OnnxBackend:
+    """Open a single-file ONNX graph; see `open_backend`."""
+    session = open_session(content, device, threads)
+    input_name, output_name = _choose_tensors(session, manifest)
+    return OnnxBackend(session, input_name, output_name, device, name)
+
+
+def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSession:
+    """Open a session on a device.
+
+    Raises:
+        ModelRefusedError: the graph does not load, or keeps its weights in another file.
+        StartError: it does not run on that device.
+    """
+    check_self_contained(content)
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Idle threads that spin would hold a core each; a small model has no use for them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Else a path to weights would be one from wherever the process was started.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if device.startswith("cuda"):
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0"}))
+    try:
+        session = ort.InferenceSession(content, options, providers=providers)
+    except Exception as error:
+        raise ModelRefusedError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+    if device != "cpu" and session.get_providers()[0] == "CPUExecutionProvider":
+        raise StartError(f"onnxruntime fell back to the CPU where {device} was asked for")
+    return session
+
+
+def check_self_contained(content: bytes) -> None:
+    """Look for weights that stand in another file, which no digest covers; without the onnx package, and in one pass.
+
+    Raises:
+        ModelRefusedError: there are some.
+    """
+    for found in _LOCATION.finditer(content):
+        if _EXTERNAL_DATA in content[max(0, found.start() - 3) : found.start() - 1]:
+            file = content[found.end() : found.end() + found[1][0]].decode(errors="replace")
+            raise ModelRefusedError(
+                f"the graph keeps its weights in {file}; export it with external_data=False, or inline them:"
+                " onnx.save(onnx.load(path), path)"
+            )
+
+
+def _choose_tensors(session: ort.InferenceSession, manifest: Manifest) -> tuple[str, str]:
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name: node for node in session.get_outputs()}
+    input_name = manifest.input.tensor or (next(iter(inputs)) if len(inputs) == 1 else "")
+    output_name = manifest.output.tensor or (next(iter(outputs)) if len(outputs) == 1 else "")
+    if input_name not in inputs:
+        raise ModelRefusedError(
+            f"the graph's inputs are {', '.join(inputs)}; name one with --input-tensor, in a manifest input.tensor"
+        )
+    if output_name not in outputs:
+        raise ModelRefusedError(
+            f"the graph's outputs are {', '.join(outputs)}; name one with --output-tensor, in a manifest output.tensor"
+        )
+    node = inputs[input_name]
+    if node.type != _FLOAT:
+        raise ModelRefusedError(f"the graph's input {input_name} is {node.type}, expected {_FLOAT}")
+    if (found := outputs[output_name].type) != _FLOAT:
+        cure = '; export it with to_onnx(…, options={"zipmap": False})' if found.startswith("seq(map(") else ""
+        raise ModelRefusedError(f"the graph's output {output_name} is {found}, expected {_FLOAT}{cure}")
+    fixed = tuple(node.shape[1:])
+    if any(isinstance(have, int) and have != want for have, want in zip(fixed, manifest.input.shape, strict=False)):
+        raise ModelRefusedError(f"the graph takes {list(fixed)} per instance, the manifest says {manifest.input.shape}")
+    if node.shape and isinstance(node.shape[0], int):
+        raise ModelRefusedError(f"the graph's batch size is fixed at {node.shape[0]}; export it with a dynamic batch")
+    return input_name, output_name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

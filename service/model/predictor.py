@@ -1,0 +1,222 @@
+"""A predictor is one version of a model, ready to answer: its manifest, an opened backend, and the checks it passed."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
+from service.model import postprocess
+from service.model.backends import Array, Backend, check_backend, choose_backends, choose_device, open_backend
+from service.model.batching import Cost, measure_cost
+from service.model.manifest import AnyManifest, BackendName, Manifest
+from service.model.tensor_model import TensorPredictor, open_tensor_model
+from service.model.version_folder import load_any_manifest, load_artifact, load_manifest
+
+logger = logging.getLogger("service")
+
+ABSOLUTE_TOLERANCE = 1e-5
+RELATIVE_TOLERANCE = 1e-4
+PROBABILITY_TOLERANCE = 1e-3  # how far rounding may take a probability, or a sum of probabilities, out of its range
+_ALONE = 2  # instances that are also run alone at each load
+_ROUNDING = 10  # times the tolerance: kernels for one row and for several round differently
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """One served version."""
+
+    manifest: Manifest
+    backend: Backend
+
+    def predict(self, inputs: Array) -> Array:
+        """Return values (N, 1) or probabilities (N, labels) as float32 for inputs float32 (N, *shape).
+
+        Raises:
+            InferenceError: the graph raised, or its outputs are not (N, K), or no probabilities where they should be.
+            InvalidRequestError: an output is not finite. The golden samples were, so it is the inputs: too large for
+                float32 sums, or outside of what the graph is defined for.
+        """
+        results = postprocess.interpret(self.run(inputs), self.manifest)
+        if self.manifest.output.kind in ("probability", "probabilities"):  # NaN is not between them either
+            lowest, highest = np.minimum.reduce(results, None, initial=0), np.maximum.reduce(results, None, initial=0)
+            if lowest >= -PROBABILITY_TOLERANCE and highest <= 1 + PROBABILITY_TOLERANCE:
+                return results
+        elif np.isfinite(results).all():
+            return results
+        if np.isfinite(results).all():
+            raise InferenceError(f"the graph gave {lowest:g} to {highest:g} where its manifest says probabilities")
+        raise InvalidRequestError("the model has no finite answer for these values; they may be too large")
+
+    def measure_cost(self, rows: int) -> Cost:
+        """Return the cost of a backend call, by calls of one row and of `rows` rows of zeros."""
+        return measure_cost(self.run, self.manifest.input.shape, rows)  # zeros may give no finite number
+
+    def run(self, inputs: Array) -> Array:
+        """Return the graph's own outputs float32 (N, K), checked for shape but not for finite values."""
+        outputs = self.backend.run(inputs)
+        wanted = (len(inputs), self.manifest.output_width)
+        if outputs.shape != wanted:
+            raise InferenceError(f"the graph gave outputs of shape {outputs.shape}, expected {wanted}")
+        return outputs
+
+
+AnyPredictor = Predictor | TensorPredictor
+Place = tuple[BackendName, str]  # a backend, and the device it runs on
+
+
+def load_predictor(
+    folder: Path, backend: str = "auto", device: str = "auto", threads: int = 1, serve_as: str | None = None
+) -> Predictor:
+    """Do `load_any_predictor` for a model that has a task.
+
+    Raises:
+        ModelRefusedError: as there, or the model has none.
+    """
+    load_manifest(folder)
+    predictor = load_any_predictor(folder, backend, device, threads, serve_as=serve_as)
+    assert isinstance(predictor, Predictor)
+    return predictor
+
+
+def load_any_predictor(
+    folder: Path,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int = 1,
+    preferred: str = "cuda:0",
+    serve_as: str | None = None,
+) -> AnyPredictor:
+    """Read, verify and open one version folder; what it returns has passed digest and golden checks.
+
+    Args:
+        folder: `<name>/<version>`.
+        backend: "auto", "onnx", "torchscript" or "onnx-int8".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        threads: CPU threads one backend call may use.
+        preferred: which accelerator "auto" and "cuda" take where there are several.
+        serve_as: the name to serve a folder under that is not `<name>/<version>`, as KServe mounts it.
+
+    Raises:
+        ModelRefusedError: the version must not serve, with the reason.
+        StartError: `backend` or `device` was asked for by name and cannot be used.
+    """
+    check_backend(backend)
+    manifest = load_any_manifest(folder)
+    if serve_as is not None:
+        manifest = manifest.model_copy(update={"name": serve_as})
+    elif (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
+        raise ModelRefusedError(
+            f"the manifest is of {manifest.name}/{manifest.version}, not of {folder.parent.name}/{folder.name}"
+        )
+    names = choose_backends(manifest, backend)
+    if not names:
+        raise ModelRefusedError(_no_backend(manifest, backend))
+    places = _choose_places(names, device, preferred)
+    # Every artifact is checked, also those that do not run here: a version is intact or it is not.
+    contents = {each: load_artifact(folder, artifact) for each, artifact in manifest.artifacts.items()}
+    for place, (name, where) in pairwise(places):
+        try:
+            return _open(contents, manifest, place, threads)
+        except StartError as error:  # a build may list a device whose libraries then do not load
+            _warn_once(f"{error}; models run by {name} on {where} instead")
+    return _open(contents, manifest, places[-1], threads)
+
+
+def _open(contents: Mapping[BackendName, bytes], manifest: AnyManifest, place: Place, threads: int) -> AnyPredictor:
+    name, device = place
+    if not isinstance(manifest, Manifest):
+        return open_tensor_model(contents["onnx"], manifest, device, threads)
+    predictor = Predictor(manifest, open_backend(name, contents[name], manifest, device, threads))
+    check_golden(predictor)
+    return predictor
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    logger.warning("%s", sentence)
+
+
+def check_golden(predictor: Predictor) -> None:
+    """Run the golden inputs and compare; without golden samples, check that any numbers give outputs of that shape.
+
+    Raises:
+        ModelRefusedError: an output differs by more than 1e-5 + 1e-4·|expected| and the artifact's own tolerance, or
+            with the instances beside it.
+    """
+    manifest = predictor.manifest
+    golden = manifest.golden
+    if golden is None:
+        inputs = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
+    else:
+        inputs = np.array(golden.inputs, dtype=np.float32).reshape(-1, *manifest.input.shape)
+    if len(inputs) == 1:  # it needs company, or there would be no batch to depend on
+        inputs = np.concatenate([inputs, inputs / 2])
+    try:
+        outputs = predictor.run(inputs)
+    except InferenceError as error:
+        raise ModelRefusedError(f"its {predictor.backend.name} graph fails on golden inputs: {error}") from error
+    if golden is not None:
+        allowed = manifest.artifacts[predictor.backend.name].tolerance or 0.0
+        expected = np.array(golden.outputs, dtype=np.float32)
+        worst = worst_excess(outputs[: len(expected)], expected) - allowed
+        if worst > 0:
+            raise ModelRefusedError(
+                f"its {predictor.backend.name} graph on {predictor.backend.device}"
+                f" misses a golden output by {worst:.2g} more than the tolerance"
+            )
+    check_alone(predictor, inputs, outputs)
+
+
+def check_alone(predictor: Predictor, inputs: Array, outputs: Array) -> None:
+    """Check that instances have alone the outputs that they have together: callers share batches.
+
+    Raises:
+        ModelRefusedError: they have not, as with a net that was traced in training mode.
+    """
+    name = predictor.backend.name
+    allowed = _ROUNDING * ABSOLUTE_TOLERANCE + (predictor.manifest.artifacts[name].tolerance or 0.0)
+    for row, together in zip(inputs[:_ALONE, None], outputs, strict=False):
+        try:
+            alone = predictor.run(row)[0]
+        except InferenceError as error:
+            raise ModelRefusedError(
+                f"its {name} graph fails on one instance alone, as a net in training mode does: {error}"
+            ) from error
+        if not np.allclose(alone, together, _ROUNDING * RELATIVE_TOLERANCE, allowed, equal_nan=True):
+            raise ModelRefusedError(
+                f"its {name} graph gives an instance another answer beside others than alone; export the net in"
+                " evaluation mode: net.eval()"
+            )
+
+
+def worst_excess(actual: Array, expected: Array) -> float:
+    """Return by how much max |actual - expected| exceeds 1e-5 + 1e-4·|expected|; inf for NaN; coordination is <= 0."""
+    excess = np.abs(actual - expected) - (ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * np.abs(expected))
+    worst = float(excess.max())
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _choose_places(names: list[BackendName], device: str, preferred: str) -> list[Place]:
+    """Return where to try to run a model, best first: for "auto" a GPU by each backend, then the CPU."""
+    if device == "auto":
+        places = [(name, choose_device(device, name, preferred)) for name in names]
+        return [*(place for place in places if place[1] != "cpu"), (names[0], "cpu")]
+    problems = []
+    for name in names:
+        try:
+            return [(name, choose_device(device, name, preferred))]
+        except StartError as error:
+            problems.append(str(error))
+    raise StartError("; ".join(problems))
+
+
+def _no_backend(manifest: AnyManifest, wanted: str) -> str:
+    has = " and ".join(manifest.artifacts)
+    if wanted != "auto" and wanted not in manifest.artifacts:
+        return f"it has {has}, not the {wanted} artifact that --backend asks for"
+    return f"it has {has}, which cannot run here; install the torch extra: pip install '.[torch]'"

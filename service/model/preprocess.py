@@ -1,0 +1,263 @@
+"""Pictures to numbers: PNG, JPEG, WebP or BMP bytes to what an image model takes, float32 (N, *shape) in [0, 1].
+
+A picture is opened by Pillow (https://pillow.readthedocs.io), refused before it is decoded when it is too large, turned
+upright (EXIF), laid on white paper where it is transparent, and fitted to the model's `ImageSpec`. "mnist" fitting is
+the preparation of http://yann.lecun.com/exdb/mnist: the ink scaled into a box of 20 / 28 of the field with its aspect
+ratio kept, and the box placed so that the centre of mass is at the field's centre, pixel index 14 of 28. Dark ink on
+light paper and light ink on dark paper are told apart by the border's brightness, and turned to the model's polarity;
+a model whose polarity is "as-is" gets the picture's own grey.
+"""
+
+import io
+import threading
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageOps
+
+from service.errors import InvalidRequestError
+from service.model.backends import Array
+from service.model.manifest import ImageInput, ImageSpec
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_PIXELS = 32_000_000  # of all pictures of one request: up to 500 MB while a WebP is decoded, 250 MB for others
+MAX_SIDE = 16_384
+
+_LARGE_PIXELS = 4_000_000  # of all pictures of one request; with more, it waits for its turn
+_STRIP_PIXELS = 1_000_000  # of a decoded picture that are converted and reduced at a time
+_WORK_SIDE = 512  # pixels; a picture twice as large, or larger, is reduced before its ink is looked for
+_SMOOTH_SIDE = 64  # pixels; a larger picture has its grain smoothed, where there is contrast to look for
+_BOX = 20 / 28
+_LEAST_CONTRAST = 0.08  # of full brightness; with less than this between ink and paper, there is no ink
+_EDGE = 0.2  # of full ink; what is fainter does not stretch the ink's box
+_FULL = 90  # percentile of the ink's pixels that is made full ink, as it is in MNIST's own pictures
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; `_check_sizes` refuses
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # a strange picture is no matter for the log
+_large_turn = threading.Lock()  # one large request is decoded at a time, or a few small files would take all memory
+
+Plane = NDArray[np.float64]  # (height, width): brightness, or how much ink there is, in [0, 1]
+
+
+def read_image(content: bytes, spec: ImageInput) -> Array:
+    """Return the input float32 (1, *shape) in [0, 1] of one encoded picture; see `read_images`."""
+    return read_images([content], spec, ["the picture"])
+
+
+def read_images(contents: Sequence[bytes], spec: ImageInput, names: Sequence[str]) -> Array:
+    """Return the inputs float32 (N, *shape) in [0, 1] of N encoded pictures.
+
+    Args:
+        contents: the bytes of each picture's file.
+        spec: what the model takes.
+        names: what to call each picture in a sentence about it.
+
+    Raises:
+        InvalidRequestError: one is empty, of another format, broken, or too large; where a size is at fault, nothing
+            has been decoded.
+    """
+    pictures = [_open(content, name) for content, name in zip(contents, names, strict=True)]
+    total = _check_sizes(pictures, names)
+    with _large_turn if total > _LARGE_PIXELS else nullcontext():
+        rows = [fit_picture(_load(picture, name), spec.image) for picture, name in zip(pictures, names, strict=True)]
+    return np.stack([_arrange(row, spec) for row in rows]).astype(np.float32, order="C")  # orjson writes no other
+
+
+def _open(content: bytes, name: str) -> Image.Image:
+    """Read a picture's header."""
+    if not content:
+        raise InvalidRequestError(f"{name} is empty; send the bytes of a PNG, JPEG, WebP or BMP file")
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception as error:  # whatever Pillow raises for hostile bytes, the picture is at fault
+        raise InvalidRequestError(f"{name} is not a PNG, JPEG, WebP or BMP picture that can be read") from error
+
+
+def _check_sizes(pictures: Sequence[Image.Image], names: Sequence[str]) -> int:
+    """Return how many pixels the pictures have together, once that is found to be within the limits."""
+    for picture, name in zip(pictures, names, strict=True):
+        width, height = picture.size
+        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+            limit = f"{MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} million in all"
+            raise InvalidRequestError(f"{name} has {width} × {height} pixels, over the limit of {limit}")
+    total = sum(picture.width * picture.height for picture in pictures)
+    if total > MAX_PIXELS:
+        limit = f"{MAX_PIXELS // 1_000_000} million a request"
+        raise InvalidRequestError(f"the pictures have {total} pixels together, over the limit of {limit}")
+    return total
+
+
+def _load(picture: Image.Image, name: str) -> Image.Image:
+    """Decode the first frame as L, RGB, RGBA or F (0 to 255), upright, its longer side below 1,024 pixels."""
+    try:
+        picture.draft(None, (_WORK_SIDE, _WORK_SIDE))  # of a large JPEG photo, decodes as little as an eighth a side
+        picture.load()
+        factor = max(picture.size) // _WORK_SIDE
+        plain = _shrink(picture, factor) if factor > 1 else _simplify(picture)
+    except Exception as error:  # as in `_open`
+        raise InvalidRequestError(f"{name} is a {picture.format} file that is cut short or broken") from error
+    plain.info = picture.info  # which says which side is up
+    try:
+        return ImageOps.exif_transpose(plain)
+    except Exception:  # a note on orientation that cannot be read is no note
+        return plain
+
+
+def _shrink(picture: Image.Image, factor: int) -> Image.Image:
+    """Do `_simplify` and divide both sides by a factor, strip by strip: no second picture of full size is made."""
+    width, height = picture.size
+    step = factor * max(1, _STRIP_PIXELS // (width * factor))
+    strips = (picture.crop((0, top, width, min(top + step, height))) for top in range(0, height, step))
+    parts = [_simplify(strip).reduce((min(factor, width), min(factor, height))) for strip in strips]
+    whole = Image.new(parts[0].mode, (parts[0].width, sum(part.height for part in parts)))
+    for number, part in enumerate(parts):
+        whole.paste(part, (0, number * step // factor))
+    return whole
+
+
+def _simplify(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):  # 16 bits a pixel
+        deep = np.asarray(picture, dtype=np.float32)
+        return Image.fromarray(deep * np.float32(255 / 65535))
+    if picture.has_transparency_data:
+        return picture.convert("RGBA")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+
+
+def fit_picture(picture: Image.Image, image: ImageSpec) -> NDArray[np.float64]:
+    """Return a decoded picture as float64 (height, width, channels) in [0, 1], as the model takes it.
+
+    Where the model takes colours and the fitting is "stretch", it is not turned: a bright thing is not ink.
+    """
+    if image.channels > 1 and image.fitting == "stretch":
+        return _resize_colours(_lay_on(picture, 255), image)
+    grey = _grey(_lay_on(picture, 255))
+    if not image.has_ink:
+        return _resize(grey, image.width, image.height)[:, :, None]
+    ink, dark_ink = find_ink(grey)
+    if not ink.any() and picture.mode == "RGBA":  # white ink on nothing
+        grey = _grey(_lay_on(picture, 0))
+        ink, dark_ink = find_ink(grey)
+    if image.fitting == "mnist" or not ink.any():
+        field = centre_ink(ink, image.width, image.height)
+    else:
+        field = _resize(1 - grey if dark_ink else grey, image.width, image.height)
+    if image.polarity == "dark-on-light":
+        field = 1 - field
+    return np.repeat(field[:, :, None], image.channels, axis=2)
+
+
+def _lay_on(picture: Image.Image, brightness: int) -> Image.Image:
+    """Return a picture without transparency, on paper of a brightness from 0 to 255."""
+    if picture.mode != "RGBA":
+        return picture
+    paper = Image.new("RGBA", picture.size, (brightness, brightness, brightness, 255))
+    return Image.alpha_composite(paper, picture).convert("RGB")
+
+
+def _grey(picture: Image.Image) -> Plane:
+    plain = picture if picture.mode in ("L", "F") else picture.convert("L")
+    return np.clip(np.asarray(plain, dtype=np.float64) / 255, 0, 1)
+
+
+def find_ink(grey: Plane) -> tuple[Plane, bool]:
+    """Tell ink from paper.
+
+    The paper is a plane of brightness through the border's pixels, so that light that falls from one side is no ink;
+    what differs from it by less than the border's own grain is no ink either.
+
+    Args:
+        grey: brightness (height, width), 0 black.
+
+    Returns:
+        How much ink there is (height, width), all zeros when there is none, and whether ink is darker than paper.
+    """
+    smooth = _smooth(grey)
+    paper = _fit_paper(smooth)
+    above = smooth - paper
+    dark_ink = bool(-above.min() >= above.max())
+    depth = -above if dark_ink else above
+    contrast = float(depth.max())
+    if contrast < _LEAST_CONTRAST:
+        return np.zeros_like(grey), dark_ink
+    grain = min(0.25, 6 * float(np.median(np.abs(_border(depth)))) / contrast)
+    ink = (paper - grey if dark_ink else grey - paper) / contrast
+    return np.clip((ink - grain) / (1 - grain), 0, 1), dark_ink
+
+
+def _smooth(grey: Plane) -> Plane:
+    if max(grey.shape) <= _SMOOTH_SIDE:
+        return grey
+    blurred = Image.fromarray(np.round(grey * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1))
+    return np.asarray(blurred, dtype=np.float64) / 255
+
+
+def _fit_paper(grey: Plane) -> Plane:
+    """Return the least-squares plane (height, width) through the border's pixels, once without those far from it."""
+    height, width = grey.shape
+    middle = float(np.median(_border(grey)))
+    if min(height, width) < 3:  # noqa: PLR2004 - a line of pixels lies in no plane
+        return np.full(grey.shape, middle)
+    across, down = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+    columns = np.stack([_border(np.ones_like(grey)), _border(across), _border(down)], axis=1)
+    heights = _border(grey)
+    kept = np.abs(heights - middle) <= 2 * np.percentile(np.abs(heights - middle), 60)
+    for _ in range(2):
+        level, right, low = np.linalg.lstsq(columns[kept], heights[kept], rcond=None)[0]
+        off = np.abs(heights - columns @ (level, right, low))
+        kept = off <= 3 * np.median(off)
+    return np.asarray(level + right * across + low * down)
+
+
+def _border(plane: Plane) -> Plane:
+    """Return the pixels of the four sides (2 * (height + width),)."""
+    return np.concatenate([plane[0], plane[-1], plane[:, 0], plane[:, -1]])
+
+
+def centre_ink(ink: Plane, width: int, height: int) -> Plane:
+    """Return ink (height, width) in [0, 1] prepared as MNIST's: scaled into the inner box, centred by mass.
+
+    Args:
+        ink: how much ink there is, (any height, any width).
+        width: of the field, 28 for MNIST.
+        height: of the field.
+    """
+    field = np.zeros((height, width))
+    rows, columns = np.nonzero(ink.max(axis=1) >= _EDGE)[0], np.nonzero(ink.max(axis=0) >= _EDGE)[0]
+    if not len(rows):
+        return field
+    cut = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = min(round(height * _BOX) / cut.shape[0], round(width * _BOX) / cut.shape[1])
+    tall, wide = (max(1, round(side * scale)) for side in cut.shape)
+    box = _resize(cut, wide, tall)
+    clear = box[box > _EDGE / 4]  # there is none where a hairline has been scaled down
+    box = np.clip(box / (float(np.percentile(clear, _FULL)) if clear.size else float(box.max())), 0, 1)
+    mass = box.sum()
+    top = round(height / 2 - float((box.sum(axis=1) * np.arange(tall)).sum() / mass))
+    left = round(width / 2 - float((box.sum(axis=0) * np.arange(wide)).sum() / mass))
+    top, left = min(max(top, 0), height - tall), min(max(left, 0), width - wide)
+    field[top : top + tall, left : left + wide] = box
+    return field
+
+
+def _resize(plane: Plane, width: int, height: int) -> Plane:
+    """Resize by averaging where it shrinks and linearly where it grows."""
+    resized = Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized, dtype=np.float64), 0, 1)
+
+
+def _resize_colours(picture: Image.Image, image: ImageSpec) -> NDArray[np.float64]:
+    grey = _grey(picture)
+    planes = [grey] * 3 if picture.mode in ("L", "F") else [*np.moveaxis(np.asarray(picture) / 255, 2, 0)]
+    return np.stack([_resize(plane, image.width, image.height) for plane in planes], axis=2)
+
+
+def _arrange(field: NDArray[np.float64], spec: ImageInput) -> NDArray[np.float64]:
+    """Return (height, width, channels) in the order of the input's shape, which may have channels first."""
+    image = spec.image
+    if spec.shape == (image.channels, image.height, image.width):
+        field = np.moveaxis(field, 2, 0)
+    return field.reshape(spec.shape)

@@ -1,0 +1,163 @@
+"""Models that have no task, only a signature: named tensors of any datatype in, named tensors out.
+
+They are served by the Open Inference Protocol alone, on onnxruntime, one request a call: nothing says which dimension
+of which tensor would be a batch.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.errors import InferenceError, InvalidRequestError, ModelRefusedError
+from service.model.batching import Cost, best_of_three
+from service.model.manifest import BackendName, TensorManifest, TensorSpec
+
+Tensor = NDArray[Any]
+
+_FAILED_NODE = re.compile(r"Non-zero status code returned while running (\w+) node")
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+
+class Tensors(dict[str, Tensor]):
+    """The tensors of one request, by name; it counts as one instance in queues."""
+
+    def __len__(self) -> int:
+        """Return 1: a request is run alone."""
+        return 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensors take; text counts with its length."""
+        return sum(
+            sum(map(len, tensor.reshape(-1))) if tensor.dtype == object else tensor.nbytes for tensor in self.values()
+        )
+
+
+@dataclass(frozen=True)
+class TensorBackend:
+    """One onnxruntime session; see `service.model.backends.Backend`."""
+
+    session: ort.InferenceSession
+    device: str
+    provider: str
+    name: BackendName = "onnx"
+
+
+@dataclass(frozen=True)
+class TensorPredictor:
+    """One served version of a model that has no task."""
+
+    manifest: TensorManifest
+    backend: TensorBackend
+
+    def predict(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        """Return the graph's outputs for checked inputs; BYTES are objects of type bytes on both sides.
+
+        Raises:
+            InvalidRequestError: a BYTES element is not text, or the graph does not take these tensors together.
+            InferenceError: the graph raised for another reason.
+        """
+        fed = {name: _as_text(tensor, name) for name, tensor in inputs.items()}
+        names = [spec.name for spec in self.manifest.outputs]
+        try:
+            outputs = self.backend.session.run(names, fed)
+            return Tensors((name, _as_bytes(np.asarray(output))) for name, output in zip(names, outputs, strict=True))
+        except Exception as error:
+            node = _FAILED_NODE.search(str(error))
+            if node and "allocate" not in str(error):  # sizes and values that only the graph knows how to compare
+                reason = f"the graph does not take these tensors together; its {node[1]} node refuses them"
+                raise InvalidRequestError(reason) from error
+            raise InferenceError(f"onnxruntime: {error}") from error
+
+    def measure_cost(self, rows: int) -> Cost:
+        """Return the cost of a call on zeros with every open dimension 1; one that fails there counts as slow."""
+        del rows
+        zeros = Tensors((spec.name, _zeros(spec)) for spec in self.manifest.inputs)
+        try:
+            return Cost(fixed=0.0, each=best_of_three(self.predict, zeros))
+        except (InferenceError, InvalidRequestError):
+            return Cost(fixed=0.0, each=1.0)
+
+
+def open_tensor_model(content: bytes, manifest: TensorManifest, device: str, threads: int) -> TensorPredictor:
+    """Open an ONNX graph and check that it has the tensors that the manifest says.
+
+    Raises:
+        ModelRefusedError: it does not load, or has others.
+    """
+    from service.model.backends.onnx_runtime import open_session  # noqa: PLC0415 - the module beside knows sessions
+
+    session = open_session(content, device, threads)
+    inputs, outputs = read_tensor_specs(session)
+    for kind, said, found in (("input", manifest.inputs, inputs), ("output", manifest.outputs, outputs)):
+        by_name = {spec.name: spec for spec in found}
+        for spec in said:
+            have = by_name.get(spec.name)
+            if have is None or have.datatype != spec.datatype or len(have.shape) != len(spec.shape):
+                raise ModelRefusedError(f"the graph has no {kind} {spec.name} of {spec.datatype} {list(spec.shape)}")
+    if {spec.name for spec in manifest.inputs} != {spec.name for spec in inputs}:
+        raise ModelRefusedError(f"the graph's inputs are {', '.join(spec.name for spec in inputs)}")
+    return TensorPredictor(manifest, TensorBackend(session, device, session.get_providers()[0]))
+
+
+def read_tensor_specs(session: ort.InferenceSession) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Return the inputs and outputs of a session's graph; a dimension that is not fixed is -1.
+
+    Raises:
+        ModelRefusedError: a tensor is of a type that the protocol does not know.
+    """
+    return [_spec(node) for node in session.get_inputs()], [_spec(node) for node in session.get_outputs()]
+
+
+def _spec(node: Any) -> TensorSpec:  # noqa: ANN401 - onnxruntime's NodeArg
+    if node.type not in _DATATYPES:
+        raise ModelRefusedError(f"the graph's {node.name} is {node.type}, which the protocol has no datatype for")
+    shape = tuple(size if isinstance(size, int) and size > 0 else -1 for size in node.shape)
+    return TensorSpec(name=node.name, datatype=_DATATYPES[node.type], shape=shape)  # type: ignore[arg-type]
+
+
+def _zeros(spec: TensorSpec) -> Tensor:
+    shape = tuple(max(size, 1) for size in spec.shape)
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    names = {"FP16": "float16", "FP32": "float32", "FP64": "float64", "BOOL": "bool"}
+    return np.zeros(shape, names.get(spec.datatype, spec.datatype.lower()))
+
+
+def _as_text(tensor: Tensor, name: str) -> Tensor:
+    """Return strings where there were bytes: onnxruntime's strings are text."""
+    if tensor.dtype != object:
+        return tensor
+    text = np.empty(tensor.shape, dtype=object)
+    try:
+        text.reshape(-1)[:] = [element.decode() for element in tensor.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"input {name!r} has BYTES that are not UTF-8 text; the graph takes text") from error
+    return text
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    if tensor.dtype.kind not in "OU":
+        return tensor
+    content = np.empty(tensor.shape, dtype=object)
+    content.reshape(-1)[:] = [str(element).encode() for element in tensor.reshape(-1)]
+    return content

@@ -1,0 +1,43 @@
+"""Tests of service.http.connection, on a real socket but in this process, so that its clocks can be set."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.app import create_app
+from service.hosts.litserve import HttpServer, build_config, open_listener
+from service.settings import Settings
+from tests.wire import Wire, build_predict, build_request
+
+
+@pytest.fixture
+def url(models_dir: Path) -> Iterator[str]:
+    """The address of a server that keeps an idle connection for a second."""
+    app = create_app(Settings(models_dir=models_dir))
+    config = build_config(app)
+    config.timeout_keep_alive = 1
+    server = HttpServer(config, app, lambda: None)
+    with open_listener("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        listener.listen()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+REQUESTS = {"a prediction": build_predict("doubler", [1.0]), "another": build_request("/v1/models", None, method="GET")}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+@pytest.mark.parametrize("more", [b"", b"\r\n"], ids=["silence", "a blank line"])
+def test_idle_connection_is_closed(kind: str, more: bytes, url: str) -> None:
+    """A client that sends no further request is let go, also when it sends what begins none."""
+    with Wire(url, 10) as wire:
+        assert wire.send(REQUESTS[kind]).read().status == 200
+        began = time.monotonic()
+        assert wire.send(more).is_closed()
+        assert 0.9 < time.monotonic() - began < 5

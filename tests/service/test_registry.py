@@ -1,0 +1,157 @@
+"""Tests of service.registry.registry."""
+
+import gc
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.errors import NotFoundError, StartError, UnavailableError
+from service.model.backends import onnx_runtime
+from service.model.predictor import AnyPredictor, Predictor, load_any_predictor
+from service.registry.registry import Registry, check_settings
+from service.settings import Settings
+from tests import fakes
+
+
+@pytest.fixture
+def loaded(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> Registry:
+    """Two versions of one model, one broken model, and things in the folder that are no models."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    fakes.write_version(empty_dir, fakes.doubler(version=10, factor=3))
+    folder = fakes.write_version(empty_dir, fakes.doubler(version=11))
+    (folder / "model.onnx").write_bytes(b"truncated")
+    fakes.write_version(empty_dir, fakes.liar())
+    (empty_dir / "README.md").write_text("not a model")
+    (empty_dir / "doubler" / "12").mkdir()  # without a manifest: it does not exist yet
+    shutil.copytree(empty_dir / "doubler", empty_dir / ".staging-x")
+    shutil.copytree(empty_dir / "doubler" / "1", empty_dir / "doubler" / "latest")
+    with caplog.at_level(logging.ERROR, "service"):
+        registry = Registry(Settings(models_dir=empty_dir, device="cpu"))
+        registry.load()
+    return registry
+
+
+def test_serves_every_good_version_and_says_why_not(loaded: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    """Good versions serve beside broken ones; each broken one has its reason, in the log too; the rest is ignored."""
+    assert sorted(loaded.models) == ["doubler", "liar"]
+    assert sorted(loaded.models["doubler"].versions) == [1, 10]
+    assert loaded.models["doubler"].refused["11"].startswith("model.onnx has 9 bytes, the manifest says ")
+    assert "misses a golden output" in loaded.models["liar"].refused["1"]
+    lines = [record.getMessage() for record in caplog.get_records("setup")]
+    assert any(line.startswith("model liar version 1 is not served: its onnx graph") for line in lines)
+
+
+def test_newest_is_by_number(loaded: Registry) -> None:
+    """The newest version that serves is the largest number, not the last word: 10 after 1, and 11 is broken."""
+    assert loaded.get("doubler").manifest.version == 10
+    assert loaded.get("doubler", "1").manifest.version == 1
+    predictor = loaded.get("doubler").predictor
+    assert isinstance(predictor, Predictor)
+    np.testing.assert_array_equal(predictor.predict(np.ones((1, 1), np.float32)), [[3]])
+
+
+def test_unknown_is_not_found_and_broken_is_unavailable(loaded: Registry) -> None:
+    """404 for what is not there, naming what is; 503 for what is there and does not serve, saying why."""
+    with pytest.raises(NotFoundError, match="'nosuch' is not found; it is not one of doubler, liar"):
+        loaded.get("nosuch")
+    for version in ("2", "01", "x", "12", "1.0", "²"):
+        with pytest.raises(NotFoundError, match=f"'doubler' has no version '{version}'; it has 1, 10"):
+            loaded.get("doubler", version)
+    with pytest.raises(UnavailableError, match=r"version 11 of model 'doubler' is not ready: model\.onnx has 9 bytes"):
+        loaded.get("doubler", "11")
+    with pytest.raises(UnavailableError, match="model 'liar' is not ready: its onnx graph"):
+        loaded.get("liar")
+
+
+def test_problem_names_models_without_a_version(loaded: Registry) -> None:
+    """A model with a version that serves is no problem; one without is."""
+    assert loaded.problem.startswith("liar: its onnx graph on cpu misses")
+
+
+def test_problem_of_an_empty_folder(empty_dir: Path) -> None:
+    """Nothing loaded yet, and nothing to load, are both named."""
+    registry = Registry(Settings(models_dir=empty_dir))
+    assert registry.problem == "models are being loaded"
+    with pytest.raises(UnavailableError, match="being loaded"):
+        registry.get("doubler")
+    registry.load()
+    assert registry.problem == f"there is no model in {empty_dir}"
+    with pytest.raises(NotFoundError, match=r"not one of \(none\)"):
+        registry.get("doubler")
+
+
+def test_missing_folder_is_a_start_error(tmp_path: Path) -> None:
+    """A models folder that does not exist stops the start with one line."""
+    with pytest.raises(StartError, match=r"models folder .* does not exist; pass --models-dir"):
+        check_settings(Settings(models_dir=tmp_path / "nosuch"))
+
+
+def test_model_that_is_not_finite_at_zero_is_served(empty_dir: Path) -> None:
+    """A graph like a logarithm, not finite for the zeros of the warm-up, is served and takes no other model down."""
+    fakes.write_version(empty_dir, fakes.logarithm())
+    fakes.write_version(empty_dir, fakes.doubler())
+    registry = Registry(Settings(models_dir=empty_dir, device="cpu"))
+    registry.load()
+    predictor = registry.get("logarithm").predictor
+    assert isinstance(predictor, Predictor)
+    np.testing.assert_array_equal(predictor.predict(np.ones((1, 1), np.float32)), [[0]])
+    assert not registry.problem
+
+
+def test_version_that_cannot_use_the_device_stops_no_other(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version whose backend does not reach the device asked for is refused, also at a start; the others serve."""
+    monkeypatch.setattr("service.model.backends.list_accelerators", lambda name: ["cuda:0"] if name == "onnx" else [])
+    real = onnx_runtime.open_session
+    monkeypatch.setattr(onnx_runtime, "open_session", lambda content, device, threads: real(content, "cpu", threads))
+    settings = Settings(models_dir=empty_dir, device="cuda")
+    fakes.write_version(empty_dir, fakes.coin().only("torchscript"))
+    with pytest.raises(StartError, match="device cuda is not usable by the torchscript backend"):
+        Registry(settings).load()
+    fakes.write_version(empty_dir, fakes.doubler())
+    registry = Registry(settings)
+    registry.load()
+    fakes.write_version(empty_dir, fakes.compass().only("torchscript"))
+    fakes.write_version(empty_dir, fakes.doubler(version=2))
+    registry.refresh(patient=True)
+    registry.refresh(patient=True)
+    assert sorted(registry.models["doubler"].versions) == [1, 2]
+    for name in ("coin", "compass"):
+        assert f"{name}: device cuda is not usable by the torchscript backend here" in registry.problem
+
+
+def test_version_that_fails_unexpectedly_stops_no_other(
+    empty_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever opening a version raises, it is refused, with a stack in the log, and the others serve."""
+    fakes.write_version(empty_dir, fakes.coin())
+    fakes.write_version(empty_dir, fakes.doubler())
+
+    def fail_for_coin(folder: Path, *arguments: Any, **more: Any) -> AnyPredictor:
+        if folder.parent.name == "coin":
+            raise MemoryError("no room")
+        return load_any_predictor(folder, *arguments, **more)
+
+    monkeypatch.setattr("service.registry.registry.load_any_predictor", fail_for_coin)
+    registry = Registry(Settings(models_dir=empty_dir, device="cpu"))
+    registry.load()
+    assert registry.get("doubler").manifest.version == 1
+    assert registry.problem == "coin: it could not be opened (MemoryError); the log says more"
+    assert any(record.exc_info for record in caplog.records)
+
+
+def test_removed_version_is_still_watched(empty_dir: Path) -> None:
+    """A call that runs on after its version is gone can be seen from the first moment, and ends with its batcher."""
+    folder = fakes.write_version(empty_dir, fakes.doubler())
+    registry = Registry(Settings(models_dir=empty_dir, device="cpu"))
+    registry.load()
+    batcher = registry.get("doubler").batcher
+    shutil.rmtree(folder)
+    registry.refresh()
+    assert dict(registry.batchers) == {batcher: "doubler"}
+    del batcher
+    gc.collect()
+    assert dict(registry.batchers) == {}

@@ -1,0 +1,138 @@
+"""Tests of models without a task: service.model.tensor_model in a registry, and what the protocol makes of them."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from onnx import helper
+
+from service.api.headers import RequestHeaders
+from service.api.v2 import codec as oip
+from service.api.v2.datatypes import DATATYPES
+from service.api.v2.infer_request import plan_of
+from service.errors import InvalidRequestError
+from service.model.batching import Batcher, Cost
+from service.model.manifest import TensorManifest
+from service.model.tensor_model import TensorPredictor, Tensors
+from service.registry.registry import Registry
+from service.settings import Settings
+from tests import fakes
+
+X = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}
+REQUEST = Tensors(x=np.zeros(1, np.float32))
+
+
+def load_echo(root: Path) -> Registry:
+    """Return a registry with one model, `echo`, from x to y."""
+    about = ("FP32", [-1])
+    fakes.write_signature(root, "echo", {"x": about}, {"y": about}, helper.make_node("Identity", ["x"], ["y"]))
+    registry = Registry(Settings(models_dir=root, device="cpu", backend="onnx"))
+    registry.load()
+    return registry
+
+
+def run_three(batcher: Batcher, note: Callable[[], object]) -> None:
+    """Submit three requests, and call `note` after each answer."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        waiters: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(3)]
+        for waiter in waiters:
+            batcher.submit(REQUEST, loop.time() + 10, waiter)
+        for waiter in waiters:
+            await waiter
+            note()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_call_in_the_thread_is_answered_when_it_ends(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that wait for the thread do not wait for each other's calls."""
+    gate = threading.Semaphore(1)
+
+    def predict(self: TensorPredictor, inputs: Tensors) -> Tensors:
+        del self
+        assert gate.acquire(timeout=5), "the answer of the call before this one was not given"
+        return inputs
+
+    monkeypatch.setattr(TensorPredictor, "measure_cost", lambda self, rows: Cost(1.0, 1.0))
+    monkeypatch.setattr(TensorPredictor, "predict", predict)
+    run_three(load_echo(empty_dir).get("echo").batcher, gate.release)
+
+
+def test_calls_on_the_loop_take_a_turn_each(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests wait, the event loop stands still for one call, not for them all."""
+    calls: list[Tensors] = []
+
+    def predict(self: TensorPredictor, inputs: Tensors) -> Tensors:
+        del self
+        calls.append(inputs)
+        return inputs
+
+    monkeypatch.setattr(TensorPredictor, "measure_cost", lambda self, rows: Cost(0.0, 1e-6))
+    monkeypatch.setattr(TensorPredictor, "predict", predict)
+    made: list[int] = []  # calls by each answer
+    run_three(load_echo(empty_dir).get("echo").batcher, lambda: made.append(len(calls)))
+    assert made[0] < 3
+    assert made[-1] == 3
+
+
+def test_cost_grows_with_the_requests(empty_dir: Path) -> None:
+    """Every request is a call of its own, so ten of them cost ten times as much as one."""
+    cost = load_echo(empty_dir).get("echo").predictor.measure_cost(64)
+    assert cost.fixed == 0
+    assert 0 < cost.each < 1
+
+
+def describe_tensors(datatype: str, shape: list[int]) -> TensorManifest:
+    """Return the manifest of a model without a task from x to y."""
+    specs = {
+        place: [{"name": name, "datatype": datatype, "shape": shape}]
+        for place, name in (("inputs", "x"), ("outputs", "y"))
+    }
+    artifact = {"file": "model.onnx", "sha256": "0" * 64, "bytes": 1}
+    fields = {"name": "echo", "version": 1, "task": "tensors", "artifacts": {"onnx": artifact}} | specs
+    return TensorManifest.model_validate_json(orjson.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "row", "top"),
+    [
+        ("UINT8", [0, 1, 200, 255], ["255.000000:3", "200.000000:2", "1.000000:1"]),
+        ("INT8", [-128, 5, 5, -1], ["5.000000:1", "5.000000:2", "-1.000000:3"]),
+        ("UINT64", [2**63, 0, 2**64 - 2**12, 1], ["18446744073709547520.000000:2", "9223372036854775808.000000:0"]),
+        ("FP16", [0.5, np.nan, 1, -1], ["1.000000:2", "0.500000:0", "-1.000000:3"]),
+    ],
+)
+def test_classification_of_any_numbers(datatype: str, row: list[float], top: list[str]) -> None:
+    """The largest come first whatever the datatype; of equal ones the first, and what is no number last."""
+    manifest = describe_tensors(datatype, [-1, 4])
+    wanted = {"name": "y", "parameters": {"classification": len(top)}}
+    call = oip.InferCall(Tensors(), plan_of(orjson.dumps({"inputs": [X], "outputs": [wanted]}), manifest))
+    results = Tensors(y=np.array([row], DATATYPES[datatype]))
+    (output,) = orjson.loads(oip.encode(results, manifest, call)[1])["outputs"]
+    assert output["data"] == top
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
+def test_what_are_no_numbers_have_no_classes(datatype: str) -> None:
+    """Flags and text have no largest: the request is refused."""
+    wanted = {"name": "y", "parameters": {"classification": 1}}
+    body = orjson.dumps({"inputs": [X], "outputs": [wanted]})
+    with pytest.raises(InvalidRequestError, match=r"outputs\[0\] asks for classes of 'y', which has none"):
+        plan_of(body, describe_tensors(datatype, [-1, 4]))
+
+
+def test_raw_text_has_the_shape_of_its_input() -> None:
+    """A raw body of BYTES is one element of as many dimensions as the input has; an input of more refuses it."""
+    head = RequestHeaders(b"id", json_length=b"0")
+    inputs = oip.decode(b"word", describe_tensors("BYTES", [-1, 1]), head).inputs
+    assert isinstance(inputs, Tensors)
+    assert inputs["x"].tolist() == [[b"word"]]
+    with pytest.raises(InvalidRequestError, match=r"input 'x' has shape \[1, 1\], the model takes \[-1, 2\]"):
+        oip.decode(b"word", describe_tensors("BYTES", [-1, 2]), head)
