@@ -17,44 +17,26 @@ def sigmoid(logits: Array) -> Array:
 
 
 def softmax(logits: Array) -> Array:
-    """Return the softmax of each row of logits (N, K): rows sum to 1 and do not change when a row is shifted."""
-    with np.errstate(invalid="ignore"):  # a row with an infinity becomes NaN, and the predictor refuses NaN
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    """Return the softmax of each row of finite logits (N, K): rows sum to 1 and do not change when shifted."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     result: Array = powers / powers.sum(axis=1, keepdims=True)
     return result
 
 
 def interpret(outputs: Array, manifest: Manifest) -> Array:
-    """Turn a graph's outputs (N, K) into results, what callers read, one row an instance.
+    """Turn a graph's outputs (N, K) into what callers read, one row an instance.
 
     Returns:
-        float32: regression (N, 1) values; binary (N, 2) and multiclass (N, labels) probabilities in label order. Where
-        the graph gives logits, they follow as further columns, so that `outputs_of` can give them back.
+        float32: regression (N, 1) values; binary (N, 2) and multiclass (N, labels) probabilities in label order.
     """
-    if manifest.task == "regression" or manifest.output.kind == "probabilities":
+    kind = manifest.output.kind
+    if kind in ("value", "probabilities"):
         return outputs
-    if manifest.output.kind == "probability":
-        return _pair(outputs)
-    probabilities = softmax(outputs) if manifest.task == "multiclass" else _pair(sigmoid(outputs))
-    return np.concatenate((probabilities, outputs), axis=1)
-
-
-def _pair(positive: Array) -> Array:
-    return np.concatenate((1 - positive, positive), axis=1)
-
-
-def probabilities_of(results: Array, manifest: Manifest) -> Array:
-    """Return the probabilities (N, labels) in a classifier's results."""
-    return results[:, : len(manifest.output.labels)]
-
-
-def outputs_of(results: Array, manifest: Manifest) -> Array:
-    """Return the graph's own outputs (N, K) from results: the inverse of `interpret`."""
-    if manifest.output.kind == "probability":
-        return results[:, 1:]
-    if manifest.output.kind == "logits":
-        return results[:, len(manifest.output.labels) :]
-    return results
+    if kind == "logits":
+        if manifest.task == "multiclass":
+            return softmax(outputs)
+        outputs = sigmoid(outputs)
+    return np.concatenate((1 - outputs, outputs), axis=1)
 
 
 def decide(probabilities: Array, manifest: Manifest, threshold: float | None = None) -> NDArray[np.intp]:
@@ -63,7 +45,7 @@ def decide(probabilities: Array, manifest: Manifest, threshold: float | None = N
     The comparison is made in float32, as the probability is reported, so that 0.7 reaches a threshold of 0.7.
     """
     if manifest.task == "multiclass":
-        best: NDArray[np.intp] = probabilities_of(probabilities, manifest).argmax(axis=1)
+        best: NDArray[np.intp] = probabilities.argmax(axis=1)
         return best
     return np.asarray(probabilities[:, 1] >= np.float32(choose_threshold(manifest, threshold)), dtype=np.intp)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
-from service.model import postprocess
 from service.model.backends import Array, Backend, check_backend, choose_backends, choose_device, open_backend
 from service.model.batching import Cost, measure_cost
 from service.model.manifest import AnyManifest, BackendName, Manifest
@@ -22,6 +21,7 @@ logger = logging.getLogger("service")
 ABSOLUTE_TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-4
 PROBABILITY_TOLERANCE = 1e-3  # how far rounding may take a probability, or a sum of probabilities, out of its range
+_LOWEST, _HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
 _ALONE = 2  # instances that are also run alone at each load
 _ROUNDING = 10  # times the tolerance: kernels for one row and for several round differently
 
@@ -34,23 +34,31 @@ class Predictor:
     backend: Backend
 
     def predict(self, inputs: Array) -> Array:
-        """Return values (N, 1) or probabilities (N, labels) as float32 for inputs float32 (N, *shape).
+        """Return the graph's outputs float32 (N, K), checked, for inputs float32 (N, *shape).
 
         Raises:
-            InferenceError: the graph raised, or its outputs are not (N, K), or no probabilities where they should be.
+            InferenceError: the graph raised, or its outputs are not (N, K), or not probabilities where its manifest
+                says so.
             InvalidRequestError: an output is not finite. The golden samples were, so it is the inputs: too large for
                 float32 sums, or outside of what the graph is defined for.
         """
-        results = postprocess.interpret(self.run(inputs), self.manifest)
-        if self.manifest.output.kind in ("probability", "probabilities"):  # NaN is not between them either
-            lowest, highest = np.minimum.reduce(results, None, initial=0), np.maximum.reduce(results, None, initial=0)
-            if lowest >= -PROBABILITY_TOLERANCE and highest <= 1 + PROBABILITY_TOLERANCE:
-                return results
-        elif np.isfinite(results).all():
-            return results
-        if np.isfinite(results).all():
+        outputs = self.backend.run(inputs)
+        if outputs.shape != (len(inputs), self.manifest.output_width):
+            raise self._wrong_shape(outputs, len(inputs))
+        lowest, highest = np.minimum.reduce(outputs, None, initial=0), np.maximum.reduce(outputs, None, initial=0)
+        if self.manifest.output.kind in ("probability", "probabilities"):
+            lower, upper = -PROBABILITY_TOLERANCE, 1 + PROBABILITY_TOLERANCE
+        else:
+            lower, upper = _LOWEST, _HIGHEST
+        if lower <= lowest and highest <= upper:  # NaN is not between them either
+            return outputs
+        if np.isfinite(outputs).all():
             raise InferenceError(f"the graph gave {lowest:g} to {highest:g} where its manifest says probabilities")
         raise InvalidRequestError("the model has no finite answer for these values; they may be too large")
+
+    def _wrong_shape(self, outputs: Array, count: int) -> InferenceError:
+        wanted = (count, self.manifest.output_width)
+        return InferenceError(f"the graph gave outputs of shape {outputs.shape}, expected {wanted}")
 
     def measure_cost(self, rows: int) -> Cost:
         """Return the cost of a backend call, by calls of one row and of `rows` rows of zeros."""
@@ -59,9 +67,8 @@ class Predictor:
     def run(self, inputs: Array) -> Array:
         """Return the graph's own outputs float32 (N, K), checked for shape but not for finite values."""
         outputs = self.backend.run(inputs)
-        wanted = (len(inputs), self.manifest.output_width)
-        if outputs.shape != wanted:
-            raise InferenceError(f"the graph gave outputs of shape {outputs.shape}, expected {wanted}")
+        if outputs.shape != (len(inputs), self.manifest.output_width):
+            raise self._wrong_shape(outputs, len(inputs))
         return outputs
 
 

@@ -1,7 +1,5 @@
 """Tests of service.model.postprocess."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -78,14 +76,14 @@ def test_binary_has_both_probabilities_in_label_order() -> None:
     )
     switch = fakes.switch().manifest()
     results = postprocess.interpret(np.zeros((1, 1), np.float32), switch)
-    np.testing.assert_allclose(postprocess.probabilities_of(results, switch), [[0.5, 0.5]])
+    np.testing.assert_allclose(results, [[0.5, 0.5]])
 
 
 def test_multiclass_decides_by_the_largest() -> None:
     """Logits become probabilities, probabilities stay, and the largest decides; the first of equals."""
     logits = np.array([[0, 3, 0, 0], [1, 1, 1, 1]], np.float32)
     compass = fakes.compass().manifest()
-    rows = postprocess.probabilities_of(postprocess.interpret(logits, compass), compass)
+    rows = postprocess.interpret(logits, compass)
     np.testing.assert_allclose(rows.sum(axis=1), 1, rtol=1e-6)
     assert postprocess.decide(rows, fakes.compass().manifest()).tolist() == [1, 0]
     kept = np.full((1, 10), 0.1, np.float32)
@@ -96,11 +94,3 @@ def test_regression_is_left_as_it_is() -> None:
     """A regression's values are the graph's."""
     values = np.array([[3.25]], np.float32)
     assert postprocess.interpret(values, fakes.doubler().manifest()) is values
-
-
-@pytest.mark.parametrize("build", fakes.GOOD)
-def test_results_give_the_outputs_back(build: Any) -> None:
-    """`outputs_of` is the inverse of `interpret`, for every task and kind of output."""
-    manifest = build().manifest()
-    outputs = np.random.default_rng(0).random((3, manifest.output_width), dtype=np.float32)
-    np.testing.assert_array_equal(postprocess.outputs_of(postprocess.interpret(outputs, manifest), manifest), outputs)

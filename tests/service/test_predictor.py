@@ -30,7 +30,7 @@ def test_good_models_load_and_predict(build: Any, backend: str, tmp_path: Path) 
     results = predictor.predict(np.random.default_rng(0).random((5, *shape), dtype=np.float32))
     assert np.isfinite(results).all()
     if predictor.manifest.task != "regression":
-        probabilities = postprocess.probabilities_of(results, predictor.manifest)
+        probabilities = postprocess.interpret(results, predictor.manifest)
         assert probabilities.shape == (5, len(predictor.manifest.output.labels))
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 

@@ -153,7 +153,7 @@ def _read_top_k(parameters: dict[str, Any], labels: int) -> int | None:
 
 
 def encode_results(results: Array, manifest: Manifest, call: Call) -> bytes:
-    """Return the answer's body for results float32 (N, 1) values or (N, labels) probabilities.
+    """Return the answer's body for a graph's outputs float32 (N, K).
 
     Numbers are written as the shortest decimal that reads back as the same float32.
     """
@@ -177,7 +177,7 @@ def build_predictions(results: Array, manifest: Manifest, call: Call) -> list[di
     if manifest.task == "regression":
         return [{"prediction": value} for value in results[:, 0]]
     labels = manifest.output.labels
-    results = postprocess.probabilities_of(results, manifest)
+    results = postprocess.interpret(results, manifest)
     indices = postprocess.decide(results, manifest, call.threshold).tolist()
     if manifest.task == "binary":
         # "probability" is that of the second label, the one the threshold speaks of, whichever label is predicted.

@@ -241,12 +241,13 @@ def _build_output(wanted: Wanted, results: Array | Tensors, manifest: AnyManifes
 
 def _choose_output(name: str, results: Array, manifest: Manifest) -> Tensor:
     if name == (manifest.output.tensor or "outputs"):
-        return postprocess.outputs_of(results, manifest)
+        return results
     if manifest.task == "regression":
         return results[:, 0]
+    probabilities = postprocess.interpret(results, manifest)
     if name == "probabilities":
-        return postprocess.probabilities_of(results, manifest)
-    indices = postprocess.decide(results, manifest)
+        return probabilities
+    indices = postprocess.decide(probabilities, manifest)
     if name == "prediction":
         return indices.astype(np.int64)
     labels = np.empty(len(indices), dtype=object)

@@ -13,7 +13,6 @@ from service.api.schemas import NUMBER, TEXT, Schema, choose_row, list_of, objec
 from service.api.v2 import codec as v2_codec
 from service.api.v2.datatypes import DATATYPES
 from service.api.v2.infer_request import Plan, all_outputs, input_specs, output_specs
-from service.model import postprocess
 from service.model.manifest import AnyManifest, Manifest
 
 TAG = "Open Inference Protocol"
@@ -123,7 +122,7 @@ def _golden_answer(manifest: AnyManifest) -> Schema | None:
         return None
     outputs = np.array(manifest.golden.outputs[:1], np.float32)
     call = v2_codec.InferCall(outputs, Plan(None, (), all_outputs(manifest, binary=False), None))
-    _, body = v2_codec.encode(postprocess.interpret(outputs, manifest), manifest, call)
+    _, body = v2_codec.encode(outputs, manifest, call)
     answer: Schema = orjson.loads(body)
     return answer
 
