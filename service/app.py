@@ -37,8 +37,7 @@ from service.errors import (
 )
 from service.model.backends import Array
 from service.model.manifest import AnyManifest
-from service.registry.coordination import Coordination, WorkerStatus
-from service.registry.gauges import Gauges
+from service.registry.coordination import WorkerStatus, open_coordination
 from service.registry.reconciler import Reconciler
 from service.registry.registry import Registry, check_settings
 from service.registry.versions import LoadedVersion
@@ -61,7 +60,6 @@ class Application:
         self.registry = registry
         self.access_log = AccessLog(settings.log_format, settings.access_log)
         self.in_flight = 0
-        self._gauges = Gauges(registry)
         self.held_bytes = 0
         self.readers = ThreadPoolExecutor(READERS, "read")
         self.arrival = asyncio.Event()  # a connection has come
@@ -224,11 +222,12 @@ class Application:
     def tick(self) -> None:
         """Write what was gathered for the log, and the gauges; the host calls this a few times a second."""
         self.access_log.flush()
-        self._gauges.write(self.in_flight)
+        metrics.set_in_flight(self.in_flight)
+        self.registry.write_metrics()
 
     def find_stuck(self) -> str:
         """Return the name of a model with a call that has run for twice the time that any request has, or nothing."""
-        return self._gauges.find_running(max(SHORTEST_STUCK, 2 * self.settings.request_timeout))
+        return self.registry.find_stuck(max(SHORTEST_STUCK, 2 * self.settings.request_timeout))
 
     async def _operate(self, path: str, head: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
         began, held, limit = time.perf_counter(), 0, self.settings.max_request_bytes
@@ -273,7 +272,7 @@ class Application:
     def _build_starlette(self) -> ASGIApp:
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
-            keeping = asyncio.create_task(self.reconciler.keep())
+            keeping = asyncio.create_task(self.reconciler.run())
             yield
             keeping.cancel()
             if self._tracer is not None:
@@ -317,9 +316,9 @@ def create_app(
         StartError: the models folder, the backend or the device asked for is not there.
     """
     check_settings(settings)
-    coordination = Coordination(shared)
+    coordination = open_coordination(shared)
     coordination.report(WorkerStatus())  # from now on, what is agreed on waits for this worker
-    state = coordination.read()
+    state = coordination.read_state()
     registry = Registry(settings, threads, preferred_device)
     registry.load(state.unloaded)
     return Application(settings, registry, Reconciler(registry, settings, coordination, state.generation))

@@ -58,7 +58,7 @@ class Coordination:
         self._lead: int | None = None
         self._heard: Callable[[], None] = lambda: None
 
-    def read(self) -> State:
+    def read_state(self) -> State:
         """Return the state as it is now."""
         if self._folder is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -69,7 +69,7 @@ class Coordination:
     def change(self, update: Callable[[frozenset[str]], frozenset[str]], patient: bool = False) -> int:
         """Change which models are unloaded, and return the generation in which it is so."""
         with self._lock():
-            state = self.read()
+            state = self.read_state()
             self._state = State(state.generation + 1, update(state.unloaded), patient)
             generation, unloaded, _ = self._state
             if self._folder is not None:
@@ -193,6 +193,11 @@ class Coordination:
         staging = self._folder / f".{name}-{self._own}"
         staging.write_text(json.dumps(fields))
         staging.replace(self._folder / name)
+
+
+def open_coordination(shared: Path | None) -> Coordination:
+    """Return how this worker coordinates: through a folder, or alone where that is None."""
+    return Coordination(shared)
 
 
 def _encode(reasons: Mapping[Key, str]) -> list[tuple[str, int, str]]:

@@ -44,7 +44,7 @@ class Reconciler:
         self._bell = asyncio.Event()
         self._report(generation, generation)
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Look after the registry until cancelled."""
         while True:
             try:
@@ -69,7 +69,7 @@ class Reconciler:
             await self._wait_for_bell(interval)
 
     async def _keep_up(self) -> None:
-        while (state := self._agreement.read()).generation != self._generation:
+        while (state := self._agreement.read_state()).generation != self._generation:
             await self._follow(state)
 
     async def _follow(self, state: State) -> None:
@@ -171,7 +171,7 @@ class Reconciler:
 
     def list_unloaded(self) -> list[Slot]:
         """Return the versions that stand in the folder and are not served because their model has been unloaded."""
-        unloaded = self._agreement.read().unloaded
+        unloaded = self._agreement.read_state().unloaded
         return [slot for slot in self._list_slots() if slot.name in unloaded] if unloaded else []
 
     def _list_slots(self) -> list[Slot]:

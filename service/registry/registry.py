@@ -44,6 +44,7 @@ class Registry:
         self._unloaded: frozenset[str] = frozenset()
         self._strays: list[str] = []
         self._told: list[str] = []
+        self._written: set[ModelMetrics] = set()
 
     @property
     def problem(self) -> str:
@@ -85,6 +86,20 @@ class Registry:
             raise NotFoundError(f"Request for unknown model: '{name}' has no version {number}, which {version!r} names")
         known = ", ".join(map(str, [*sorted(model.versions), *model.settings.labels])) or "none"
         raise NotFoundError(f"Request for unknown model: '{name}' has no version '{version[:40]}'; it has {known}")
+
+    def write_metrics(self) -> None:
+        """Write the gauges of each version and what the counters have gathered; called a few times a second."""
+        every = {loaded.metrics: loaded.batcher.rows for loaded in list_served(self.models).values()}
+        for version_metrics, rows in every.items():
+            version_metrics.write(rows)
+        for gone in self._written - every.keys():  # no longer served
+            gone.write(0)
+        self._written = set(every)
+        metrics.write_rest()
+
+    def find_stuck(self, seconds: float) -> str:
+        """Return the name of a model with a backend call that runs for longer than `seconds`, or ""."""
+        return next((name for batcher, name in self.batchers.items() if batcher.running > seconds), "")
 
     def load(self, unloaded: Collection[str] = ()) -> None:
         """Load every version for the first time, but for the models in `unloaded`.

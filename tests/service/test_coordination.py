@@ -25,10 +25,10 @@ def _raise_often(folder: Path) -> None:
 def test_alone_is_agreed_at_once() -> None:
     """One process needs no folder: what it changes is so."""
     coordination = Coordination(None)
-    assert coordination.read() == State(0, frozenset())
+    assert coordination.read_state() == State(0, frozenset())
     assert coordination.leads()
     assert coordination.change(lambda unloaded: unloaded | {"a"}) == 1
-    assert coordination.read() == State(1, frozenset({"a"}), patient=False)
+    assert coordination.read_state() == State(1, frozenset({"a"}), patient=False)
     assert not coordination.is_prepared(1)
     coordination.report(WorkerStatus(1, 0))
     assert (coordination.is_prepared(1), coordination.is_committed(1)) == (True, False)
@@ -37,12 +37,12 @@ def test_alone_is_agreed_at_once() -> None:
 def test_others_see_a_change(tmp_path: Path) -> None:
     """A change is read by another worker, and each raises the generation by one."""
     one, other = Coordination(tmp_path), Coordination(tmp_path)
-    assert other.read() == State()
+    assert other.read_state() == State()
     assert one.change(lambda unloaded: unloaded | {"a"}) == 1
     assert other.change(lambda unloaded: unloaded | {"b"}) == 2
-    assert one.read() == other.read() == State(2, frozenset({"a", "b"}), patient=False)
+    assert one.read_state() == other.read_state() == State(2, frozenset({"a", "b"}), patient=False)
     assert one.change(lambda unloaded: unloaded - {"a"}, patient=True) == 3
-    assert other.read() == State(3, frozenset({"b"}), patient=True)
+    assert other.read_state() == State(3, frozenset({"b"}), patient=True)
 
 
 def test_changes_of_many_processes_are_all_kept(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_changes_of_many_processes_are_all_kept(tmp_path: Path) -> None:
         process.start()
     for process in processes:
         process.join()
-    state = Coordination(tmp_path).read()
+    state = Coordination(tmp_path).read_state()
     assert (state.generation, len(state.unloaded)) == (150, 150)
 
 

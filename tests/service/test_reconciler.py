@@ -28,7 +28,7 @@ def build(root: Path, shared: Path | None = None, interval: float = 0) -> Reconc
     settings = Settings(models_dir=root, device="cpu", backend="onnx", reload_interval=interval)
     coordination = Coordination(shared)
     registry = Registry(settings)
-    registry.load(coordination.read().unloaded)
+    registry.load(coordination.read_state().unloaded)
     return Reconciler(registry, settings, coordination)
 
 
@@ -36,7 +36,7 @@ def keep(*keepers: Reconciler, talk: Talk) -> None:
     """Let keepers keep while talking to the first."""
 
     async def run() -> None:
-        tasks = [asyncio.create_task(each.keep()) for each in keepers]
+        tasks = [asyncio.create_task(each.run()) for each in keepers]
         try:
             async with asyncio.timeout(20):
                 await talk(keepers[0])
@@ -154,7 +154,7 @@ def test_workers_swap_at_one_moment(empty_dir: Path, tmp_path: Path) -> None:
 
     async def talk(_: Reconciler) -> None:
         fakes.write_version(empty_dir, fakes.doubler(version=2))
-        while not quick_report.read().generation:
+        while not quick_report.read_state().generation:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)
         assert (versions(quick), versions(slow)) == ([1], [1])
@@ -261,7 +261,7 @@ def test_change_agreed_on_while_preparing_is_not_skipped(empty_dir: Path, tmp_pa
 
     async def talk(reconciler: Reconciler) -> None:
         fakes.write_version(empty_dir, fakes.doubler(version=2))
-        while not (Coordination(tmp_path).read().generation == 2 and Coordination(tmp_path).is_committed(2)):
+        while not (Coordination(tmp_path).read_state().generation == 2 and Coordination(tmp_path).is_committed(2)):
             await asyncio.sleep(0.01)
         assert versions(reconciler) == [1, 2]
         assert versions(reconciler, "coin") == []
@@ -276,7 +276,7 @@ def test_change_agreed_on_while_starting_is_not_missed(empty_dir: Path, tmp_path
     coordination.report(WorkerStatus())
     settings = Settings(models_dir=empty_dir, device="cpu", reload_interval=0)
     registry = Registry(settings)
-    registry.load(coordination.read().unloaded)
+    registry.load(coordination.read_state().unloaded)
     generation = coordination.change(lambda unloaded: unloaded | {"doubler"})
     reconciler = Reconciler(registry, settings, coordination)
     assert not coordination.is_prepared(generation)
