@@ -18,7 +18,7 @@ import requests
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 60
 STOP_SECONDS = 20
-_ADDRESS = re.compile(r"serving on (http://\S+) with (\d+) workers")
+_ADDRESS = re.compile(r"serving on (http://\S+) with (\d+) workers?")
 
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

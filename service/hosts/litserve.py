@@ -1,8 +1,8 @@
-"""The host on one machine: LitServe's workers, each serving the whole application on one shared listening socket.
+"""The host on one machine: LitServe workers, each serving the whole application on one shared listening socket.
 
-LitServe (https://lightning.ai/docs/litserve) gives the life cycle (`LitAPI.setup(device)` in every worker), the
-placement of workers on devices, and the loop that a worker runs. Its API server and its request queue are not started:
-each worker answers HTTP itself, so a request crosses no process.
+LitServe (https://lightning.ai/docs/litserve) gives a worker its life cycle: `LitAPI.setup(device)`, then a `LitLoop`.
+Its API server, request queue and manager process are not used: each worker answers HTTP itself, so a request stays in
+one process.
 """
 
 import asyncio
@@ -20,15 +20,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import litserve as ls
 import uvicorn
+from litserve import LitAPI
 from litserve.loops import LitLoop
 
 from service.app import Application, create_app
 from service.errors import StartError
-from service.hosts.supervisor import Supervisor, Times
+from service.hosts.supervisor import Supervisor, Timeouts, WorkerContext
 from service.http.connection import check_times
 from service.http.protocol import PredictProtocol
 from service.model.backends import list_accelerators
@@ -41,56 +40,59 @@ _fork = mp.get_context("fork")
 BACKLOG = 2048
 TICK_SECONDS = 0.1
 IDLE_TICK_SECONDS = 1.0
-SHORTEST_SILENCE = 5.0  # of a worker's event loop, after which it is killed, however short the request timeout
-SWITCH_SECONDS = 0.0005  # a thread that reads a large body gives way to the event loop after this, not after 5 ms
+MIN_HEARTBEAT_SECONDS = 5.0  # a worker may be silent this long, however short the request timeout is
+SWITCH_SECONDS = 0.0005  # a thread that decodes a large body yields to the event loop after this, not after 5 ms
 GARBAGE_THRESHOLD = 20_000  # objects; a request makes no cycles, so the default of 700 only costs time
-KEEP_ALIVE_SECONDS = 75  # longer than proxies keep their end, so that they close first
+KEEP_ALIVE_SECONDS = 75  # longer than proxies keep their end open, so that they close first
 
 
-class ModelHost(ls.LitAPI):
-    """LitServe's face of the service: what one worker sets up on its device."""
+class ModelHost(LitAPI):
+    """One worker: the application on its device, and the HTTP server that `HttpLoop` runs.
+
+    Args:
+        settings: how to run.
+        listener: the listening socket that all workers share.
+        threads: CPU threads that one backend call may use.
+        shared: a folder through which the workers coordinate.
+        heartbeat: what the server calls while its event loop runs.
+    """
 
     app: Application
-    retrying = False  # the supervisor sets it in a worker whose predecessor died while it was set up
-    pulse: Callable[[], None] = staticmethod(lambda: None)  # and this: how a worker shows that its loop turns
     server: "HttpServer"
 
-    def __init__(self, settings: Settings, listener: socket.socket, threads: int, shared: Path | None) -> None:
-        super().__init__(loop=HttpLoop(), api_path="/predict")
+    def __init__(
+        self, settings: Settings, listener: socket.socket, threads: int, shared: Path, heartbeat: Callable[[], None]
+    ) -> None:
+        super().__init__(loop=HttpLoop())
         self.settings = settings
         self.listener = listener
         self.threads = threads
         self.shared = shared
+        self.heartbeat = heartbeat
 
     def setup(self, device: str) -> None:
-        """Load every model in this worker; called by LitServe with the device it placed the worker on."""
-        try:
-            self.app = create_app(self.settings, self.threads, device, self.shared)
-        except StartError as error:
-            logger.log(logging.DEBUG if self.retrying else logging.ERROR, "%s", error)
-            sys.exit(1)
-        self.server = HttpServer(build_config(self.app), self.app, self.pulse)
-        # Before anybody hears that this worker is ready: from now on SIGTERM drains it, and does not end it at once.
-        signal.signal(signal.SIGTERM, self.server.handle_exit)
+        """Load every model, preferably on `device`; from then on SIGTERM drains the worker.
 
-    def predict(self, x: object, **_: object) -> object:
-        """Refuse: LitServe's queue is not on the request path."""
-        raise NotImplementedError("requests are answered by the worker's own HTTP server")
+        Raises:
+            StartError: the models folder, the backend or the device asked for is not there.
+        """
+        self.app = create_app(self.settings, self.threads, device, self.shared)
+        self.server = HttpServer(build_config(self.app), self.app, self.heartbeat)
+        signal.signal(signal.SIGTERM, self.server.handle_exit)
 
 
 class HttpLoop(LitLoop):
-    """What a worker does after setup: serve HTTP on the shared listening socket until it is told to stop."""
+    """What a worker does after its setup."""
 
     def run(self, lit_api: ModelHost, *_: object, **__: object) -> None:
-        """Serve, then end the process."""
+        """Serve HTTP on the shared socket until the worker is told to stop."""
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.collect()
-        gc.freeze()  # what start-up made stays: no collection need look at it again
+        gc.freeze()  # objects made at start-up stay; no collection has to visit them
         gc.set_threshold(GARBAGE_THRESHOLD)
         lit_api.server.run(sockets=[lit_api.listener])
         if lit_api.server.is_stuck:
-            os._exit(1)  # a thread that never ends would be waited for
-        sys.exit(0)
+            os._exit(1)  # the interpreter would wait for a thread that never ends
 
 
 def build_config(app: Application) -> uvicorn.Config:
@@ -114,11 +116,11 @@ def build_config(app: Application) -> uvicorn.Config:
 class HttpServer(uvicorn.Server):
     """uvicorn's server with a drain before the end, and the application's housekeeping in its tick."""
 
-    def __init__(self, config: uvicorn.Config, app: Application, pulse: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: Application, heartbeat: Callable[[], None]) -> None:
         super().__init__(config)
         self.is_stuck = False
         self._app = app
-        self._pulse = pulse
+        self._heartbeat = heartbeat
         self._exit_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -144,7 +146,7 @@ class HttpServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Look after the connections and the figures; true ends the server."""
         now = time.monotonic()
-        self._pulse()
+        self._heartbeat()
         self._app.tick()
         check_times(self.server_state.connections, asyncio.get_running_loop().time())
         if not self.is_stuck and (name := self._app.find_stuck()):
@@ -160,10 +162,10 @@ class HttpServer(uvicorn.Server):
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """Bind the address that all workers share.
+    """Bind the address that all workers share; it does not listen yet.
 
     Raises:
-        StartError: the address is in use or not this machine's.
+        StartError: the address is in use, or not one of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -180,58 +182,76 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 def serve(settings: Settings, shared: Path) -> None:
-    """Serve until told to stop; the workers agree on what they serve in the folder `shared`."""
+    """Serve until told to stop; the workers coordinate through the folder `shared`.
+
+    Raises:
+        StartError: the service cannot start with these settings.
+    """
     check_settings(settings)
-    cores = count_cores()
-    accelerator, devices = choose_placement(settings)
-    places = len(devices) if isinstance(devices, list) else 1
-    total = settings.workers or (places if accelerator != "cpu" else cores)
+    devices = choose_placement(settings)
+    threads = max(1, count_cores() // len(devices))
     listener = open_listener(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    api = ModelHost(settings, listener, max(1, cores // total), shared)
-    supervisor = Supervisor(api, accelerator, devices, workers_per_device=max(1, total // places))
     if not ipaddress.ip_address(host).is_loopback and not settings.api_key:
-        logger.warning("listening on %s without --api-key: whoever reaches this port can use every model", host)
+        logger.warning("listening on %s without --api-key: anyone who can reach this port can use every model", host)
+
+    def run_worker(context: WorkerContext) -> None:
+        api = ModelHost(settings, listener, threads, shared, context.heartbeat)
+        api.setup(context.device)
+        context.report_ready()
+        api.loop.run(api)
 
     def announce() -> None:
-        listener.listen(BACKLOG)  # who connects before a worker's HTTP server accepts, waits instead of being refused
-        shown = f"[{host}]" if ":" in host else host
-        logger.info("serving on http://%s:%d with %d workers; try http://%s:%d/docs", shown, port, total, shown, port)
+        listener.listen(BACKLOG)  # only now: connections wait for a ready worker instead of being refused
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        count = "1 worker" if len(devices) == 1 else f"{len(devices)} workers"
+        logger.info("serving on %s with %s; try %s/docs", url, count, url)
 
+    timeouts = Timeouts(
+        settings.drain_delay, settings.shutdown_grace, max(MIN_HEARTBEAT_SECONDS, settings.request_timeout)
+    )
     with listener:
-        times = Times(settings.drain_delay, settings.shutdown_grace, max(SHORTEST_SILENCE, settings.request_timeout))
-        supervisor.supervise(announce, listener.close, times)
-    logger.info("every process has ended")
+        Supervisor(run_worker, devices).run(announce, listener.close, timeouts)
+    logger.info("stopped")
+
+
+def choose_placement(settings: Settings) -> list[str]:
+    """Return the device of each worker: by default one worker per usable GPU, or per core where there is none.
+
+    Raises:
+        StartError: the device asked for is not usable here.
+    """
+    devices = choose_devices(settings)
+    count = settings.workers or (count_cores() if devices == ["cpu"] else len(devices))
+    return [devices[index % len(devices)] for index in range(count)]
+
+
+def choose_devices(settings: Settings) -> list[str]:
+    """Return the devices to use: the one asked for, every usable GPU, or the CPU.
+
+    Raises:
+        StartError: the device asked for is not usable here.
+    """
+    if settings.device == "cpu":
+        return ["cpu"]
+    backends = [settings.backend] if settings.backend != "auto" else ["onnx", "torchscript"]
+    found = sorted({device for name in backends for device in list_in_child(name)})
+    fitting = [device for device in found if settings.device in ("auto", device, device.partition(":")[0])]
+    if settings.device != "auto" and not fitting:
+        raise StartError(f"device {settings.device} is not usable here; usable: {', '.join(['cpu', *found])}")
+    return [device for device in fitting if device == "mps"] or fitting or ["cpu"]
 
 
 def list_in_child(name: str) -> list[str]:
-    """Return what `list_accelerators` does, asked in a process of its own: one that has touched a GPU must not fork."""
+    """Return `list_accelerators(name)`, called in a child: a process that has initialised CUDA must not fork."""
     receiver, sender = _fork.Pipe(duplex=False)
     child = _fork.Process(target=lambda: sender.send(list_accelerators(name)))  # type: ignore[arg-type]
     child.start()
     sender.close()
     try:
         found: list[str] = receiver.recv()
-    except EOFError:  # it died, and so would a worker
+    except EOFError:  # it crashed, and so would a worker
         found = []
     child.join()
     receiver.close()
     return found
-
-
-def choose_placement(settings: Settings) -> tuple[str, Any]:
-    """Return LitServe's accelerator and devices for the device asked for: every usable GPU, or the CPU."""
-    if settings.device == "cpu":
-        return "cpu", 1
-    wanted = [settings.backend] if settings.backend != "auto" else ["onnx", "torchscript"]
-    found = sorted({device for name in wanted for device in list_in_child(name)})
-    if settings.device not in ("auto", "cuda") and settings.device not in found:
-        raise StartError(f"device {settings.device} is not usable here; usable: {', '.join(['cpu', *found])}")
-    if settings.device == "cuda" and not any(device.startswith("cuda") for device in found):
-        raise StartError(f"device cuda is not usable here; usable: {', '.join(['cpu', *found])}")
-    if "mps" in found and settings.device in ("auto", "mps"):
-        return "mps", [0]
-    cuda = [int(device.partition(":")[2]) for device in found if device.startswith("cuda")]
-    if settings.device.startswith("cuda:"):
-        cuda = [int(settings.device.partition(":")[2])]
-    return ("cuda", cuda) if cuda else ("cpu", 1)

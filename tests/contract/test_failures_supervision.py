@@ -143,7 +143,7 @@ def test_call_that_never_ends_costs_one_worker(model: str, models: Path) -> None
         assert len(server.workers()) == 2
         for wire in connect_to_each(server, 2).values():
             wire.close()
-        said = "a call of model napper does not end" if model == "napper" else "has stood still for 5 s and is killed"
+        said = "a call of model napper does not end" if model == "napper" else "has not responded for 5 s; killing it"
         assert said in server.log()
         assert server.stop() == 0
 

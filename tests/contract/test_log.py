@@ -30,7 +30,7 @@ def test_log_tells_what_is_served_from_start_to_end(empty_dir: Path) -> None:
             assert server.post(f"/v2/repository/models/{name}/{action}").status_code == 200
         assert server.stop() == 0
         found = [text for level, text in messages(server) if level == "info"]
-    assert found[-2:] == ["SIGTERM has come: finishing what is in flight", "every process has ended"]
+    assert found[-2:] == ["received SIGTERM, draining", "stopped"]
     rest = [re.sub(r"torch [\w.+]+", "torch", text) for text in found[:-2] if not text.startswith("serving on http")]
     assert rest == [
         "serving coin version 1 by torchscript on cpu (torch)",

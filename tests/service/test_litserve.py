@@ -1,5 +1,6 @@
 """Tests of service.hosts.litserve, on real processes."""
 
+import os
 import signal
 import socket
 import time
@@ -10,20 +11,20 @@ import requests
 
 from service.errors import StartError
 from service.hosts import litserve as litserve_host
-from service.hosts.litserve import choose_placement, open_listener
+from service.hosts.litserve import choose_devices, choose_placement, list_in_child, open_listener
 from service.settings import Settings
 from tests import fakes
 from tests.servers import Server, run_service
 
 
 def test_listener_takes_a_free_port() -> None:
-    """Port 0 is a free one."""
+    """Port 0 picks a free port."""
     with open_listener("127.0.0.1", 0) as listener:
         assert listener.getsockname()[1] > 0
 
 
-def test_listener_refuses_what_it_cannot_have() -> None:
-    """A port in use, and an address of another machine, are start errors with one line that names them."""
+def test_listener_refuses_an_address_it_cannot_bind() -> None:
+    """A port in use and an address of another machine are start errors; the message names them and the flag."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -40,35 +41,58 @@ def test_listener_refuses_what_it_cannot_have() -> None:
 @pytest.mark.parametrize(
     ("device", "found", "expected"),
     [
-        ("cpu", ["cuda:0"], ("cpu", 1)),
-        ("auto", [], ("cpu", 1)),
-        ("auto", ["cuda:0", "cuda:1"], ("cuda", [0, 1])),
-        ("cuda", ["cuda:0", "cuda:1"], ("cuda", [0, 1])),
-        ("cuda:1", ["cuda:0", "cuda:1"], ("cuda", [1])),
-        ("auto", ["mps"], ("mps", [0])),
-        ("mps", ["mps"], ("mps", [0])),
+        ("cpu", ["cuda:0"], ["cpu"]),
+        ("auto", [], ["cpu"]),
+        ("auto", ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"]),
+        ("cuda", ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"]),
+        ("cuda:1", ["cuda:0", "cuda:1"], ["cuda:1"]),
+        ("auto", ["mps"], ["mps"]),
+        ("mps", ["mps"], ["mps"]),
     ],
 )
-def test_placement_is_every_usable_gpu_or_the_cpu(
-    device: str, found: list[str], expected: object, monkeypatch: pytest.MonkeyPatch
+def test_devices_are_every_usable_gpu_or_the_cpu(
+    device: str, found: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a device asked for by name, what is there is taken; with one, that one."""
+    """By default every usable GPU is taken; a device asked for by name is the only one."""
     monkeypatch.setattr(litserve_host, "list_accelerators", lambda name: found)
-    assert choose_placement(Settings(device=device)) == expected
+    assert choose_devices(Settings(device=device)) == expected
 
 
 @pytest.mark.parametrize(("device", "found"), [("cuda", []), ("cuda:2", ["cuda:0"]), ("mps", []), ("cuda", ["mps"])])
-def test_placement_refuses_a_device_that_is_not_there(
-    device: str, found: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_that_is_not_there_is_refused(device: str, found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A device asked for by name is never replaced by another."""
     monkeypatch.setattr(litserve_host, "list_accelerators", lambda name: found)
     with pytest.raises(StartError, match=f"device {device} is not usable here; usable: cpu"):
-        choose_placement(Settings(device=device))
+        choose_devices(Settings(device=device))
+
+
+@pytest.mark.parametrize(
+    ("workers", "found", "expected"),
+    [
+        (0, [], ["cpu"] * 3),
+        (2, [], ["cpu"] * 2),
+        (0, ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"]),
+        (3, ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1", "cuda:0"]),
+        (1, ["cuda:0", "cuda:1"], ["cuda:0"]),
+    ],
+)
+def test_workers_are_placed_round_robin(
+    workers: int, found: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are as many workers as asked for, one per GPU, or one per core; devices take them in turn."""
+    monkeypatch.setattr(litserve_host, "list_accelerators", lambda name: found)
+    monkeypatch.setattr(litserve_host, "count_cores", lambda: 3)
+    assert choose_placement(Settings(workers=workers)) == expected
+
+
+def test_devices_are_none_where_looking_for_them_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that ends the process that asks is as good as none."""
+    monkeypatch.setattr(litserve_host, "list_accelerators", lambda name: os._exit(1))
+    assert list_in_child("onnx") == []
 
 
 def answers(server: Server) -> bool:
-    """Tell whether a prediction is answered right."""
+    """Tell whether a prediction is right."""
     return bool(server.predict("doubler", [[2]]).json()["predictions"] == [{"prediction": 5.0}])
 
 
@@ -76,7 +100,7 @@ def answers(server: Server) -> bool:
     ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)]
 )
 def test_signals_end_every_process_and_exit_0(number: int, whole_group: bool, models_dir: Path) -> None:
-    """SIGTERM, and Ctrl-C to the parent or to the whole group, end all workers with exit code 0 and no stack."""
+    """SIGTERM, and Ctrl-C to the parent or the whole group, end all processes with exit code 0 and no traceback."""
     with Server(models_dir, "--workers", "2") as server:
         assert len(server.workers()) == 2
         assert answers(server)
@@ -85,7 +109,7 @@ def test_signals_end_every_process_and_exit_0(number: int, whole_group: bool, mo
 
 
 def test_killed_worker_is_replaced_while_others_answer(models_dir: Path) -> None:
-    """After kill -9 of a worker the service goes on answering, and soon has as many workers as before."""
+    """After kill -9 of a worker the service keeps answering, and soon has as many workers as before."""
     with Server(models_dir, "--workers", "2") as server:
         first, second = server.workers()
         first.kill()
@@ -101,7 +125,7 @@ def test_killed_worker_is_replaced_while_others_answer(models_dir: Path) -> None
 
 
 def test_workers_end_when_their_parent_is_killed(models_dir: Path) -> None:
-    """Kill -9 of the parent orphans nobody."""
+    """After kill -9 of the parent no worker is left."""
     with Server(models_dir, "--workers", "2") as server:
         server.process.kill()
         server.process.wait()
@@ -114,7 +138,7 @@ def test_workers_end_when_their_parent_is_killed(models_dir: Path) -> None:
 
 
 def test_both_workers_share_one_socket(models_dir: Path) -> None:
-    """Requests are answered by every worker: ids begin with a worker's own prefix."""
+    """Every worker answers: a request id begins with its worker's prefix."""
     with Server(models_dir, "--workers", "2") as server:
         seen: set[str] = set()
         until = time.monotonic() + 20
@@ -138,8 +162,8 @@ def test_both_workers_share_one_socket(models_dir: Path) -> None:
         (["--host", "192.0.2.1"], "error: cannot listen on 192.0.2.1 port "),
     ],
 )
-def test_start_that_cannot_be_is_one_line_and_exit_code_1(flags: list[str], message: str, models_dir: Path) -> None:
-    """What the service cannot start with is refused at once with one line on standard error."""
+def test_failed_start_is_one_line_and_exit_code_1(flags: list[str], message: str, models_dir: Path) -> None:
+    """Unusable settings are refused at once, with one line on standard error."""
     done = run_service("serve", "--models-dir", str(models_dir), "--port", "0", *flags)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -148,7 +172,7 @@ def test_start_that_cannot_be_is_one_line_and_exit_code_1(flags: list[str], mess
 
 
 def test_port_in_use_is_one_line_and_exit_code_1(models_dir: Path) -> None:
-    """A second server on the same port refuses to start and leaves the first alone."""
+    """A second server on the same port refuses to start."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -158,8 +182,8 @@ def test_port_in_use_is_one_line_and_exit_code_1(models_dir: Path) -> None:
     assert done.stderr == f"error: cannot listen on 127.0.0.1 port {port}: Address already in use; try --port\n"
 
 
-def test_broken_model_takes_nobody_down(empty_dir: Path) -> None:
-    """A version that is refused is named in the log; the others serve, and ready says what is missing."""
+def test_broken_model_does_not_affect_the_others(empty_dir: Path) -> None:
+    """A refused version is logged, the others are served, and the service is not ready."""
     fakes.write_version(empty_dir, fakes.doubler(version=2, factor=2.5))
     fakes.write_version(empty_dir, fakes.liar())
     with Server(empty_dir, "--workers", "1") as server:
