@@ -127,31 +127,34 @@ def test_every_command_named_exists() -> None:
         assert flag in known, flag
 
 
-def test_tree_is_the_repository() -> None:
-    """The annotated tree has every file and folder of the first two levels that git keeps, and nothing else."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    files = [Path(line) for line in run(command, ROOT).splitlines() if (ROOT / line).exists()]
-    real = set()
-    for file in files:
-        if file.name == "__init__.py" and len(file.parts) <= 2:
-            continue
-        top, *rest = file.parts
-        real.add(f"{top}/" if rest else top)
-        if rest:
-            real.add(f"{top}/{rest[0]}" + ("/" if len(rest) > 1 else ""))
-    drawn, folder = set(), ""
+def read_tree() -> set[str]:
+    """Return every path in the annotated tree, folders with a slash at the end."""
     (tree,) = blocks("text", "service/")
+    drawn: set[str] = set()
+    parents: list[str] = []
     for line in tree.splitlines():
         entry, _, phrase = line.strip().partition(" ")
         assert phrase.strip(), f"{entry} has no phrase"
-        if line.startswith(" "):
-            drawn.add(folder + entry)
-        else:
-            folder = entry if entry.endswith("/") else ""
-            drawn.add(entry)
-    assert drawn == real
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = "".join(parents[:depth]) + entry
+        assert path not in drawn, f"{path} is listed twice"
+        drawn.add(path)
+        parents[depth:] = [entry]
+    return drawn
+
+
+def test_tree_is_the_repository() -> None:
+    """Every entry of the tree exists; it has everything at the top level and every package of service/."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = [Path(line) for line in run(command, ROOT).splitlines() if (ROOT / line).exists()]
+    folders = {f"{parent}/" for file in files for parent in file.parents[:-1]}
+    drawn = read_tree()
+    assert drawn <= folders | {str(file) for file in files}
+    top_level = {f"{file.parts[0]}/" if len(file.parts) > 1 else str(file) for file in files}
+    packages = {folder for folder in folders if folder.startswith("service/")}
+    assert top_level | packages <= drawn
 
 
 def settings_rows() -> list[str]:
