@@ -1,0 +1,201 @@
+"""Tests of service.hosts.supervisor: workers are small functions, each supervisor runs in a process of its own."""
+
+import logging
+import multiprocessing as mp
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.errors import StartError
+from service.hosts import supervisor
+from service.hosts.supervisor import Supervisor, Timeouts, WorkerContext
+from tests.wire import wait_until
+
+_spawn = mp.get_context("spawn")
+
+
+def beat(context: WorkerContext) -> None:
+    """Become ready and send heartbeats until SIGTERM."""
+    context.report_ready()
+    logging.getLogger("service").info("%s is ready", context.device)
+    while True:
+        context.heartbeat()
+        time.sleep(0.02)
+
+
+def stall(context: WorkerContext) -> None:
+    """Become ready, and never send a heartbeat."""
+    context.report_ready()
+    time.sleep(60)
+
+
+def ignore_sigterm(context: WorkerContext) -> None:
+    """Become ready, and ignore the request to drain."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    beat(context)
+
+
+def refuse(_: WorkerContext) -> None:
+    """Fail with a start error."""
+    raise StartError("there is no such folder")
+
+
+def crash(_: WorkerContext) -> None:
+    """Fail with an error that nobody expects."""
+    raise ValueError("a bug")
+
+
+def start_once(context: WorkerContext) -> None:
+    """Become ready in the first process of a worker, and fail in all that follow."""
+    mark = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], context.device)
+    if mark.exists():
+        refuse(context)
+    mark.touch()
+    beat(context)
+
+
+def supervise(run_worker: Callable[[WorkerContext], None], devices: list[str], log: Path) -> None:
+    """Run a supervisor with short times, in the process of its own; log to a file."""
+    logging.basicConfig(filename=log, level=logging.INFO, format="%(message)s", force=True)
+    logger = logging.getLogger("service")
+    supervisor.CHECK_SECONDS = 0.2
+    supervisor.FIRST_PAUSE = 0.01
+    timeouts = Timeouts(drain_delay=0.1, grace=2.0, heartbeat=0.6)
+    try:
+        Supervisor(run_worker, devices).run(
+            lambda: logger.info("all ready"), lambda: logger.info("end listening"), timeouts
+        )
+    except StartError as error:
+        logger.info("start error: %s", error)
+
+
+class Supervised:
+    """A supervisor in a process, and what it has logged."""
+
+    def __init__(self, run_worker: Callable[[WorkerContext], None], devices: list[str], folder: Path) -> None:
+        self.path = folder / "log"
+        self.path.touch()
+        self.process = _spawn.Process(target=supervise, args=(run_worker, devices, self.path))
+        self.process.start()
+
+    def lines(self) -> list[str]:
+        """Return the lines logged so far."""
+        return self.path.read_text().splitlines()
+
+    def wait_for(self, line: str, count: int = 1) -> None:
+        """Wait until a line has been logged that many times."""
+        wait_until(lambda: self.lines().count(line) >= count)
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the worker processes."""
+        return psutil.Process(self.process.pid).children()
+
+    def stop(self, *numbers: int) -> None:
+        """Send signals, more than an echo apart, and wait for the end."""
+        assert self.process.pid is not None
+        for number in numbers:
+            os.kill(self.process.pid, number)
+            time.sleep(supervisor.ECHO_SECONDS + 0.1 if len(numbers) > 1 else 0)
+        self.process.join(20)
+        assert self.process.exitcode == 0
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Supervised]]:
+    """A function that starts a supervisor; it is killed at the end of the test, and its workers end with it."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    started: list[Supervised] = []
+
+    def start_one(run_worker: Callable[[WorkerContext], None], *devices: str) -> Supervised:
+        started.append(Supervised(run_worker, list(devices), tmp_path))
+        return started[-1]
+
+    yield start_one
+    for each in started:
+        each.process.kill()
+        each.process.join()
+
+
+def test_workers_run_on_their_devices_until_a_signal(start: Callable[..., Supervised]) -> None:
+    """Each device has its worker; ready is announced once; SIGTERM drains, and listening ends then."""
+    supervised = start(beat, "cuda:0", "cuda:1", "cuda:0")
+    supervised.wait_for("all ready")
+    assert len(supervised.workers()) == 3
+    supervised.stop(signal.SIGTERM)
+    assert sorted(supervised.lines()[:4]) == ["all ready", "cuda:0 is ready", "cuda:0 is ready", "cuda:1 is ready"]
+    assert supervised.lines()[4:] == ["received SIGTERM, draining", "end listening"]
+
+
+def test_dead_worker_is_replaced(start: Callable[..., Supervised]) -> None:
+    """A killed worker is started again on its device; the others stay, and ready is not announced twice."""
+    supervised = start(beat, "cuda:0", "cuda:1")
+    supervised.wait_for("all ready")
+    victim, other = sorted(supervised.workers(), key=lambda process: process.pid)
+    victim.kill()
+    supervised.wait_for("cuda:0 is ready", 2)
+    assert "worker-0 ended with code -9; starting another" in supervised.lines()
+    assert other in supervised.workers()
+    assert len(supervised.workers()) == 2
+    supervised.stop(signal.SIGINT)
+    assert supervised.lines().count("all ready") == 1
+    assert "received SIGINT, draining" in supervised.lines()
+
+
+def test_worker_without_heartbeat_is_killed(start: Callable[..., Supervised]) -> None:
+    """A worker that sends no heartbeat for the time given is killed and replaced."""
+    supervised = start(stall, "cpu")
+    supervised.wait_for("worker-0 has not responded for 1 s; killing it")
+    supervised.wait_for("worker-0 ended with code -9; starting another")
+    supervised.stop(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("worker", "reason"), [(refuse, "there is no such folder"), (crash, "ValueError: a bug")])
+def test_first_worker_that_fails_ends_the_start(
+    worker: Callable[[WorkerContext], None], reason: str, start: Callable[..., Supervised]
+) -> None:
+    """Nothing is retried before everything was ready once; only an unexpected error has a traceback."""
+    supervised = start(worker, "cpu")
+    supervised.process.join(20)
+    assert reason in supervised.lines()
+    assert any(line.startswith("Traceback") for line in supervised.lines()) == (worker is crash)
+    assert supervised.lines()[-1] == "start error: a worker could not be started; the reason is above"
+
+
+def test_worker_that_cannot_be_started_again_ends_the_service(start: Callable[..., Supervised]) -> None:
+    """After five attempts without any ready worker the supervisor gives up; the reason is logged once."""
+    supervised = start(start_once, "cpu")
+    supervised.wait_for("all ready")
+    time.sleep(supervisor.SETTLED_SECONDS)
+    supervised.workers()[0].kill()
+    supervised.process.join(20)
+    assert supervised.lines()[-1] == "start error: no worker could be started in 5 attempts; the reason is above"
+    assert supervised.lines().count("there is no such folder") == 1
+    assert supervised.lines().count("worker-0 died while starting; retrying with increasing pauses") == 1
+
+
+@pytest.mark.parametrize(("signals", "least", "most"), [(1, 2.0, 20.0), (2, 0.0, 2.0)])
+def test_worker_that_does_not_drain_is_killed(
+    signals: int, least: float, most: float, start: Callable[..., Supervised]
+) -> None:
+    """After the grace, or at once on a second signal, a worker that still runs is killed."""
+    supervised = start(ignore_sigterm, "cpu")
+    supervised.wait_for("all ready")
+    began = time.monotonic()
+    supervised.stop(*[signal.SIGTERM] * signals)
+    assert least < time.monotonic() - began < most
+    assert supervised.lines()[-1] == "worker-0 did not end in time and was killed"
+
+
+def test_workers_end_with_their_parent(start: Callable[..., Supervised]) -> None:
+    """A supervisor that is killed leaves no worker, not even one that ignores SIGTERM."""
+    supervised = start(ignore_sigterm, "cpu", "cpu")
+    supervised.wait_for("all ready")
+    workers = supervised.workers()
+    supervised.process.kill()
+    supervised.process.join()
+    wait_until(lambda: not any(worker.is_running() for worker in workers))
