@@ -1,9 +1,9 @@
-# The service in a container: `docker build .` makes the image for CPUs. `--target` picks another:
-#   cpu    onnxruntime alone (the default)     torch  and PyTorch, for models that are TorchScript alone
-#   gpu    onnxruntime for NVIDIA GPUs         train  what trains and publishes models
+# `docker build .` builds the CPU image. Select another with `--target`:
+#   cpu    onnxruntime only (default)     torch  with PyTorch, for TorchScript-only models
+#   gpu    onnxruntime for NVIDIA GPUs    train  trains and publishes models
 ARG BASE=python:3.11-slim-bookworm
 
-# Packages are installed here, into an environment that is then copied: pip, its cache and what it builds with stay behind.
+# Packages are installed into an environment that later stages copy, without pip, its cache and build tools.
 FROM ${BASE} AS packages
 WORKDIR /build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_ONLY_BINARY=:all:
@@ -13,7 +13,7 @@ FROM packages AS packages-cpu
 COPY deploy/requirements.lock ./
 RUN python3 -m pip --python /opt/venv/bin/python install --require-hashes -r requirements.lock
 
-# The CPU builds of PyTorch are on an index of their own; PyPI's bring 4 GB of CUDA. pip reads the last two itself.
+# PyTorch's CPU builds have their own index; those on PyPI pull in 4 GB of CUDA. pip reads both PIP_ variables.
 FROM packages-cpu AS packages-torch
 ARG TORCH="torch==2.15.0"
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -29,7 +29,7 @@ FROM packages AS packages-gpu
 COPY deploy/requirements-gpu.lock ./
 RUN python3 -m pip --python /opt/venv/bin/python install --require-hashes -r requirements-gpu.lock
 
-# The code, compiled once: the container's file system is read-only.
+# Compile the code now, because the container's file system is read-only.
 FROM ${BASE} AS code
 WORKDIR /app
 COPY service service
@@ -45,7 +45,7 @@ LABEL org.opencontainers.image.title="model-service" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# Kept out of SERVICE_PORT, so that a platform's PORT is honoured.
+# SERVICE_PORT is not set, so that PORT from the platform is used.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
@@ -67,7 +67,7 @@ COPY --from=code /app/healthcheck.py ./
 COPY --from=code /app/service service
 
 FROM runtime AS gpu
-# Where PyPI's CUDA packages put their libraries.
+# Where the CUDA packages from PyPI put their libraries.
 ENV LD_LIBRARY_PATH=/opt/venv/lib/python3.11/site-packages/nvidia/cu13/lib:/opt/venv/lib/python3.11/site-packages/nvidia/cudnn/lib \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
