@@ -21,7 +21,7 @@ from service.model.backends import is_installed
 from service.model.manifest import Artifact, Manifest
 from service.model.predictor import Predictor, load_any_predictor, load_predictor, worst_excess
 from service.model.version_folder import load_any_manifest, load_artifact
-from service.registry.model_folder import Slot, list_slots
+from service.registry.model_folder import VersionFolder, list_versions
 from service.settings import Settings
 
 _PARITY_ROWS = 256
@@ -55,24 +55,23 @@ def predict(settings: Settings, flags: dict[str, Any]) -> int:
     except OSError as error:
         raise InvalidRequestError(f"{source} cannot be read: {error.strerror}") from error
     name, _, version = flags["model"].partition("/")
-    slot = find_version(settings.models_dir, name, version)
-    serve_as = slot.name if slot.folder == settings.models_dir else None
-    predictor = load_predictor(slot.folder, settings.backend, settings.device, serve_as=serve_as)
+    folder = find_version(settings.models_dir, name, version)
+    predictor = load_predictor(folder.path, settings.backend, settings.device, serve_as=folder.serve_as)
     call = v1_codec.decode_call(body, predictor.manifest)
     print(v1_codec.encode_results(predictor.predict(call.inputs), predictor.manifest, call).decode())
     return 0
 
 
-def find_version(root: Path, name: str, version: str = "") -> Slot:
-    """Return where a version stands, or the newest one.
+def find_version(root: Path, name: str, version: str = "") -> VersionFolder:
+    """Return the folder of a version, or of the newest one.
 
     Raises:
         NotFoundError: there is no such version.
     """
-    slots = list_slots(root)
-    found = [slot for slot in slots if slot.name == name and version in ("", str(slot.version))]
+    folders = list_versions(root)
+    found = [each for each in folders if each.name == name and version in ("", str(each.version))]
     if not found:
-        known = ", ".join(sorted({slot.name for slot in slots})) or "(none)"
+        known = ", ".join(sorted({folder.name for folder in folders})) or "(none)"
         raise NotFoundError(f"there is no {name}{'/' if version else ''}{version} in {root}; there are {known}")
     return found[-1]
 
@@ -81,32 +80,32 @@ def verify(settings: Settings, flags: dict[str, Any]) -> int:
     """Check every version on every backend installed here; exit 1 when any check fails."""
     del flags
     root = settings.models_dir
-    slots = list_slots(root)
-    if not slots:
+    folders = list_versions(root)
+    if not folders:
         raise NotFoundError(f"there is no model in {root}")
     header = ("model", "version", "backend", "device", "digest", "golden", "parity")
-    rows = [header, *(row for slot in slots for row in _verify_version(slot, root, settings.device))]
+    rows = [header, *(row for folder in folders for row in _verify_version(folder, settings.device))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
     skipped, failed = (
         sum(any(cell.startswith(word) for cell in row) for row in rows) for word in ("skipped", "FAILED")
     )
-    print(f"{len(rows) - 1} checks of {len(slots)} versions, {skipped} skipped, {failed} failed")
+    print(f"{len(rows) - 1} checks of {len(folders)} versions, {skipped} skipped, {failed} failed")
     return 1 if failed else 0
 
 
-def _verify_version(slot: Slot, root: Path, device: str) -> list[tuple[str, ...]]:
+def _verify_version(folder: VersionFolder, device: str) -> list[tuple[str, ...]]:
     """Return a table row for each backend of a version."""
-    label = (slot.name, str(slot.version))
+    label = (folder.name, str(folder.version))
     try:
-        manifest = load_any_manifest(slot.folder)
+        manifest = load_any_manifest(folder.path)
     except ModelRefusedError as error:
         return [(*label, "-", "-", f"FAILED: {error}", "-", "-")]
     rows: list[tuple[str, ...]] = []
     opened: list[Predictor] = []
     damaged = {
-        name: reason for name, artifact in manifest.artifacts.items() if (reason := _check_file(slot.folder, artifact))
+        name: reason for name, artifact in manifest.artifacts.items() if (reason := _check_file(folder.path, artifact))
     }
     for name in manifest.artifacts:
         if damaged or not is_installed(name):
@@ -115,9 +114,7 @@ def _verify_version(slot: Slot, root: Path, device: str) -> list[tuple[str, ...]
             rows.append((*label, name, "-", *failure))
             continue
         try:
-            predictor = load_any_predictor(
-                slot.folder, name, device, serve_as=slot.name if slot.folder == root else None
-            )
+            predictor = load_any_predictor(folder.path, name, device, serve_as=folder.serve_as)
         except ServiceError as error:
             rows.append((*label, name, "-", f"FAILED: {error}", "-", "-"))
             continue

@@ -1,9 +1,15 @@
-"""What all workers of one host have agreed on: which models are unloaded, and how far each worker has come.
+"""Coordination between the workers of one host: which models are unloaded, and how far each worker has come.
 
-A small file in a folder that the workers share holds a generation and the unloaded models. A change raises the
-generation; each worker prepares it, waits until all have, commits it, and reports both in a file of its own, so that
-all swap at one moment and the one that was asked for the change can answer when it is done. Whoever writes rings the
-others' bells (named pipes), so nobody polls. Without a folder (one process) a change is agreed on at once.
+Every change raises the generation of the desired state. A worker prepares a generation, waits until all workers have
+prepared it, commits it, and reports both steps. So all workers swap versions at the same moment, and the worker that
+was asked for a change can answer once it is in force everywhere. Every change and every report notifies all workers.
+
+Several workers share a folder, with these files:
+
+    state.json          the desired state, replaced as a whole under state.lock
+    worker-PID-N        the status that a worker has reported
+    notify-PID-N        a named pipe; a byte written to it wakes its worker
+    leader.lock         held by the worker that scans the models folder
 """
 
 import asyncio
@@ -13,204 +19,256 @@ import fcntl
 import itertools
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from service.registry.versions import Failures, Key
+from service.registry.versions import NO_FAILURES, FailedVersions, VersionKey
 
-_STATE = "coordination.json"
-_LOCK = "coordination.lock"
-_LEAD = "lead.lock"
-_WORKER = "worker-"
-_BELL = "bell-"
+Update = Callable[[frozenset[str]], frozenset[str]]
+_STATE = "state.json"
+_STATE_LOCK = "state.lock"
+_LEADER_LOCK = "leader.lock"
+_STATUS = "worker-"
+_PIPE = "notify-"
 _numbers = itertools.count()
 
 
-class State(NamedTuple):
-    """A generation, the models that are not served though they stand in the folder, and how failures are taken.
+class DesiredState(NamedTuple):
+    """What every worker is to serve: all that is in the models folder, except the unloaded models.
 
-    `patient`: nobody has asked for this generation; a file of the folder has changed, and others may still.
+    `debounce` is true where a scan found changed files, which may still be being copied; false where a caller asked.
     """
 
     generation: int = 0
     unloaded: frozenset[str] = frozenset()
-    patient: bool = True
+    debounce: bool = True
 
 
 class WorkerStatus(NamedTuple):
-    """How far a worker has come, which versions have failed their checks there, and a digest of the folder it saw."""
+    """The generations that a worker has prepared and committed; what failed there, and a digest of its folder scan."""
 
     prepared: int = -1
     committed: int = -1
-    failures: Failures = Failures({}, {})
-    seen: str = ""
+    failed: FailedVersions = NO_FAILURES
+    scan_digest: str = ""
 
 
-class Coordination:
-    """One worker's view of what is shared; `folder` is None where there is but one process."""
+class Coordination(ABC):
+    """One worker's view of what the workers of a host share."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._own = f"{os.getpid()}-{next(_numbers)}"
-        self._state = State()
-        self._report = WorkerStatus()
-        self._lead: int | None = None
-        self._heard: Callable[[], None] = lambda: None
+    @abstractmethod
+    def read_state(self) -> DesiredState:
+        """Return the desired state as it is now."""
 
-    def read_state(self) -> State:
-        """Return the state as it is now."""
-        if self._folder is not None:
-            with contextlib.suppress(FileNotFoundError):
-                fields = json.loads((self._folder / _STATE).read_bytes())  # replaced as a whole, never written in place
-                self._state = State(fields["generation"], frozenset(fields["unloaded"]), fields["patient"])
-        return self._state
+    @abstractmethod
+    def change(self, update: Update, debounce: bool = False) -> int:
+        """Change which models are unloaded, notify every worker, and return the new generation."""
 
-    def change(self, update: Callable[[frozenset[str]], frozenset[str]], patient: bool = False) -> int:
-        """Change which models are unloaded, and return the generation in which it is so."""
-        with self._lock():
-            state = self.read_state()
-            self._state = State(state.generation + 1, update(state.unloaded), patient)
-            generation, unloaded, _ = self._state
-            if self._folder is not None:
-                self._write(_STATE, {"generation": generation, "unloaded": sorted(unloaded), "patient": patient})
-        self._ring()
-        return generation
+    @abstractmethod
+    def report(self, status: WorkerStatus) -> None:
+        """Publish how far this worker has come, and notify every worker; from its first report on, the others wait."""
 
-    def report(self, report: WorkerStatus) -> None:
-        """Tell the others how far this worker has come; from the first time on, they wait for it."""
-        self._report = report
-        if self._folder is not None:
-            fields = report._replace(failures=Failures(*map(_encode, report.failures)))  # type: ignore[arg-type]
-            self._write(_WORKER + self._own, fields._asdict())
-            self._ring()
+    @abstractmethod
+    def read_statuses(self) -> Iterable[WorkerStatus]:
+        """Return what every living worker has reported."""
+
+    @abstractmethod
+    def is_leader(self) -> bool:
+        """Tell whether this worker is the one that scans the models folder and logs; when it ends, another one is."""
+
+    @abstractmethod
+    def listen(
+        self, loop: asyncio.AbstractEventLoop, on_notify: Callable[[], None]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Have the event loop call `on_notify` after every change and report, this worker's own too."""
 
     def is_prepared(self, generation: int) -> bool:
         """Tell whether every living worker has prepared a generation."""
-        return all(report.prepared >= generation for report in self._reports())
+        return all(status.prepared >= generation for status in self.read_statuses())
 
     def is_committed(self, generation: int) -> bool:
         """Tell whether every living worker has committed a generation."""
-        return all(report.committed >= generation for report in self._reports())
+        return all(status.committed >= generation for status in self.read_statuses())
 
-    def read_failures(self) -> Failures:
-        """Return which versions have failed their checks in any worker's latest preparation."""
-        refused: dict[Key, str] = {}
-        doubted: dict[Key, str] = {}
-        for report in self._reports():
-            refused |= report.failures.refused
-            doubted |= report.failures.doubted
-        return Failures(refused, doubted)
+    def read_failures(self) -> FailedVersions:
+        """Return the versions that failed in any worker's latest preparation."""
+        refused: dict[VersionKey, str] = {}
+        pending: dict[VersionKey, str] = {}
+        for status in self.read_statuses():
+            refused |= status.failed.refused
+            pending |= status.failed.pending
+        return FailedVersions(refused, pending)
 
     def is_settled(self) -> bool:
-        """Tell whether every living worker has prepared from the same folder, and doubts nothing in it.
+        """Tell whether all workers have prepared from the same files, and none has a version pending.
 
-        Workers look a moment apart; what is published in between is new to some and unknown to others.
+        Workers scan the folder at slightly different moments, so a version published in between is new to some only.
         """
-        reports = [report for report in self._reports() if report.seen]  # others are still starting
-        return len({report.seen for report in reports}) <= 1 and not any(each.failures.doubted for each in reports)
+        statuses = [status for status in self.read_statuses() if status.scan_digest]  # the others are still starting
+        digests = {status.scan_digest for status in statuses}
+        return len(digests) <= 1 and not any(status.failed.pending for status in statuses)
 
-    def leads(self) -> bool:
-        """Tell whether this worker is the one that looks at the models folder; when it ends, another one is."""
-        if self._folder is None or self._lead is not None:
-            return True
-        lead = os.open(self._folder / _LEAD, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lead, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lead)
-            return False
-        self._lead = lead
+
+class SingleProcess(Coordination):
+    """For a process without other workers."""
+
+    def __init__(self) -> None:
+        self._state = DesiredState()
+        self._status = WorkerStatus()
+        self._on_notify: Callable[[], None] = lambda: None
+
+    def read_state(self) -> DesiredState:
+        """Return the desired state."""
+        return self._state
+
+    def change(self, update: Update, debounce: bool = False) -> int:
+        """Change the desired state and return its generation."""
+        self._state = DesiredState(self._state.generation + 1, update(self._state.unloaded), debounce)
+        self._on_notify()
+        return self._state.generation
+
+    def report(self, status: WorkerStatus) -> None:
+        """Keep the status."""
+        self._status = status
+        self._on_notify()
+
+    def read_statuses(self) -> Iterable[WorkerStatus]:
+        """Return the status reported last."""
+        return [self._status]
+
+    def is_leader(self) -> bool:
+        """Return true."""
         return True
 
     @contextlib.contextmanager
-    def listen(self, loop: asyncio.AbstractEventLoop, heard: Callable[[], None]) -> Iterator[None]:
-        """Have the event loop call `heard` whenever a worker, this one too, has written something."""
-        self._heard = heard
-        if self._folder is None:
-            yield
-            return
-        path = self._folder / (_BELL + self._own)
+    def listen(self, loop: asyncio.AbstractEventLoop, on_notify: Callable[[], None]) -> Iterator[None]:
+        """Call `on_notify` directly."""
+        del loop
+        self._on_notify = on_notify
+        yield
+
+
+class SharedFolder(Coordination):
+    """For one of several workers that share a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._worker = f"{os.getpid()}-{next(_numbers)}"
+        self._leader_lock: int | None = None
+
+    def read_state(self) -> DesiredState:
+        """Read the desired state."""
+        try:
+            fields = json.loads((self._folder / _STATE).read_bytes())
+        except FileNotFoundError:  # nothing has been changed yet
+            return DesiredState()
+        return DesiredState(fields["generation"], frozenset(fields["unloaded"]), fields["debounce"])
+
+    def change(self, update: Update, debounce: bool = False) -> int:
+        """Replace the state file, which changes of other workers wait for, and notify every worker."""
+        with (self._folder / _STATE_LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = self.read_state()
+            generation, unloaded = state.generation + 1, sorted(update(state.unloaded))
+            self._write(_STATE, {"generation": generation, "unloaded": unloaded, "debounce": debounce})
+        self._notify()
+        return generation
+
+    def report(self, status: WorkerStatus) -> None:
+        """Replace this worker's status file and notify every worker."""
+        self._write(_STATUS + self._worker, _encode_status(status))
+        self._notify()
+
+    def read_statuses(self) -> Iterable[WorkerStatus]:
+        """Read the status files of the living workers, and remove those of dead ones."""
+        for path in self._folder.glob(_STATUS + "*"):
+            if not _is_alive(int(path.name.removeprefix(_STATUS).partition("-")[0])):
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another worker has just removed it
+                yield _decode_status(json.loads(path.read_bytes()))
+
+    def is_leader(self) -> bool:
+        """Take the leader lock if it is free; the system releases it when its worker ends."""
+        if self._leader_lock is not None:
+            return True
+        lock = os.open(self._folder / _LEADER_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        self._leader_lock = lock
+        return True
+
+    @contextlib.contextmanager
+    def listen(self, loop: asyncio.AbstractEventLoop, on_notify: Callable[[], None]) -> Iterator[None]:
+        """Read this worker's notification pipe; a worker that stops listening gives up its leadership."""
+        path = self._folder / (_PIPE + self._worker)
         staging = self._folder / f".{path.name}"
         os.mkfifo(staging)
-        bell = os.open(staging, os.O_RDWR | os.O_NONBLOCK)  # for writing too, or it would end with the last writer
-        staging.rename(path)  # others find it only now: one that nobody has opened yet, they would clear away
+        pipe = os.open(staging, os.O_RDWR | os.O_NONBLOCK)  # also for writing: else it would end with its last writer
+        staging.rename(path)  # only now: others remove a pipe that nobody has open
 
-        def answer() -> None:
+        def read() -> None:
             with contextlib.suppress(BlockingIOError):
-                os.read(bell, 4096)
-            heard()
+                os.read(pipe, 4096)
+            on_notify()
 
-        loop.add_reader(bell, answer)
+        loop.add_reader(pipe, read)
         try:
             yield
         finally:
-            loop.remove_reader(bell)
+            loop.remove_reader(pipe)
             path.unlink(missing_ok=True)
-            os.close(bell)
-            if self._lead is not None:
-                os.close(self._lead)
-                self._lead = None
+            os.close(pipe)
+            if self._leader_lock is not None:
+                os.close(self._leader_lock)
+                self._leader_lock = None
 
-    def _ring(self) -> None:
-        if self._folder is None:
-            self._heard()
-            return
-        for path in self._folder.glob(_BELL + "*"):
+    def _notify(self) -> None:
+        for path in self._folder.glob(_PIPE + "*"):
             try:
-                bell = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # its worker has died
+                if error.errno == errno.ENXIO:  # nobody has it open: its worker has died
                     path.unlink(missing_ok=True)
                 continue
-            with contextlib.suppress(BlockingIOError, BrokenPipeError), open(bell, "wb", buffering=0) as file:
+            # A full pipe wakes its worker anyway; a broken one is of a worker that has just ended.
+            with contextlib.suppress(BlockingIOError, BrokenPipeError), open(pipe, "wb", buffering=0) as file:
                 file.write(b"!")
 
-    def _reports(self) -> Iterable[WorkerStatus]:
-        if self._folder is None:
-            yield self._report
-            return
-        for path in self._folder.glob(_WORKER + "*"):
-            pid = int(path.name.removeprefix(_WORKER).partition("-")[0])
-            if not _is_alive(pid):
-                path.unlink(missing_ok=True)
-                continue
-            with contextlib.suppress(FileNotFoundError):  # another worker has just cleared it away
-                prepared, committed, failures, seen = json.loads(path.read_bytes()).values()
-                yield WorkerStatus(prepared, committed, Failures(*map(_decode, failures)), seen)
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        if self._folder is None:
-            yield
-            return
-        with (self._folder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def _write(self, name: str, fields: Mapping[str, object]) -> None:
-        assert self._folder is not None
-        staging = self._folder / f".{name}-{self._own}"
+        staging = self._folder / f".{name}-{self._worker}"
         staging.write_text(json.dumps(fields))
         staging.replace(self._folder / name)
 
 
 def open_coordination(shared: Path | None) -> Coordination:
-    """Return how this worker coordinates: through a folder, or alone where that is None."""
-    return Coordination(shared)
+    """Return the coordination of one worker.
+
+    Args:
+        shared: the folder that all workers of this host share; None where there is one process only.
+    """
+    return SingleProcess() if shared is None else SharedFolder(shared)
 
 
-def _encode(reasons: Mapping[Key, str]) -> list[tuple[str, int, str]]:
-    return [(*key, reason) for key, reason in reasons.items()]
+def _encode_status(status: WorkerStatus) -> dict[str, object]:
+    refused, pending = ([(*key, reason) for key, reason in reasons.items()] for reasons in status.failed)
+    return status._asdict() | {"failed": {"refused": refused, "pending": pending}}
 
 
-def _decode(rows: Iterable[tuple[str, int, str]]) -> dict[Key, str]:
-    return {Key(name, version): reason for name, version, reason in rows}
+def _decode_status(fields: dict[str, Any]) -> WorkerStatus:
+    rows = fields["failed"]["refused"], fields["failed"]["pending"]
+    failed = FailedVersions(*({VersionKey(name, version): reason for name, version, reason in each} for each in rows))
+    return WorkerStatus(**fields | {"failed": failed})
 
 
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except OSError as error:
-        return error.errno == errno.EPERM  # another user's, and so not gone
+        return error.errno == errno.EPERM  # it belongs to another user
     return True

@@ -1,7 +1,7 @@
-"""The models folder on disk: which versions stand in it, and when one has changed. It opens no graph.
+"""The models folder on disk: which versions it holds, each model's settings, and whether anything has changed.
 
-Two layouts: `<name>/<version>/manifest.json`, and KServe's `/mnt/models`, which holds one version's files directly. A
-folder counts once it has a manifest, which is written last.
+Two layouts are read: `<name>/<version>/manifest.json`, and KServe's `/mnt/models`, which holds the files of one version
+directly. A version counts once it has a manifest, which publishing writes last. Nothing here opens a graph.
 """
 
 import contextlib
@@ -22,19 +22,22 @@ from service.model.version_folder import MANIFEST_FILE, load_any_manifest
 logger = logging.getLogger("service")
 
 SETTINGS_FILE = "settings.json"
-_GRAPHS = (".onnx", ".pt", ".pth")
+_GRAPH_SUFFIXES = (".onnx", ".pt", ".pth")
 _DEPTH = 2  # folders between the models folder and a file of a version
-Fingerprint = tuple[tuple[str, int, int], ...]
+FileStamp = tuple[str, int, int]  # path or name, size in bytes, time of change in ns
+Fingerprint = tuple[FileStamp, ...]
+Scan = frozenset[FileStamp]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)]  # never a number
 
 
-class Slot(NamedTuple):
-    """One version folder: the model and version it is served as, where it stands, and how its files look."""
+class VersionFolder(NamedTuple):
+    """The folder of one version. `serve_as` is the name that replaces its manifest's in KServe's layout."""
 
     name: str
     version: int
-    folder: Path
+    path: Path
     fingerprint: Fingerprint
+    serve_as: str | None = None
 
 
 class ModelSettings(BaseModel):
@@ -46,26 +49,30 @@ class ModelSettings(BaseModel):
     latest: int | None = Field(default=None, description="version of paths without one; the newest when absent")
     labels: dict[Label, int] = Field(default_factory=dict, description='such as {"stable": 1, "canary": 2}')
 
+    def includes(self, version: int) -> bool:
+        """Tell whether a version is to be served."""
+        return self.versions is None or version in self.versions
 
-def look(root: Path) -> frozenset[tuple[str, int, int]]:
-    """Return path, size and time of change (ns) of every file that decides what is served: two looks compare.
 
-    It reads directories only, for it is done all the time. Names that begin with a dot are nothing yet.
+def scan(root: Path) -> Scan:
+    """Return path, size and time of change of every file that decides what is served; two equal scans mean no change.
+
+    Only directories are read, since this runs every second or so. Names that begin with a dot are skipped.
 
     Raises:
-        OSError: the models folder is not there.
+        OSError: the models folder cannot be read.
     """
-    found: set[tuple[str, int, int]] = set()
-    _look_into(os.fspath(root), _DEPTH, found)
+    found: set[FileStamp] = set()
+    _scan_folder(os.fspath(root), _DEPTH, found)
     return frozenset(found)
 
 
-def digest(seen: frozenset[tuple[str, int, int]]) -> str:
-    """Return a short text that is equal for equal looks, in every process."""
-    return hashlib.sha256(repr(sorted(seen)).encode()).hexdigest()
+def hash_scan(found: Scan) -> str:
+    """Return a digest that is the same for equal scans, in every process."""
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 
 
-def _look_into(folder: str, depth: int, found: set[tuple[str, int, int]]) -> None:
+def _scan_folder(folder: str, depth: int, found: set[FileStamp]) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -75,48 +82,54 @@ def _look_into(folder: str, depth: int, found: set[tuple[str, int, int]]) -> Non
                     status = entry.stat()
                     found.add((entry.path, status.st_size, status.st_mtime_ns))
                 elif depth:
-                    _look_into(entry.path, depth - 1, found)
+                    _scan_folder(entry.path, depth - 1, found)
 
 
-def list_slots(root: Path, model_name: str = "", served: tuple[str, int] | None = None) -> list[Slot]:
+def list_versions(root: Path, model_name: str = "", served: tuple[str, int] | None = None) -> list[VersionFolder]:
     """Return every version folder that has a manifest, by name and then version.
 
     Args:
         root: the models folder.
-        model_name: where the folder holds one version directly, the name it is served as; else its manifest's.
-        served: name and version to give that version while its manifest cannot be read, which is what it was before.
+        model_name: name to serve the model as where `root` holds one version directly; its manifest's when empty.
+        served: name and version under which that version is served already, used while its manifest cannot be read.
     """
     if (root / MANIFEST_FILE).is_file():
-        return [_read_single(root, model_name, served or (root.name, 1))]
-    slots = []
+        return [_read_single_version(root, model_name, served or (root.name, 1))]
+    versions = []
     for folder in (path.parent for path in root.glob(f"*/*/{MANIFEST_FILE}")):
-        name, version = folder.parent.name, folder.name
-        if not name.startswith(".") and version.isascii() and version.isdigit() and str(int(version)) == version:
-            if name.isprintable():
-                slots.append(Slot(name, int(version), folder, _fingerprint(folder)))
-            else:  # such as bytes that are no text, which no answer could name
-                _warn_once(f"folder {name!a} is not served: a model's name is lower-case letters, digits, - and _")
-    return sorted(slots, key=lambda slot: (slot.name, slot.version))
+        name = folder.parent.name
+        if name.startswith(".") or not _is_version(folder.name):
+            continue
+        if name.isprintable():
+            versions.append(VersionFolder(name, int(folder.name), folder, _read_fingerprint(folder)))
+        else:  # no URL could name it
+            _warn_once(f"folder {name!a} is not served: a model's name is lower-case letters, digits, - and _")
+    return sorted(versions, key=lambda version: (version.name, version.version))
 
 
 @cache
-def _warn_once(sentence: str) -> None:
-    logger.warning("%s", sentence)
+def _warn_once(warning: str) -> None:
+    logger.warning("%s", warning)
 
 
-def _read_single(root: Path, model_name: str, otherwise: tuple[str, int]) -> Slot:
-    fingerprint = _fingerprint(root)
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
+def _read_single_version(root: Path, model_name: str, fallback: tuple[str, int]) -> VersionFolder:
+    fingerprint = _read_fingerprint(root)
     try:
         manifest = load_any_manifest(root)
     except ModelRefusedError:
-        name, version = otherwise
+        name, version = fallback
     else:
         name, version = manifest.name, manifest.version
-    return Slot(model_name or name, version, root, fingerprint)
+    name = model_name or name
+    return VersionFolder(name, version, root, fingerprint, serve_as=name)
 
 
-def _fingerprint(folder: Path) -> Fingerprint:
-    """Return name, size and time of change (ns) of each file: what changes when a file is copied in or replaced."""
+def _read_fingerprint(folder: Path) -> Fingerprint:
+    """Return name, size and time of change of each file: it differs once a file is copied in or replaced."""
     found = []
     try:
         for entry in os.scandir(folder):
@@ -127,47 +140,42 @@ def _fingerprint(folder: Path) -> Fingerprint:
     return tuple(sorted(found))
 
 
-def find_strays(root: Path, seen: frozenset[tuple[str, int, int]]) -> list[str]:
-    """Return a sentence for each folder that holds a model where none is looked for: what is wrong, and what to do.
+def find_misplaced(root: Path, found: Scan) -> tuple[str, ...]:
+    """Return a sentence for each folder with a model that is not served because of its place, and how to correct it.
 
     Args:
         root: the models folder.
-        seen: what `look` returned of it, so that no file is touched again.
+        found: its scan, so that no file is touched again.
     """
     files: dict[Path, set[str]] = {}
-    for path in (Path(path) for path, _, _ in seen):
+    for path in (Path(path) for path, _, _ in found):
         files.setdefault(path.parent, set()).add(path.name)
-    if MANIFEST_FILE in files.get(root, ()):  # it holds one version directly
-        return []
+    if MANIFEST_FILE in files.get(root, ()):  # KServe's layout
+        return ()
     versions = {folder for folder in files if folder.parent.parent == root and _is_version(folder.name)}
-    others = files.keys() - {
-        folder.parent for folder in versions
-    }  # beside its versions, a model's folder may hold more
-    return [found for folder in sorted(others) if (found := _explain_stray(root, folder, files[folder]))]
+    models = {folder.parent for folder in versions}  # beside its versions, a model's folder may hold other files
+    sentences = (_explain_misplaced(root, folder, files[folder]) for folder in sorted(files.keys() - models))
+    return tuple(filter(None, sentences))
 
 
-def _explain_stray(root: Path, folder: Path, names: set[str]) -> str:
-    has_manifest, has_graph = MANIFEST_FILE in names, any(name.endswith(_GRAPHS) for name in names)
-    if folder.parent.parent == root and not _is_version(folder.name):
+def _explain_misplaced(root: Path, folder: Path, names: set[str]) -> str:
+    has_manifest, has_graph = MANIFEST_FILE in names, any(name.endswith(_GRAPH_SUFFIXES) for name in names)
+    is_below_model = folder.parent.parent == root
+    if is_below_model and not _is_version(folder.name):
         wrong = f"{folder} holds a manifest, but its name is no version; rename it to a number, such as"
         return f"{wrong} {folder.parent / '1'}" if has_manifest else ""
     if has_manifest:
-        is_version = folder.parent.parent == root
-        return "" if is_version else f"{folder} holds a manifest but no version folder; move it to {folder / '1'}"
+        return "" if is_below_model else f"{folder} holds a manifest but no version folder; move it to {folder / '1'}"
     if has_graph:
         return f"{folder} holds a graph but no {MANIFEST_FILE}; `python -m service package` writes one"
     return ""
 
 
-def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdigit() and str(int(name)) == name
-
-
 def load_settings(root: Path, name: str) -> ModelSettings:
-    """Return a model's settings; those of a file that is not there are the defaults.
+    """Return a model's settings, or the defaults if it has no settings file.
 
     Raises:
-        ModelRefusedError: the file is malformed.
+        ModelRefusedError: the file is malformed or cannot be read.
     """
     path = root / name / SETTINGS_FILE
     try:
@@ -181,10 +189,11 @@ def load_settings(root: Path, name: str) -> ModelSettings:
 
 
 def save_settings(root: Path, name: str, changes: dict[str, Any]) -> None:
-    """Change a model's settings in one step, so that no reader sees half of a file.
+    """Change some of a model's settings; the file is replaced as a whole, so no reader sees half of it.
 
     Raises:
-        InvalidRequestError: the folder cannot be written.
+        InvalidRequestError: the file cannot be written.
+        ModelRefusedError: the present file is malformed.
     """
     settings = load_settings(root, name).model_copy(update=changes)
     target = root / name / SETTINGS_FILE

@@ -1,20 +1,26 @@
-"""Models and versions as values: what serves, what has failed its checks, and what is about to change."""
+"""Models and their versions as values: those that are served, and those that failed their checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from service.errors import StartError
 from service.model.batching import Batcher
 from service.model.manifest import AnyManifest
 from service.model.predictor import AnyPredictor
-from service.registry.model_folder import Fingerprint, ModelSettings
+from service.registry.model_folder import ModelSettings
 from service.telemetry.metrics import ModelMetrics
+
+
+class VersionKey(NamedTuple):
+    """A model's name and a version's number."""
+
+    name: str
+    version: int
 
 
 @dataclass(frozen=True)
 class LoadedVersion:
-    """One version that serves: the predictor, and the queue in front of it."""
+    """A version that can answer requests: its predictor, and the queue in front of it."""
 
     predictor: AnyPredictor
     batcher: Batcher
@@ -28,7 +34,10 @@ class LoadedVersion:
 
 @dataclass(frozen=True)
 class Model:
-    """All versions of one name: those that serve, and why others do not."""
+    """All versions of one name: those that are served, and why others are refused.
+
+    `refused` maps a version's number to the reason, and "settings" to what is wrong with the model's settings.
+    """
 
     name: str
     versions: Mapping[int, LoadedVersion] = field(default_factory=dict)
@@ -37,54 +46,34 @@ class Model:
 
     @property
     def latest(self) -> LoadedVersion | None:
-        """The version of paths that name none: the one its settings pin if that serves, else the newest that serves."""
+        """The version for paths that name none: the one its settings pin if that is served, else the newest served."""
         pinned = self.versions.get(self.settings.latest or 0)
         return pinned or (self.versions[max(self.versions)] if self.versions else None)
 
     @property
     def reason(self) -> str:
-        """Why no version serves."""
+        """Why no version is served."""
         return next(reversed(list(self.refused.values())), "it has no version")
 
-    def find(self, version: str) -> LoadedVersion | None:
-        """Return a served version by its number or by a label of the model's settings."""
-        number = self.settings.labels.get(version)
-        return next((served for key, served in self.versions.items() if str(key) == version or key == number), None)
+
+def list_served(models: Mapping[str, Model]) -> dict[VersionKey, LoadedVersion]:
+    """Return every version that is served."""
+    return {
+        VersionKey(model.name, version): loaded
+        for model in models.values()
+        for version, loaded in model.versions.items()
+    }
 
 
-class Key(NamedTuple):
-    """A model's name and a version's number."""
+class FailedVersions(NamedTuple):
+    """Versions that failed a check, with the reasons.
 
-    name: str
-    version: int
+    `refused` ones are not served until their files change or a load is asked for. `pending` ones may still be being
+    copied: they are tried again when their files change, and refused once those stay the same.
+    """
 
-
-class Failures(NamedTuple):
-    """Versions that failed their checks: for good, and those that may still be being copied."""
-
-    refused: Mapping[Key, str]
-    doubted: Mapping[Key, str]
+    refused: Mapping[VersionKey, str]
+    pending: Mapping[VersionKey, str]
 
 
-NO_FAILURES = Failures({}, {})
-
-
-class ReadSettings(NamedTuple):
-    """A model's settings, those before if the file is malformed, and why it is."""
-
-    chosen: ModelSettings
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Change:
-    """What `Registry.prepare` found and opened, and `Registry.commit` puts in place."""
-
-    settings: Mapping[str, ReadSettings]
-    unloaded: frozenset[str] = frozenset()
-    wanted: set[Key] = field(default_factory=set)
-    tried: dict[Key, Fingerprint] = field(default_factory=dict)
-    opened: dict[Key, LoadedVersion] = field(default_factory=dict)
-    refused: dict[Key, str] = field(default_factory=dict)
-    doubted: dict[Key, str] = field(default_factory=dict)
-    unusable: list[StartError] = field(default_factory=list)  # why some could not use the device asked for
+NO_FAILURES = FailedVersions({}, {})

@@ -1,4 +1,4 @@
-"""Tests of service.registry.model_folder: what stands in a models folder."""
+"""Tests of service.registry.model_folder."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from service.errors import InvalidRequestError, ModelRefusedError
 from service.registry.model_folder import (
     SETTINGS_FILE,
     ModelSettings,
-    find_strays,
-    list_slots,
+    find_misplaced,
+    list_versions,
     load_settings,
-    look,
     save_settings,
+    scan,
 )
 from tests import fakes
 
@@ -30,7 +30,7 @@ def test_versions_are_listed_by_name_and_number(empty_dir: Path) -> None:
         shutil.copytree(source, empty_dir / other)
     (empty_dir / "coin" / "2").mkdir()
     (empty_dir / "README.md").write_text("x")
-    assert [(slot.name, slot.version) for slot in list_slots(empty_dir)] == [
+    assert [(each.name, each.version) for each in list_versions(empty_dir)] == [
         ("coin", 1),
         ("doubler", 9),
         ("doubler", 10),
@@ -38,12 +38,12 @@ def test_versions_are_listed_by_name_and_number(empty_dir: Path) -> None:
 
 
 def test_name_that_is_no_text_is_skipped(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A folder whose name no answer could hold is left out, and that is said once."""
+    """A folder whose name no URL could hold is left out, with one warning."""
     folder = fakes.write_version(empty_dir, fakes.coin())
     for name in (b"caf\xe9", b"two\nlines"):
         shutil.copytree(folder.parent, empty_dir / os.fsdecode(name))
     for _ in range(2):
-        assert [slot.name for slot in list_slots(empty_dir)] == ["coin"]
+        assert [each.name for each in list_versions(empty_dir)] == ["coin"]
     lines = sorted(record.getMessage().partition(":")[0] for record in caplog.records)
     assert lines == [r"folder 'caf\udce9' is not served", r"folder 'two\nlines' is not served"]
 
@@ -51,48 +51,50 @@ def test_name_that_is_no_text_is_skipped(empty_dir: Path, caplog: pytest.LogCapt
 def test_fingerprint_changes_with_a_file(empty_dir: Path) -> None:
     """A fingerprint is the same while the files are, and another when one is written, replaced or added."""
     folder = fakes.write_version(empty_dir, fakes.coin())
-    seen = {list_slots(empty_dir)[0].fingerprint, list_slots(empty_dir)[0].fingerprint}
+    seen = {list_versions(empty_dir)[0].fingerprint, list_versions(empty_dir)[0].fingerprint}
     assert len(seen) == 1
     os.utime(folder / "model.onnx", ns=(1, 1))
-    seen.add(list_slots(empty_dir)[0].fingerprint)
+    seen.add(list_versions(empty_dir)[0].fingerprint)
     (folder / "note.txt").write_text("x")
-    seen.add(list_slots(empty_dir)[0].fingerprint)
+    seen.add(list_versions(empty_dir)[0].fingerprint)
     assert len(seen) == 3
 
 
-def test_looks_compare(empty_dir: Path) -> None:
-    """Two looks are equal until a file of a version or a model's settings change; hidden files are nothing yet."""
+def test_scans_compare(empty_dir: Path) -> None:
+    """Two scans are equal until a file of a version or a model's settings change; hidden files are nothing yet."""
     folder = fakes.write_version(empty_dir, fakes.coin())
-    before = look(empty_dir)
+    before = scan(empty_dir)
     (empty_dir / ".staging").mkdir()
     (empty_dir / ".staging" / "manifest.json").write_text("x")
     (folder.parent / ".settings-x").write_text("x")
-    assert look(empty_dir) == before
+    assert scan(empty_dir) == before
     seen = {before}
     (folder.parent / SETTINGS_FILE).write_text("{}")
-    seen.add(look(empty_dir))
+    seen.add(scan(empty_dir))
     os.utime(folder / "model.onnx", ns=(1, 1))
-    seen.add(look(empty_dir))
+    seen.add(scan(empty_dir))
     (folder / "model.onnx").unlink()
-    seen.add(look(empty_dir))
+    seen.add(scan(empty_dir))
     assert len(seen) == 4
-    assert look(folder) != look(empty_dir)
+    assert scan(folder) != scan(empty_dir)
     with pytest.raises(FileNotFoundError):
-        look(empty_dir / "nosuch")
+        scan(empty_dir / "nosuch")
 
 
 def test_folder_of_one_version(empty_dir: Path) -> None:
     """A folder that holds a version's files is that version, under the name given or its manifest's."""
     folder = fakes.write_version(empty_dir, fakes.doubler(version=3))
-    assert [(slot.name, slot.version, slot.folder) for slot in list_slots(folder)] == [("doubler", 3, folder)]
-    assert list_slots(folder, "served")[0].name == "served"
+    assert [(each.name, each.version, each.path, each.serve_as) for each in list_versions(folder)] == [
+        ("doubler", 3, folder, "doubler")
+    ]
+    assert list_versions(folder, "served")[0].name == "served"
     (folder / "manifest.json").write_text("{")
-    assert [(slot.name, slot.version) for slot in list_slots(folder, "served")] == [("served", 1)]
-    assert [(slot.name, slot.version) for slot in list_slots(folder, "", ("doubler", 3))] == [("doubler", 3)]
+    assert [(each.name, each.version) for each in list_versions(folder, "served")] == [("served", 1)]
+    assert [(each.name, each.version) for each in list_versions(folder, "", ("doubler", 3))] == [("doubler", 3)]
 
 
 def test_models_in_the_wrong_place_are_found(empty_dir: Path) -> None:
-    """A manifest or a graph where no version is looked for is told of, with its right place; what else lies is not."""
+    """A manifest or a graph outside a version folder is reported, with its right place; other files are not."""
     root = empty_dir
     fakes.write_version(root, fakes.doubler())
     (root / "doubler" / "old.onnx").touch()
@@ -101,7 +103,7 @@ def test_models_in_the_wrong_place_are_found(empty_dir: Path) -> None:
     (root / ".staging").mkdir()
     (root / ".staging" / "manifest.json").touch()
     (root / "README.md").touch()
-    assert find_strays(root, look(root)) == []
+    assert find_misplaced(root, scan(root)) == ()
     for folder, names in {
         "flat": ("manifest.json", "model.onnx"),
         "graph": ("model.pt",),
@@ -113,15 +115,15 @@ def test_models_in_the_wrong_place_are_found(empty_dir: Path) -> None:
         for name in names:
             (root / folder / name).touch()
     wrong = "holds a manifest, but its name is no version; rename it to a number, such as"
-    assert find_strays(root, look(root)) == [
+    assert find_misplaced(root, scan(root)) == (
         f"{root}/flat holds a manifest but no version folder; move it to {root}/flat/1",
         f"{root}/graph holds a graph but no manifest.json; `python -m service package` writes one",
         f"{root}/half/3 holds a graph but no manifest.json; `python -m service package` writes one",
         f"{root}/vv/v1 {wrong} {root}/vv/1",
         f"{root}/ww/01 {wrong} {root}/ww/1",
-    ]
+    )
     (root / "manifest.json").touch()
-    assert find_strays(root, look(root)) == []
+    assert find_misplaced(root, scan(root)) == ()
 
 
 def test_settings_are_kept(empty_dir: Path) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import pytest
 
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
 from service.registry import reconciler as reconciler_module
-from service.registry.coordination import Coordination, WorkerStatus
-from service.registry.model_folder import SETTINGS_FILE, Slot
+from service.registry.coordination import SharedFolder, WorkerStatus, open_coordination
+from service.registry.loading import Change
+from service.registry.model_folder import SETTINGS_FILE, VersionFolder
 from service.registry.reconciler import Reconciler
 from service.registry.registry import Registry
-from service.registry.versions import Change, LoadedVersion
+from service.registry.versions import LoadedVersion
 from service.settings import Settings
 from tests import fakes
 
@@ -26,20 +29,20 @@ Talk = Callable[[Reconciler], Coroutine[Any, Any, None]]
 def build(root: Path, shared: Path | None = None, interval: float = 0) -> Reconciler:
     """Return a reconciler of the models in a folder."""
     settings = Settings(models_dir=root, device="cpu", backend="onnx", reload_interval=interval)
-    coordination = Coordination(shared)
+    coordination = open_coordination(shared)
     registry = Registry(settings)
     registry.load(coordination.read_state().unloaded)
     return Reconciler(registry, settings, coordination)
 
 
-def keep(*keepers: Reconciler, talk: Talk) -> None:
-    """Let keepers keep while talking to the first."""
+def run_all(*reconcilers: Reconciler, talk: Talk) -> None:
+    """Run reconcilers while talking to the first."""
 
     async def run() -> None:
-        tasks = [asyncio.create_task(each.run()) for each in keepers]
+        tasks = [asyncio.create_task(each.run()) for each in reconcilers]
         try:
             async with asyncio.timeout(20):
-                await talk(keepers[0])
+                await talk(reconcilers[0])
         finally:
             for task in tasks:
                 task.cancel()
@@ -61,7 +64,7 @@ def test_load_and_unload(empty_dir: Path) -> None:
     async def talk(reconciler: Reconciler) -> None:
         await reconciler.unload("doubler")
         assert versions(reconciler) == []
-        assert [(slot.name, slot.version) for slot in reconciler.list_unloaded()] == [("doubler", 1)]
+        assert [(each.name, each.version) for each in reconciler.list_unloaded()] == [("doubler", 1)]
         fakes.write_version(empty_dir, fakes.doubler(version=2))
         await reconciler.load("doubler")
         assert versions(reconciler) == [1, 2]
@@ -71,7 +74,7 @@ def test_load_and_unload(empty_dir: Path) -> None:
         with pytest.raises(NotFoundError, match="Request for unknown model"):
             await reconciler.unload("nosuch")
 
-    keep(reconciler, talk=talk)
+    run_all(reconciler, talk=talk)
 
 
 def test_load_of_a_broken_model_says_why(empty_dir: Path) -> None:
@@ -85,7 +88,7 @@ def test_load_of_a_broken_model_says_why(empty_dir: Path) -> None:
             await reconciler.load("liar")
         assert versions(reconciler) == [1]
 
-    keep(reconciler, talk=talk)
+    run_all(reconciler, talk=talk)
 
 
 def test_roll_back(empty_dir: Path) -> None:
@@ -111,7 +114,7 @@ def test_roll_back(empty_dir: Path) -> None:
         with pytest.raises(InvalidRequestError, match="cannot be rolled back: settings"):
             await reconciler.roll_back("doubler", 2)
 
-    keep(reconciler, talk=talk)
+    run_all(reconciler, talk=talk)
 
 
 def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
         await reconciler.unload("doubler")
         assert versions(reconciler) == []
 
-    keep(one, other, talk=talk)
+    run_all(one, other, talk=talk)
     assert versions(other) == []
     shutil.copy(next(shared.glob("worker-*")), shared / "worker-1-0")  # a living process that never follows
 
@@ -135,7 +138,36 @@ def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reconciler_module, "CHANGE_SECONDS", 0.3)
-        keep(one, talk=wait)
+        run_all(one, talk=wait)
+
+
+def test_waiting_worker_rereads_nothing(empty_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While others are waited for, their status is read after a notification, and once a second besides."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    reconciler = build(empty_dir, tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        shutil.copy(next(tmp_path.glob("worker-*")), tmp_path / f"worker-{other.pid}-0")  # it never follows
+        reads = 0
+        real = SharedFolder.read_statuses
+
+        def count(coordination: SharedFolder) -> Iterable[WorkerStatus]:
+            nonlocal reads
+            reads += 1
+            return real(coordination)
+
+        monkeypatch.setattr(SharedFolder, "read_statuses", count)
+
+        async def talk(reconciler: Reconciler) -> None:
+            unloading = asyncio.create_task(reconciler.unload("doubler"))
+            await asyncio.sleep(0.5)
+            assert 0 < reads < 10
+            assert versions(reconciler) == [1]
+            other.communicate(b"\n")  # a worker that dies notifies nobody
+            async with asyncio.timeout(5):
+                await unloading
+            assert versions(reconciler) == []
+
+        run_all(reconciler, talk=talk)
 
 
 def test_workers_swap_at_one_moment(empty_dir: Path, tmp_path: Path) -> None:
@@ -150,7 +182,7 @@ def test_workers_swap_at_one_moment(empty_dir: Path, tmp_path: Path) -> None:
         return prepare(*arguments)
 
     slow.registry.prepare = prepare_slowly  # type: ignore[method-assign,assignment]
-    quick_report = Coordination(tmp_path)
+    quick_report = SharedFolder(tmp_path)
 
     async def talk(_: Reconciler) -> None:
         fakes.write_version(empty_dir, fakes.doubler(version=2))
@@ -163,7 +195,7 @@ def test_workers_swap_at_one_moment(empty_dir: Path, tmp_path: Path) -> None:
             await asyncio.sleep(0)
 
     try:
-        keep(quick, slow, talk=talk)
+        run_all(quick, slow, talk=talk)
     finally:
         may_go_on.set()
 
@@ -172,50 +204,50 @@ def test_version_that_one_worker_refuses_serves_nowhere(empty_dir: Path, tmp_pat
     """What fails its checks in one worker is refused in all; a load tries it again though its files are the same."""
     fakes.write_version(empty_dir, fakes.doubler())
     good, bad = build(empty_dir, tmp_path), build(empty_dir, tmp_path)
-    opens = bad.registry._open
+    opens = bad.registry.loader.open_version
 
-    def refuse(slot: Slot) -> LoadedVersion:
+    def refuse(folder: VersionFolder) -> LoadedVersion:
         raise ModelRefusedError("out of memory")
 
     async def talk(reconciler: Reconciler) -> None:
-        bad.registry._open = refuse  # type: ignore[method-assign]
+        bad.registry.loader.open_version = refuse  # type: ignore[method-assign]
         fakes.write_version(empty_dir, fakes.doubler(version=2))
         await reconciler.load("doubler")
         for each in (good, bad):
             assert versions(each) == [1]
             assert each.registry.models["doubler"].refused == {"2": "out of memory"}
-        bad.registry._open = opens  # type: ignore[method-assign]
+        bad.registry.loader.open_version = opens  # type: ignore[method-assign]
         await reconciler.load("doubler")
         for each in (good, bad):
             assert versions(each) == [1, 2]
             assert each.registry.models["doubler"].refused == {}
 
-    keep(good, bad, talk=talk)
+    run_all(good, bad, talk=talk)
 
 
-def test_version_that_one_worker_doubts_is_looked_at_again(empty_dir: Path, tmp_path: Path) -> None:
+def test_version_pending_in_one_worker_is_tried_again(empty_dir: Path, tmp_path: Path) -> None:
     """What is only half there for one worker waits in all of them, and serves in all once it is whole."""
     fakes.write_version(empty_dir, fakes.doubler())
     early, late = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
-    opens = early.registry._open
+    opens = early.registry.loader.open_version
 
-    def fail_once(slot: Slot) -> LoadedVersion:
-        early.registry._open = opens  # type: ignore[method-assign]
+    def fail_once(folder: VersionFolder) -> LoadedVersion:
+        early.registry.loader.open_version = opens  # type: ignore[method-assign]
         (empty_dir / "doubler" / "2" / "note.txt").write_text("still being copied")
         raise ModelRefusedError("half there")
 
     async def talk(_: Reconciler) -> None:
-        early.registry._open = fail_once  # type: ignore[method-assign]
+        early.registry.loader.open_version = fail_once  # type: ignore[method-assign]
         fakes.write_version(empty_dir, fakes.doubler(version=2))
         while versions(early) != [1, 2] or versions(late) != [1, 2]:
             assert not early.registry.models["doubler"].refused
             await asyncio.sleep(0.01)
 
-    keep(early, late, talk=talk)
+    run_all(early, late, talk=talk)
 
 
-def test_version_that_appears_between_two_looks_serves_everywhere(empty_dir: Path, tmp_path: Path) -> None:
-    """What is published after one worker has looked and before another has is served by both."""
+def test_version_that_appears_between_two_scans_is_served_everywhere(empty_dir: Path, tmp_path: Path) -> None:
+    """What is published after one worker has scanned the folder and before another has is served by both."""
     fakes.write_version(empty_dir, fakes.doubler())
     leader, other = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
     prepare, prepare_other = leader.registry.prepare, other.registry.prepare
@@ -241,10 +273,10 @@ def test_version_that_appears_between_two_looks_serves_everywhere(empty_dir: Pat
             while versions(leader) != [1, 2, 3] or versions(other) != [1, 2, 3]:
                 await asyncio.sleep(0.01)
 
-    keep(leader, other, talk=talk)
+    run_all(leader, other, talk=talk)
 
 
-def test_change_agreed_on_while_preparing_is_not_skipped(empty_dir: Path, tmp_path: Path) -> None:
+def test_change_while_preparing_is_not_skipped(empty_dir: Path, tmp_path: Path) -> None:
     """A worker that finds a new version while another is told to unload a model does both."""
     fakes.write_version(empty_dir, fakes.doubler())
     fakes.write_version(empty_dir, fakes.coin())
@@ -254,25 +286,25 @@ def test_change_agreed_on_while_preparing_is_not_skipped(empty_dir: Path, tmp_pa
     def prepare_and_meet(*arguments: Any) -> Change:
         reconciler.registry.prepare = prepare  # type: ignore[method-assign]
         change = prepare(*arguments)
-        Coordination(tmp_path).change(lambda unloaded: unloaded | {"coin"})
+        SharedFolder(tmp_path).change(lambda unloaded: unloaded | {"coin"})
         return change
 
     reconciler.registry.prepare = prepare_and_meet  # type: ignore[method-assign,assignment]
 
     async def talk(reconciler: Reconciler) -> None:
         fakes.write_version(empty_dir, fakes.doubler(version=2))
-        while not (Coordination(tmp_path).read_state().generation == 2 and Coordination(tmp_path).is_committed(2)):
+        while not (SharedFolder(tmp_path).read_state().generation == 2 and SharedFolder(tmp_path).is_committed(2)):
             await asyncio.sleep(0.01)
         assert versions(reconciler) == [1, 2]
         assert versions(reconciler, "coin") == []
 
-    keep(reconciler, talk=talk)
+    run_all(reconciler, talk=talk)
 
 
-def test_change_agreed_on_while_starting_is_not_missed(empty_dir: Path, tmp_path: Path) -> None:
+def test_change_while_starting_is_not_missed(empty_dir: Path, tmp_path: Path) -> None:
     """A worker that has loaded a model which was unloaded meanwhile unloads it before the change counts as reached."""
     fakes.write_version(empty_dir, fakes.doubler())
-    coordination = Coordination(tmp_path)
+    coordination = SharedFolder(tmp_path)
     coordination.report(WorkerStatus())
     settings = Settings(models_dir=empty_dir, device="cpu", reload_interval=0)
     registry = Registry(settings)
@@ -286,7 +318,7 @@ def test_change_agreed_on_while_starting_is_not_missed(empty_dir: Path, tmp_path
             await asyncio.sleep(0.01)
         assert versions(reconciler) == []
 
-    keep(reconciler, talk=talk)
+    run_all(reconciler, talk=talk)
 
 
 def test_half_a_copy_is_nothing_yet(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -301,15 +333,15 @@ def test_half_a_copy_is_nothing_yet(empty_dir: Path, caplog: pytest.LogCaptureFi
     content = (whole / "model.onnx").read_bytes()
     for size in (0, 10, len(content) - 1):
         (folder / "model.onnx").write_bytes(content[:size])
-        registry.refresh(patient=True)
+        registry.commit(registry.prepare(debounce=True))
         assert sorted(registry.models) == ["doubler"]
         assert registry.problem == ""
     assert not caplog.records
-    registry.refresh(patient=True)
+    registry.commit(registry.prepare(debounce=True))
     assert registry.problem.startswith("coin: model.onnx has ")
     (folder / "model.onnx").write_bytes(content)
     shutil.copy(whole / "model.pt", folder)
-    registry.refresh(patient=True)
+    registry.commit(registry.prepare(debounce=True))
     assert registry.problem == ""
     assert versions(reconciler, "coin") == [1]
 
@@ -320,11 +352,11 @@ def test_single_version_whose_manifest_breaks_goes_on(empty_dir: Path) -> None:
     reconciler = build(folder)
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text("{")
-    reconciler.registry.refresh()
+    reconciler.registry.commit(reconciler.registry.prepare())
     assert versions(reconciler) == [3]
     assert "manifest" in reconciler.registry.models["doubler"].refused["3"]
     (folder / "manifest.json").write_text(manifest)
-    reconciler.registry.refresh()
+    reconciler.registry.commit(reconciler.registry.prepare())
     assert (versions(reconciler), reconciler.registry.models["doubler"].refused) == ([3], {})
 
 
@@ -349,17 +381,17 @@ def test_worker_that_could_not_prepare_tries_again(empty_dir: Path, caplog: pyte
         while versions(reconciler) != [1, 2]:
             await asyncio.sleep(0.01)
 
-    keep(reconciler, talk=talk)
-    assert len([each for each in caplog.records if "could not be looked at" in each.getMessage()]) == 1
+    run_all(reconciler, talk=talk)
+    assert len([each for each in caplog.records if "cannot be reloaded" in each.getMessage()]) == 1
 
 
 def test_worker_that_cannot_listen_tries_again(
     empty_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker whose bell cannot be hung up says so, and follows changes once it can be."""
+    """A worker that cannot make its notification pipe says so, and follows changes once it can."""
     fakes.write_version(empty_dir, fakes.doubler())
     reconciler = build(empty_dir, tmp_path)
-    failures = iter([OSError("no room for a bell")])
+    failures = iter([OSError("no space left")])
     real = os.mkfifo
 
     def make_at_last(path: Path) -> None:
@@ -374,8 +406,8 @@ def test_worker_that_cannot_listen_tries_again(
         await reconciler.unload("doubler")
         assert versions(reconciler) == []
 
-    keep(reconciler, talk=talk)
-    assert [each.getMessage() for each in caplog.records] == ["the other workers cannot be heard; trying again"]
+    run_all(reconciler, talk=talk)
+    assert [each.getMessage() for each in caplog.records] == ["cannot listen to the other workers; retrying"]
 
 
 def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -395,4 +427,4 @@ def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path, caplog: pytest
         while versions(reconciler):
             await asyncio.sleep(0.01)
 
-    keep(reconciler, talk=talk)
+    run_all(reconciler, talk=talk)

@@ -11,9 +11,13 @@ import pytest
 
 from service.errors import NotFoundError, StartError, UnavailableError
 from service.model.backends import onnx_runtime
+from service.model.batching import Batcher
 from service.model.predictor import AnyPredictor, Predictor, load_any_predictor
+from service.registry.model_folder import SETTINGS_FILE
 from service.registry.registry import Registry, check_settings
+from service.registry.versions import NO_FAILURES, FailedVersions, VersionKey
 from service.settings import Settings
+from service.telemetry.metrics import ModelMetrics
 from tests import fakes
 
 
@@ -32,6 +36,13 @@ def loaded(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> Registry:
     with caplog.at_level(logging.ERROR, "service"):
         registry = Registry(Settings(models_dir=empty_dir, device="cpu"))
         registry.load()
+    return registry
+
+
+def load(root: Path) -> Registry:
+    """Return a registry of a models folder."""
+    registry = Registry(Settings(models_dir=root, device="cpu"))
+    registry.load()
     return registry
 
 
@@ -94,8 +105,7 @@ def test_model_that_is_not_finite_at_zero_is_served(empty_dir: Path) -> None:
     """A graph like a logarithm, not finite for the zeros of the warm-up, is served and takes no other model down."""
     fakes.write_version(empty_dir, fakes.logarithm())
     fakes.write_version(empty_dir, fakes.doubler())
-    registry = Registry(Settings(models_dir=empty_dir, device="cpu"))
-    registry.load()
+    registry = load(empty_dir)
     predictor = registry.get("logarithm").predictor
     assert isinstance(predictor, Predictor)
     np.testing.assert_array_equal(predictor.predict(np.ones((1, 1), np.float32)), [[0]])
@@ -116,8 +126,8 @@ def test_version_that_cannot_use_the_device_stops_no_other(empty_dir: Path, monk
     registry.load()
     fakes.write_version(empty_dir, fakes.compass().only("torchscript"))
     fakes.write_version(empty_dir, fakes.doubler(version=2))
-    registry.refresh(patient=True)
-    registry.refresh(patient=True)
+    for _ in range(2):
+        registry.commit(registry.prepare(debounce=True))
     assert sorted(registry.models["doubler"].versions) == [1, 2]
     for name in ("coin", "compass"):
         assert f"{name}: device cuda is not usable by the torchscript backend here" in registry.problem
@@ -135,23 +145,87 @@ def test_version_that_fails_unexpectedly_stops_no_other(
             raise MemoryError("no room")
         return load_any_predictor(folder, *arguments, **more)
 
-    monkeypatch.setattr("service.registry.registry.load_any_predictor", fail_for_coin)
-    registry = Registry(Settings(models_dir=empty_dir, device="cpu"))
-    registry.load()
+    monkeypatch.setattr("service.registry.loading.load_any_predictor", fail_for_coin)
+    registry = load(empty_dir)
     assert registry.get("doubler").manifest.version == 1
-    assert registry.problem == "coin: it could not be opened (MemoryError); the log says more"
+    assert registry.problem == "coin: it could not be opened (MemoryError); see the log"
     assert any(record.exc_info for record in caplog.records)
 
 
-def test_removed_version_is_still_watched(empty_dir: Path) -> None:
-    """A call that runs on after its version is gone can be seen from the first moment, and ends with its batcher."""
-    folder = fakes.write_version(empty_dir, fakes.doubler())
+def test_routes_are_every_name_of_a_served_version(empty_dir: Path) -> None:
+    """A version is found by its number and its labels, the latest without one; a commit replaces the whole mapping."""
+    for version in (1, 2):
+        fakes.write_version(empty_dir, fakes.doubler(version=version))
+    fakes.write_version(empty_dir, fakes.liar())
+    (empty_dir / "doubler" / SETTINGS_FILE).write_text('{"latest": 1, "labels": {"canary": 2, "old": 9}}')
+    registry = load(empty_dir)
+    routes = registry.routes
+    assert {key: loaded.manifest.version for key, loaded in routes.items()} == {
+        ("doubler", None): 1,
+        ("doubler", "1"): 1,
+        ("doubler", "2"): 2,
+        ("doubler", "canary"): 2,
+    }
+    for (name, label), loaded in routes.items():
+        assert registry.get(name, label) is loaded
+    shutil.rmtree(empty_dir / "doubler" / "2")
+    registry.commit(registry.prepare())
+    assert registry.routes.keys() == {("doubler", None), ("doubler", "1")}
+    assert len(routes) == 4
+    with pytest.raises(NotFoundError, match="'doubler' has no version 2, which 'canary' names"):
+        registry.get("doubler", "canary")
+
+
+def test_what_fails_elsewhere_is_left_out_of_a_change(empty_dir: Path) -> None:
+    """A version that fails in another worker is not served here; the change itself stays as it is."""
+    for version in (1, 2, 3):
+        fakes.write_version(empty_dir, fakes.doubler(version=version))
     registry = Registry(Settings(models_dir=empty_dir, device="cpu"))
-    registry.load()
+    change = registry.prepare()
+    opened, fingerprints = dict(change.opened), dict(change.fingerprints)
+    one, two, three = (VersionKey("doubler", version) for version in (1, 2, 3))
+    unknown = VersionKey("coin", 1)
+    reduced = change.exclude(FailedVersions({two: "broken", unknown: "broken"}, {three: "half there"}))
+    assert (change.opened, change.fingerprints, change.failed) == (opened, fingerprints, NO_FAILURES)
+    assert list(reduced.opened) == [one]
+    assert reduced.failed == FailedVersions({two: "broken"}, {three: "half there"})
+    registry.commit(reduced)
+    assert sorted(registry.models["doubler"].versions) == [1]
+    assert registry.models["doubler"].refused == {"2": "broken"}
+    registry.commit(registry.prepare(debounce=True))  # complete for the other worker, too
+    assert sorted(registry.models["doubler"].versions) == [1, 3]
+
+
+def test_removed_version_is_watched_until_its_last_call_ends(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that runs on after its version is gone can be found, and is forgotten with its batcher."""
+    folder = fakes.write_version(empty_dir, fakes.doubler())
+    registry = load(empty_dir)
     batcher = registry.get("doubler").batcher
     shutil.rmtree(folder)
-    registry.refresh()
-    assert dict(registry.batchers) == {batcher: "doubler"}
+    registry.commit(registry.prepare())
+    assert registry.find_stuck(5) == ""
+    monkeypatch.setattr(Batcher, "running", 6.0)
+    assert registry.find_stuck(5) == "doubler"
     del batcher
     gc.collect()
-    assert dict(registry.batchers) == {}
+    assert registry.find_stuck(5) == ""
+
+
+def test_metrics_of_a_removed_version_are_written_to_the_end(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written while requests hold a version, served or not, and set to zero when it is freed."""
+    written: list[int] = []
+    monkeypatch.setattr(ModelMetrics, "write", lambda _, rows: written.append(rows))
+    folder = fakes.write_version(empty_dir, fakes.doubler())
+    registry = load(empty_dir)
+    batcher = registry.get("doubler").batcher
+    monkeypatch.setattr(Batcher, "rows", 3)
+    registry.write_metrics()
+    shutil.rmtree(folder)
+    registry.commit(registry.prepare())
+    registry.write_metrics()
+    assert written == [3, 3]
+    del batcher
+    gc.collect()
+    registry.write_metrics()
+    registry.write_metrics()
+    assert written == [3, 3, 0]

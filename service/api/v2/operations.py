@@ -20,8 +20,8 @@ from service.api.v2.infer_request import input_specs, output_specs
 from service.errors import InvalidRequestError, NotFoundError, UnauthorizedError
 from service.model.manifest import Manifest
 from service.registry.reconciler import Reconciler
-from service.registry.registry import Registry, list_served
-from service.registry.versions import LoadedVersion, Model
+from service.registry.registry import Registry
+from service.registry.versions import LoadedVersion, Model, list_served
 from service.telemetry import metrics
 
 EXTENSIONS = (
@@ -181,8 +181,8 @@ async def _index(reconciler: Reconciler, request: Request) -> Response:
         raise InvalidRequestError(f"ready is {kind_of(only_ready)}, expected true or false")
     rows = [row for _, model in sorted(reconciler.registry.models.items()) for row in _index_model(model)]
     rows += [
-        {"name": slot.name, "version": str(slot.version), "state": "UNAVAILABLE", "reason": "unloaded"}
-        for slot in reconciler.list_unloaded()
+        {"name": folder.name, "version": str(folder.version), "state": "UNAVAILABLE", "reason": "unloaded"}
+        for folder in reconciler.list_unloaded()
     ]
     return OrjsonResponse([row for row in rows if row["state"] == "READY" or not only_ready])
 

@@ -1,0 +1,183 @@
+"""Prepare a change of what is served: compare the models folder with what is loaded, verify and open what is new.
+
+Preparing touches nothing that is being served, so it may run in a thread; `Registry.commit` then serves the change.
+"""
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from service.errors import ModelRefusedError, ServiceError, StartError
+from service.model.batching import Batcher
+from service.model.predictor import load_any_predictor
+from service.registry.model_folder import (
+    Fingerprint,
+    ModelSettings,
+    Scan,
+    VersionFolder,
+    find_misplaced,
+    list_versions,
+    load_settings,
+    scan,
+)
+from service.registry.versions import NO_FAILURES, FailedVersions, LoadedVersion, Model, VersionKey, list_served
+from service.settings import Settings
+from service.telemetry.metrics import ModelMetrics
+
+logger = logging.getLogger("service")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a preparation found, opened and refused.
+
+    Attributes:
+        scan: the models folder as it was.
+        misplaced: a sentence for each model in the wrong place.
+        unloaded: models that are in the folder but not to be served.
+        settings: of every other model; the previous ones where the file is malformed.
+        bad_settings: what is wrong with a model's settings file.
+        wanted: versions that are to be served.
+        fingerprints: of these, when they were last tried.
+        opened: new versions, ready to be served.
+        failed: new versions that failed a check.
+        start_error: why a version cannot run on the backend or device asked for, if that was a reason to fail.
+    """
+
+    scan: Scan = frozenset()
+    misplaced: tuple[str, ...] = ()
+    unloaded: frozenset[str] = frozenset()
+    settings: Mapping[str, ModelSettings] = field(default_factory=dict)
+    bad_settings: Mapping[str, str] = field(default_factory=dict)
+    wanted: frozenset[VersionKey] = frozenset()
+    fingerprints: Mapping[VersionKey, Fingerprint] = field(default_factory=dict)
+    opened: Mapping[VersionKey, LoadedVersion] = field(default_factory=dict)
+    failed: FailedVersions = NO_FAILURES
+    start_error: StartError | None = None
+
+    def exclude(self, failed: FailedVersions) -> "Change":
+        """Return this change without the versions that failed in another worker, so that all serve the same."""
+        refused = {key: reason for key, reason in failed.refused.items() if key in self.opened}
+        pending = {key: reason for key, reason in failed.pending.items() if key in self.opened and key not in refused}
+        return replace(
+            self,
+            opened={key: loaded for key, loaded in self.opened.items() if key not in refused and key not in pending},
+            failed=FailedVersions({**self.failed.refused, **refused}, {**self.failed.pending, **pending}),
+            # Without a fingerprint, a version that is still being copied for the other worker is opened again.
+            fingerprints={key: known for key, known in self.fingerprints.items() if key not in pending},
+        )
+
+
+class Loader:
+    """Opens versions as the settings say.
+
+    Args:
+        settings: how to run.
+        threads: CPU threads that one backend call may use.
+        preferred_device: the accelerator that "auto" takes where there are several.
+    """
+
+    def __init__(self, settings: Settings, threads: int, preferred_device: str) -> None:
+        self._settings = settings
+        self._threads = threads
+        self._preferred_device = preferred_device
+
+    def prepare(
+        self, models: Mapping[str, Model], last: Change, unloaded: Collection[str] = (), debounce: bool = False
+    ) -> Change:
+        """Find what is to be served, and verify and open what is new.
+
+        Args:
+            models: what is served now.
+            last: the change that was committed last.
+            unloaded: models to leave out.
+            debounce: a version that fails its checks may still be being copied; it is only refused if its files are
+                the same at the next call. Without it, versions that were refused before are tried again.
+
+        Raises:
+            OSError: the models folder cannot be read.
+        """
+        root = self._settings.models_dir
+        found = scan(root)
+        folders = list_versions(root, self._settings.model_name, served=next(iter(list_served(models)), None))
+        names = {folder.name for folder in folders}
+        settings, bad_settings = self._load_settings(names.difference(unloaded), models)
+        wanted = {
+            VersionKey(folder.name, folder.version): folder
+            for folder in folders
+            if folder.name in settings and settings[folder.name].includes(folder.version)
+        }
+        unchanged = {key for key, folder in wanted.items() if last.fingerprints.get(key) == folder.fingerprint}
+        complete = {key: reason for key, reason in last.failed.pending.items() if key in unchanged}
+        retried = set() if debounce else {key for key in unchanged if key in complete or _is_refused(key, models)}
+        opened, errors = self._open_all(folder for key, folder in wanted.items() if key not in unchanged - retried)
+        reasons = {key: str(error) for key, error in errors.items()}
+        return Change(
+            scan=found,
+            misplaced=find_misplaced(root, found),
+            unloaded=frozenset(names.intersection(unloaded)),
+            settings=settings,
+            bad_settings=bad_settings,
+            wanted=frozenset(wanted),
+            fingerprints={key: folder.fingerprint for key, folder in wanted.items()},
+            opened=opened,
+            failed=FailedVersions(complete, reasons) if debounce else FailedVersions(reasons, {}),
+            start_error=next((error for error in errors.values() if isinstance(error, StartError)), None),
+        )
+
+    def _load_settings(
+        self, names: Collection[str], models: Mapping[str, Model]
+    ) -> tuple[dict[str, ModelSettings], dict[str, str]]:
+        """Return settings by model, and what is wrong with those whose previous settings are returned instead."""
+        settings: dict[str, ModelSettings] = {}
+        wrong: dict[str, str] = {}
+        for name in names:
+            try:
+                settings[name] = load_settings(self._settings.models_dir, name)
+            except ModelRefusedError as error:
+                settings[name] = models[name].settings if name in models else ModelSettings()
+                wrong[name] = str(error)
+        return settings, wrong
+
+    def _open_all(
+        self, folders: Iterable[VersionFolder]
+    ) -> tuple[dict[VersionKey, LoadedVersion], dict[VersionKey, ServiceError]]:
+        opened: dict[VersionKey, LoadedVersion] = {}
+        errors: dict[VersionKey, ServiceError] = {}
+        for folder in folders:
+            key = VersionKey(folder.name, folder.version)
+            try:
+                opened[key] = self.open_version(folder)
+            except ServiceError as error:
+                errors[key] = error
+            except Exception as error:  # whatever is wrong with one version, the others are served
+                logger.exception("model %s version %d could not be opened", *key)
+                kind = type(error).__name__
+                errors[key] = ModelRefusedError(f"it could not be opened ({kind}); see the log")
+        return opened, errors
+
+    def open_version(self, folder: VersionFolder) -> LoadedVersion:
+        """Verify, open and measure one version.
+
+        Raises:
+            ModelRefusedError: it fails a check.
+            StartError: it cannot run on the backend or device asked for.
+        """
+        settings = self._settings
+        predictor = load_any_predictor(
+            folder.path,
+            settings.backend,
+            settings.device,
+            self._threads,
+            self._preferred_device,
+            serve_as=folder.serve_as,
+        )
+        # Requests with tensors of any shape cannot share a call.
+        rows = 1 if predictor.manifest.task == "tensors" else settings.max_batch_size
+        metrics = ModelMetrics(folder.name, folder.version)
+        batcher = Batcher(predictor.predict, predictor.measure_cost(rows), rows, settings.queue_size, metrics)
+        return LoadedVersion(predictor, batcher, metrics)
+
+
+def _is_refused(key: VersionKey, models: Mapping[str, Model]) -> bool:
+    return key.name in models and str(key.version) in models[key.name].refused
