@@ -8,7 +8,7 @@ PEERS  := $(VENV)/.peers
 ARGS   ?=
 JOBS   ?= 2
 
-.PHONY: help serve test test-compose train bench chaos soak fuzz lint format lock clean
+.PHONY: help serve test test-newest test-compose train bench chaos soak fuzz lint format lock clean
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -17,6 +17,20 @@ serve: $(SERVE) ## start the service on :8000 (ARGS="--port 9000" for another fl
 
 test: $(DEV) ## run every test (ARGS="tests/service -x" for some, JOBS=0 for one process)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+# The bounds of pyproject.toml are left out, so that a release beyond them that breaks us is known before it is allowed.
+NEWEST := $(VENV)/newest
+WITHOUT_BOUNDS := import re, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+  needs = sum(project["optional-dependencies"].values(), project["dependencies"]); \
+  print(*(re.sub("^([^<>=;]+)[<>=][^;]*", r"\1", need) for need in needs if "model-service" not in need), sep="\n")
+test-newest: $(VENV)/bin/python ## run the contract tests with the newest release of everything; to be scheduled weekly
+	$(BIN)/python -m venv $(NEWEST)
+	$(BIN)/python -c '$(WITHOUT_BOUNDS)' >$(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+	  -r $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	-$(NEWEST)/bin/python -m pip check  # names the bounds that are exceeded
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(JOBS) tests/contract $(ARGS)
 
 test-compose: $(DEV) ## build the images and run them; needs Docker, and is skipped without
 	$(BIN)/python -m pytest tests/compose -rP $(ARGS)

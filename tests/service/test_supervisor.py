@@ -178,7 +178,7 @@ def test_worker_that_cannot_be_started_again_ends_the_service(start: Callable[..
     assert supervised.lines().count("worker-0 died while starting; retrying with increasing pauses") == 1
 
 
-@pytest.mark.parametrize(("signals", "least", "most"), [(1, 2.0, 20.0), (2, 0.0, 2.0)])
+@pytest.mark.parametrize(("signals", "least", "most"), [(1, 3.0, 20.0), (2, 0.0, 3.0)])
 def test_worker_that_does_not_drain_is_killed(
     signals: int, least: float, most: float, start: Callable[..., Supervised]
 ) -> None:
