@@ -266,7 +266,7 @@ def test_bad_version_never_serves(live: Live, name: str) -> None:
     assert (state, index(live.server, name)["1"]) == ("UNAVAILABLE", ("READY", ""))
     assert "misses a golden output" in reason
     assert live.server.get(f"/v2/models/{name}").json()["properties"]["refused_2"] == reason
-    assert f"model {name} version 2 is not served: {reason}; what was served before goes on" in live.server.log()
+    assert f"model {name} version 2 is not served: {reason}; keeping the loaded versions" in live.server.log()
     answer = live.server.get(f"/v2/models/{name}/versions/2/ready")
     assert (answer.status_code, reason in answer.json()["error"]) == (503, True)
     assert {answer.status_code for answer in ask_all(live.server, "/v2/health/ready")} == {200}
@@ -350,7 +350,7 @@ def test_settings_choose_versions_and_labels(live: Live, name: str) -> None:
         assert (answer["model_version"], answer["outputs"][0]["data"]) == (str(expected), [3.0 * expected])
     assert live.server.get(f"/v2/models/{name}").json()["versions"] == ["1", "2", "3"]
     settings.write_text('{"latest": "newest"}')
-    wait_for(lambda: "the settings before it stay in force" in live.server.log())
+    wait_for(lambda: "keeping the previous settings" in live.server.log())
     assert serves(live.server, name) == {2}
     settings.unlink()
     wait_for(lambda: serves(live.server, name) == {4})
@@ -434,9 +434,9 @@ def test_rollback_by_call_and_by_command(told: Live, capsys: pytest.CaptureFixtu
         f"{model}  1  READY  stable",
         f"{model}  2  READY",
         f"{model}  3  READY  latest, canary",
-        f"{model}  settings  UNAVAILABLE  latest is 9, which does not serve; the newest, 3, stands in",
+        f"{model}  settings  UNAVAILABLE  latest is 9, which is not served; using the newest, 3",
     ]
-    assert f"WARNING service: settings of model {model}: latest is 9, which does not serve" in told.server.log()
+    assert f"WARNING service: settings of model {model}: latest is 9, which is not served" in told.server.log()
     assert run("unload", model) == (0, f"{model}: serving nothing; latest none\n")
     for answer in (told.server.predict(model, [[3]]), told.server.get(f"/v2/models/{model}/ready")):
         assert answer.status_code == 503
