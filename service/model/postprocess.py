@@ -1,4 +1,4 @@
-"""What a graph's outputs mean: from numbers to probabilities, decisions and labels. Vectorised numpy, no I/O."""
+"""From a graph's outputs to probabilities and decisions, vectorised over rows."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,14 @@ def sigmoid(logits: Array) -> Array:
 
 def softmax(logits: Array) -> Array:
     """Return the softmax of each row of finite logits (N, K): rows sum to 1 and do not change when shifted."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    with np.errstate(over="ignore"):  # two logits may lie further apart than float32 can say: exp(-inf) is 0
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     result: Array = powers / powers.sum(axis=1, keepdims=True)
     return result
 
 
 def interpret(outputs: Array, manifest: Manifest) -> Array:
-    """Turn a graph's outputs (N, K) into what callers read, one row an instance.
+    """Turn a graph's outputs (N, K) into values or probabilities, one row for each instance.
 
     Returns:
         float32: regression (N, 1) values; binary (N, 2) and multiclass (N, labels) probabilities in label order.
@@ -39,10 +40,19 @@ def interpret(outputs: Array, manifest: Manifest) -> Array:
     return np.concatenate((1 - outputs, outputs), axis=1)
 
 
+def classify(outputs: Array, manifest: Manifest, threshold: float | None = None) -> tuple[Array, NDArray[np.intp]]:
+    """Return the probabilities float32 (N, labels) of a classifier's outputs (N, K), and the index of each row's label.
+
+    `threshold` is the request's, for a binary model.
+    """
+    probabilities = interpret(outputs, manifest)
+    return probabilities, decide(probabilities, manifest, threshold)
+
+
 def decide(probabilities: Array, manifest: Manifest, threshold: float | None = None) -> NDArray[np.intp]:
     """Return the index of each row's label: argmax, or for binary models 1 where P(second label) >= threshold.
 
-    The comparison is made in float32, as the probability is reported, so that 0.7 reaches a threshold of 0.7.
+    The comparison is in float32, as probabilities are reported, so that 0.7 reaches a threshold of 0.7.
     """
     if manifest.task == "multiclass":
         best: NDArray[np.intp] = probabilities.argmax(axis=1)
@@ -51,7 +61,7 @@ def decide(probabilities: Array, manifest: Manifest, threshold: float | None = N
 
 
 def choose_threshold(manifest: Manifest, threshold: float | None = None) -> float:
-    """Return the threshold of a binary model in force: the request's, else the manifest's, else 0.5."""
+    """Return the threshold of a binary model: the request's, else the manifest's, else 0.5."""
     if threshold is not None:
         return threshold
     return DEFAULT_THRESHOLD if manifest.output.threshold is None else manifest.output.threshold

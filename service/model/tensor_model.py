@@ -1,7 +1,7 @@
-"""Models that have no task, only a signature: named tensors of any datatype in, named tensors out.
+"""Models without a task: named tensors of any datatype in, named tensors out.
 
-They are served by the Open Inference Protocol alone, on onnxruntime, one request a call: nothing says which dimension
-of which tensor would be a batch.
+Only the Open Inference Protocol serves them. They run on onnxruntime, one request per call, because nothing says which
+dimension of which tensor is the batch.
 """
 
 import re
@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError
+from service.model.backends.onnx_runtime import open_session
 from service.model.batching import Cost, best_of_three
 from service.model.manifest import BackendName, TensorManifest, TensorSpec
 
@@ -38,15 +39,15 @@ _DATATYPES = {
 
 
 class Tensors(dict[str, Tensor]):
-    """The tensors of one request, by name; it counts as one instance in queues."""
+    """The tensors of one request by name; its length is 1, since queues count it as one instance."""
 
     def __len__(self) -> int:
-        """Return 1: a request is run alone."""
+        """Return 1."""
         return 1
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tensors take; text counts with its length."""
+        """Size of the tensors in bytes; a BYTES element counts its length."""
         return sum(
             sum(map(len, tensor.reshape(-1))) if tensor.dtype == object else tensor.nbytes for tensor in self.values()
         )
@@ -54,7 +55,7 @@ class Tensors(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class TensorBackend:
-    """One onnxruntime session; see `service.model.backends.Backend`."""
+    """An onnxruntime session, with the attributes of `service.model.backends.Backend`."""
 
     session: ort.InferenceSession
     device: str
@@ -64,17 +65,17 @@ class TensorBackend:
 
 @dataclass(frozen=True)
 class TensorPredictor:
-    """One served version of a model that has no task."""
+    """One loaded version of a model without a task."""
 
     manifest: TensorManifest
     backend: TensorBackend
 
     def predict(self, inputs: Mapping[str, Tensor]) -> Tensors:
-        """Return the graph's outputs for checked inputs; BYTES are objects of type bytes on both sides.
+        """Return the graph's outputs for checked inputs; elements of BYTES tensors are `bytes` in both.
 
         Raises:
-            InvalidRequestError: a BYTES element is not text, or the graph does not take these tensors together.
-            InferenceError: the graph raised for another reason.
+            InvalidRequestError: a BYTES element is not UTF-8, or the graph refuses this combination of tensors.
+            InferenceError: the graph failed for another reason.
         """
         fed = {name: _as_text(tensor, name) for name, tensor in inputs.items()}
         names = [spec.name for spec in self.manifest.outputs]
@@ -83,13 +84,13 @@ class TensorPredictor:
             return Tensors((name, _as_bytes(np.asarray(output))) for name, output in zip(names, outputs, strict=True))
         except Exception as error:
             node = _FAILED_NODE.search(str(error))
-            if node and "allocate" not in str(error):  # sizes and values that only the graph knows how to compare
+            if node and "allocate" not in str(error):  # such as sizes that must match; only the graph knows
                 reason = f"the graph does not take these tensors together; its {node[1]} node refuses them"
                 raise InvalidRequestError(reason) from error
             raise InferenceError(f"onnxruntime: {error}") from error
 
     def measure_cost(self, rows: int) -> Cost:
-        """Return the cost of a call on zeros with every open dimension 1; one that fails there counts as slow."""
+        """Return the cost of a call on zeros with every open dimension 1; a graph that fails on them counts as slow."""
         del rows
         zeros = Tensors((spec.name, _zeros(spec)) for spec in self.manifest.inputs)
         try:
@@ -99,13 +100,11 @@ class TensorPredictor:
 
 
 def open_tensor_model(content: bytes, manifest: TensorManifest, device: str, threads: int) -> TensorPredictor:
-    """Open an ONNX graph and check that it has the tensors that the manifest says.
+    """Open an ONNX graph and check that its tensors are those of the manifest.
 
     Raises:
-        ModelRefusedError: it does not load, or has others.
+        ModelRefusedError: it does not load, or has other tensors.
     """
-    from service.model.backends.onnx_runtime import open_session  # noqa: PLC0415 - the module beside knows sessions
-
     session = open_session(content, device, threads)
     inputs, outputs = read_tensor_specs(session)
     for kind, said, found in (("input", manifest.inputs, inputs), ("output", manifest.outputs, outputs)):
@@ -123,7 +122,7 @@ def read_tensor_specs(session: ort.InferenceSession) -> tuple[list[TensorSpec], 
     """Return the inputs and outputs of a session's graph; a dimension that is not fixed is -1.
 
     Raises:
-        ModelRefusedError: a tensor is of a type that the protocol does not know.
+        ModelRefusedError: a tensor has a type without a datatype in the protocol.
     """
     return [_spec(node) for node in session.get_inputs()], [_spec(node) for node in session.get_outputs()]
 
@@ -144,7 +143,7 @@ def _zeros(spec: TensorSpec) -> Tensor:
 
 
 def _as_text(tensor: Tensor, name: str) -> Tensor:
-    """Return strings where there were bytes: onnxruntime's strings are text."""
+    """Decode a BYTES tensor: onnxruntime's strings are text."""
     if tensor.dtype != object:
         return tensor
     text = np.empty(tensor.shape, dtype=object)

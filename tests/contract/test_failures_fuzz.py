@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.api.headers import read_headers
-from service.api.v2 import codec as v2_codec
 from service.api.v2 import datatypes
+from service.api.v2 import decode as v2_decode
+from service.api.v2.encode import write_binary
 from service.errors import RequestError
 from tests import fakes
 from tests.fuzz.api import fuzz
@@ -86,7 +87,7 @@ def test_infer_bodies_decode_or_are_refused(fields: object, tail: bytes, length:
         [(b"inference-header-content-length", str(shown).encode())] if tail or length is not None else []
     )
     try:
-        call = v2_codec.decode(header + tail, COIN, head)
+        call = v2_decode.decode(header + tail, COIN, head)
     except RequestError:
         return
     assert isinstance(call.inputs, np.ndarray)
@@ -105,4 +106,4 @@ def test_binary_tensors_decode_or_are_refused(shape: list[int], data: bytes) -> 
         except RequestError:
             continue
         assert tensor.shape == tuple(shape)
-        assert datatypes.write_binary(tensor) == data
+        assert write_binary(tensor) == data

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 from openapi_spec_validator import validate
 from tritonclient.utils import np_to_triton_dtype
 
-from service.api.v2.datatypes import DATATYPES, Tensor, write_binary, write_json
+from service.api.v2.datatypes import DATATYPES, Tensor
+from service.api.v2.encode import write_binary, write_json
 from tests import fakes
 from tests.servers import Server
 

@@ -12,9 +12,10 @@ import pytest
 from onnx import helper
 
 from service.api.headers import RequestHeaders
-from service.api.v2 import codec as oip
 from service.api.v2.datatypes import DATATYPES
-from service.api.v2.infer_request import plan_of
+from service.api.v2.decode import InferCall, decode
+from service.api.v2.encode import encode
+from service.api.v2.infer_request import parse_request
 from service.errors import InvalidRequestError
 from service.model.batching import Batcher, Cost
 from service.model.manifest import TensorManifest
@@ -23,8 +24,16 @@ from service.registry.registry import Registry
 from service.settings import Settings
 from tests import fakes
 
-X = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}
 REQUEST = Tensors(x=np.zeros(1, np.float32))
+
+
+class FutureWaiter(asyncio.Future[Any]):
+    """A batcher's waiter that can be awaited."""
+
+    @property
+    def answered(self) -> bool:
+        """Tell whether it is done."""
+        return self.done()
 
 
 def load_echo(root: Path) -> Registry:
@@ -41,7 +50,7 @@ def run_three(batcher: Batcher, note: Callable[[], object]) -> None:
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        waiters: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(3)]
+        waiters = [FutureWaiter(loop=loop) for _ in range(3)]
         for waiter in waiters:
             batcher.submit(REQUEST, loop.time() + 10, waiter)
         for waiter in waiters:
@@ -100,6 +109,13 @@ def describe_tensors(datatype: str, shape: list[int]) -> TensorManifest:
     return TensorManifest.model_validate_json(orjson.dumps(fields))
 
 
+def ask_for_classes(datatype: str, count: int) -> bytes:
+    """Return a request's JSON that asks such a model, of shape [-1, 4], for the classes of its output."""
+    tensor = {"name": "x", "datatype": datatype, "shape": [1, 4], "parameters": {"binary_data_size": 0}}
+    wanted = {"name": "y", "parameters": {"classification": count}}
+    return orjson.dumps({"inputs": [tensor], "outputs": [wanted]})
+
+
 @pytest.mark.parametrize(
     ("datatype", "row", "top"),
     [
@@ -112,27 +128,25 @@ def describe_tensors(datatype: str, shape: list[int]) -> TensorManifest:
 def test_classification_of_any_numbers(datatype: str, row: list[float], top: list[str]) -> None:
     """The largest come first whatever the datatype; of equal ones the first, and what is no number last."""
     manifest = describe_tensors(datatype, [-1, 4])
-    wanted = {"name": "y", "parameters": {"classification": len(top)}}
-    call = oip.InferCall(Tensors(), plan_of(orjson.dumps({"inputs": [X], "outputs": [wanted]}), manifest))
-    results = Tensors(y=np.array([row], DATATYPES[datatype]))
-    (output,) = orjson.loads(oip.encode(results, manifest, call)[1])["outputs"]
+    request = parse_request(ask_for_classes(datatype, len(top)), manifest)
+    outputs = Tensors(y=np.array([row], DATATYPES[datatype]))
+    _, body = encode(outputs, manifest, InferCall(Tensors(), None, request.outputs, None))
+    (output,) = orjson.loads(body)["outputs"]
     assert output["data"] == top
 
 
 @pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
 def test_what_are_no_numbers_have_no_classes(datatype: str) -> None:
     """Flags and text have no largest: the request is refused."""
-    wanted = {"name": "y", "parameters": {"classification": 1}}
-    body = orjson.dumps({"inputs": [X], "outputs": [wanted]})
     with pytest.raises(InvalidRequestError, match=r"outputs\[0\] asks for classes of 'y', which has none"):
-        plan_of(body, describe_tensors(datatype, [-1, 4]))
+        parse_request(ask_for_classes(datatype, 1), describe_tensors(datatype, [-1, 4]))
 
 
 def test_raw_text_has_the_shape_of_its_input() -> None:
     """A raw body of BYTES is one element of as many dimensions as the input has; an input of more refuses it."""
     head = RequestHeaders(b"id", json_length=b"0")
-    inputs = oip.decode(b"word", describe_tensors("BYTES", [-1, 1]), head).inputs
+    inputs = decode(b"word", describe_tensors("BYTES", [-1, 1]), head).inputs
     assert isinstance(inputs, Tensors)
     assert inputs["x"].tolist() == [[b"word"]]
     with pytest.raises(InvalidRequestError, match=r"input 'x' has shape \[1, 1\], the model takes \[-1, 2\]"):
-        oip.decode(b"word", describe_tensors("BYTES", [-1, 2]), head)
+        decode(b"word", describe_tensors("BYTES", [-1, 2]), head)

@@ -1,4 +1,4 @@
-"""Tests of service.api.v2.datatypes."""
+"""Tests of service.api.v2.datatypes, and of how service.api.v2.encode writes what they read."""
 
 import math
 import struct
@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.v2.datatypes import (
-    DATATYPES,
-    Tensor,
-    datatype_of,
-    read_binary,
-    read_datatype,
-    read_json,
-    read_shape,
-    write_binary,
-    write_json,
-)
+from service.api.v2.datatypes import DATATYPES, Tensor, parse_json, read_binary, read_datatype, read_json, read_shape
+from service.api.v2.encode import DATATYPE_NAMES, write_binary, write_json
 from service.errors import InvalidRequestError
 
 NUMBERS = sorted(set(DATATYPES) - {"BYTES"})
@@ -69,14 +60,14 @@ def tensors(draw: st.DrawFn, finite: bool = False) -> Tensor:
 @given(tensors())
 def test_binary_is_exact(tensor: Tensor) -> None:
     """Every datatype and shape comes back from binary data to the bit, NaN and all."""
-    datatype = datatype_of(tensor)
+    datatype = DATATYPE_NAMES[tensor.dtype.str[1:]]
     assert same(read_binary(write_binary(tensor), datatype, tensor.shape, "x"), tensor)
 
 
 @given(tensors(finite=True), st.booleans())
 def test_json_is_exact(tensor: Tensor, nested: bool) -> None:
     """Every datatype but FP16 comes back from JSON, flat or nested: int64 to the last digit, FP32 as float32."""
-    datatype = datatype_of(tensor)
+    datatype = DATATYPE_NAMES[tensor.dtype.str[1:]]
     if datatype == "FP16":
         with pytest.raises(InvalidRequestError, match="FP16"):
             write_json(tensor)
@@ -122,6 +113,33 @@ def test_any_json_is_read_or_refused(data: Any, datatype: str, shape: tuple[int,
     """Whatever the JSON, there is a tensor of the shape or one sentence; nothing else is ever raised."""
     with suppress(InvalidRequestError):
         assert read_json(data, datatype, shape, "x").shape == shape
+
+
+NUMBER_LISTS = st.recursive(
+    st.floats(allow_nan=False, allow_infinity=False) | st.floats(width=32, allow_nan=False, allow_infinity=False)
+    | st.integers(-(2**63), 2**64 - 1) | st.just(True) | st.none(),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(NUMBER_LISTS, SHAPES)
+def test_parsed_json_is_what_is_read(data: Any, shape: tuple[int, ...]) -> None:
+    """What `parse_json` returns for any numbers, nested in any way, is what `read_json` does, to the bit."""
+    tensor = parse_json(orjson.dumps(data), shape)
+    if tensor is not None:
+        assert same(tensor, read_json(data, "FP32", shape, "x"))
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)), st.booleans())
+def test_plain_numbers_are_parsed(numbers: list[float], nested: bool) -> None:
+    """Finite numbers, flat or nested by the shape, are never left to `read_json`, and one number more always is."""
+    shape = (len(numbers), 1)
+    tensor = parse_json(orjson.dumps(nest(numbers, shape) if nested else numbers), shape)
+    assert (tensor is None) == (not numbers)
+    if tensor is not None:
+        assert same(tensor, np.array(numbers, "<f4").reshape(shape))
+    assert parse_json(orjson.dumps([*numbers, 1.0]), shape) is None
 
 
 @given(JSON)

@@ -1,25 +1,28 @@
-"""Tests of service.api.v2.codec: infer bodies to arrays and back, without a server."""
+"""Tests of service.api.v2.decode and encode: infer bodies to arrays and back, without a server."""
 
 import io
+import json
 import random
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from service.api.headers import RequestHeaders
-from service.api.v2 import codec as oip
-from service.api.v2 import infer_request as infer_plan
+from service.api.v2 import decode as v2_decode
+from service.api.v2 import encode as v2_encode
+from service.api.v2.infer_request import all_outputs, output_specs
 from service.errors import InvalidRequestError
 from service.model.backends import Array
 from tests import fakes
 
 COMPASS = fakes.compass().manifest()
-RESULTS = np.array([[0.1, 0.2, 0.3, 0.4, 1, 2, 3, 4]], np.float32)  # probabilities, and the graph's logits behind them
+LOGITS = np.array([[1, 2, 3, 4]], np.float32)
+PROBABILITIES = np.exp(LOGITS[0]) / np.exp(LOGITS[0]).sum()
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -38,13 +41,13 @@ def build_input(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not ...}
 
 
-def decode(body: dict[str, Any] | bytes, binary: bytes = b"", length: object = None) -> oip.InferCall:
+def decode(body: dict[str, Any] | bytes, binary: bytes = b"", length: object = None) -> v2_decode.InferCall:
     """Decode a request for `compass`, with binary data behind it where there is any."""
     header = body if isinstance(body, bytes) else orjson.dumps(body)
     if binary and length is None:
         length = len(header)
     head = RequestHeaders(b"id", json_length=b"" if length is None else str(length).encode())
-    return oip.decode(header + binary, COMPASS, head)
+    return v2_decode.decode(header + binary, COMPASS, head)
 
 
 def read(body: dict[str, Any], binary: bytes = b"", length: object = None) -> Array:
@@ -54,9 +57,9 @@ def read(body: dict[str, Any], binary: bytes = b"", length: object = None) -> Ar
     return inputs
 
 
-def encode(body: dict[str, Any], results: Array = RESULTS) -> tuple[dict[str, Any], bytes]:
+def encode(body: dict[str, Any], outputs: Array = LOGITS) -> tuple[dict[str, Any], bytes]:
     """Return the answer's JSON and the binary data behind it."""
-    fields, answer = oip.encode(results, COMPASS, decode(body))
+    fields, answer = v2_encode.encode(outputs, COMPASS, decode(body))
     if b"octet-stream" not in fields:
         assert fields == b"content-type: application/json\r\n"
         return orjson.loads(answer), b""
@@ -72,6 +75,67 @@ def test_json_data_is_flat_or_nested(data: list[Any]) -> None:
     assert inputs.tolist() == [[1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        orjson.dumps(build_body()),
+        json.dumps(build_body(outputs=[{"name": "label"}]), indent=1).encode(),
+        json.dumps(build_body(inputs=[build_input(data=[1.0, 2, 3, 4e0])], parameters={"timeout": 5})).encode(),
+        b'{"id":"x","inputs":[{"data":[[1,2],[3,4]],"shape":[2,2],"datatype":"FP32","name":"inputs"}]}',
+    ],
+)
+def test_plain_numbers_take_the_short_way(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FP32 data, flat or nested and wherever it is in the body, is read without a Python object per number."""
+    expected = v2_decode.decode(body, COMPASS, RequestHeaders(b"id", json_length=b"%d" % len(body)))
+    monkeypatch.setattr(v2_decode, "read_json", None)
+    call = decode(body)
+    assert isinstance(call.inputs, np.ndarray)
+    assert call.inputs.tolist() == [[1, 2], [3, 4]]
+    assert call[1:] == expected[1:]
+
+
+FRAGMENTS = [
+    b'"data"', b'"data":', b'"data":[5,6,7,8],', b'"d\\u0061ta":[5,6,7,8],', b'"parameters":{"data":[5,6,7,8]},',
+    b'"parameters":{"binary_data_size":16},', b'"id":"\\"data\\":[1,2]",', b'\\"', b"\\", b'"', b"[", b"]", b"[]", b"{",
+    b"}", b",", b":", b" ", b"],[", b"},{", b"0", b"-0", b"1e39", b"1e400", b"18446744073709551616", b"NaN", b"true",
+    b"null", b'"1"', b"\xff",
+]  # fmt: skip
+BODIES = [orjson.dumps(build_body(inputs=[build_input(data=data)])) for data in ([1, 2, 3, 4], [[1, 2], [3, 4]])]
+
+
+def outcome(body: bytes, json_length: bytes) -> tuple[Any, ...]:
+    """Return what a body is decoded to, or why it is refused."""
+    try:
+        call = v2_decode.decode(body, COMPASS, RequestHeaders(b"id", json_length=json_length))
+    except InvalidRequestError as error:
+        return (str(error),)
+    assert isinstance(call.inputs, np.ndarray)
+    return call.inputs.dtype, call.inputs.tolist(), *call[1:]
+
+
+@settings(max_examples=500)
+@given(
+    st.sampled_from(BODIES),
+    st.lists(st.tuples(st.integers(0, 130), st.integers(0, 3), st.sampled_from(FRAGMENTS)), max_size=3),
+)
+def test_short_way_agrees_with_the_long_way(body: bytes, edits: list[tuple[int, int, bytes]]) -> None:
+    """With or without a length in the header field, which rules out the short way, the outcome is the same."""
+    for place, removed, fragment in edits:
+        body = body[:place] + fragment + body[place + removed :]
+    assert outcome(body, b"") == outcome(body, b"%d" % len(body))
+
+
+@pytest.mark.parametrize("position", ["first", "last"])
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+@pytest.mark.parametrize("body", BODIES)
+def test_short_way_agrees_beside_the_data(body: bytes, fragment: bytes, position: str) -> None:
+    """The same, with something odd right before or after the key or the list."""
+    for marker in (b'"data"', b'"data":', b"[", b"1", b"4"):
+        place = body.index(marker, body.index(b'"data"')) + (0 if position == "first" else len(marker))
+        changed = body[:place] + fragment + body[place:]
+        assert outcome(changed, b"") == outcome(changed, b"%d" % len(changed))
+
+
 def test_binary_data_follows_the_json() -> None:
     """Binary data is the tensor, without a copy, also when the same JSON comes again."""
     rows = np.arange(4, dtype="<f4").reshape(2, 2)
@@ -85,7 +149,7 @@ def test_raw_binary_is_one_row() -> None:
     call = decode(np.array([3, 4], "<f4").tobytes(), length=0)
     assert isinstance(call.inputs, np.ndarray)
     assert call.inputs.tolist() == [[3, 4]]
-    assert [wanted.binary for wanted in call.plan.outputs] == [True] * 4
+    assert [output.binary for output in call.outputs] == [True] * 4
     for size in (0, 4, 16):
         with pytest.raises(InvalidRequestError, match="bytes of binary data"):
             decode(b"\0" * size, length=0)
@@ -102,11 +166,11 @@ def test_ten_thousand_random_tensors_come_back() -> None:
         assert read(build_body(inputs=[about]), tensor.tobytes()).tobytes() == tensor.tobytes()
         about = build_input(shape=shape, data=doubles.ravel().tolist())
         assert read(build_body(inputs=[about])).tobytes() == tensor.tobytes()
-        results = np.concatenate((tensor, tensor, tensor, tensor), axis=1)
-        answer, binary = encode(build_body(outputs=[{"name": "outputs", "parameters": {"binary_data": True}}]), results)
-        assert binary == results[:, 4:].tobytes()
-        answer, binary = encode(build_body(outputs=[{"name": "outputs"}]), results)
-        assert np.array(answer["outputs"][0]["data"], np.float32).tobytes() == results[:, 4:].tobytes()
+        outputs = np.concatenate((tensor, tensor), axis=1)
+        answer, binary = encode(build_body(outputs=[{"name": "outputs", "parameters": {"binary_data": True}}]), outputs)
+        assert binary == outputs.tobytes()
+        answer, binary = encode(build_body(outputs=[{"name": "outputs"}]), outputs)
+        assert np.array(answer["outputs"][0]["data"], np.float32).tobytes() == outputs.tobytes()
 
 
 def test_all_outputs_unless_some_are_listed() -> None:
@@ -121,7 +185,7 @@ def test_all_outputs_unless_some_are_listed() -> None:
     assert [output["data"] for output in answer["outputs"]] == [
         [1, 2, 3, 4],
         [3],
-        pytest.approx([0.1, 0.2, 0.3, 0.4]),
+        pytest.approx(PROBABILITIES.tolist()),
         ["west"],
     ]
     answer, _ = encode(build_body(outputs=[{"name": "label"}, {"name": "outputs"}]))
@@ -180,7 +244,7 @@ def test_classification() -> None:
     wanted = {"name": "probabilities", "parameters": {"classification": 2}}
     (output,) = encode(build_body(outputs=[wanted]))[0]["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [1, 2])
-    assert output["data"] == ["0.400000:3:west", "0.300000:2:south"]
+    assert output["data"] == ["0.643914:3:west", "0.236883:2:south"]
     wanted["parameters"] = {"classification": 9}
     assert encode(build_body(outputs=[wanted]))[0]["outputs"][0]["shape"] == [1, 4]
 
@@ -309,15 +373,13 @@ def test_any_json_is_read_or_refused(place: str, data: st.DataObject) -> None:
 def test_outputs_are_those_described(build: Any) -> None:
     """For every task, what is given has the datatypes and shapes that `output_specs` says."""
     manifest = build().manifest()
-    width = manifest.output_width + (len(manifest.output.labels) if manifest.output.kind == "logits" else 0)
-    width = max(width, len(manifest.output.labels))
-    results = np.full((3, width), 0.5, np.float32)
-    plan = infer_plan.plan_of(orjson.dumps(build_body()), manifest)
-    _, answer = oip.encode(results, manifest, oip.InferCall(results, plan))
+    outputs = np.full((3, manifest.output_width), 0.5, np.float32)
+    call = v2_decode.InferCall(outputs, None, all_outputs(manifest, binary=False), None)
+    _, answer = v2_encode.encode(outputs, manifest, call)
     given_ = {each["name"]: (each["datatype"], each["shape"]) for each in orjson.loads(answer)["outputs"]}
     assert given_ == {
         name: (datatype, [3 if size == -1 else size for size in shape])
-        for name, (datatype, shape) in infer_plan.output_specs(manifest).items()
+        for name, (datatype, shape) in output_specs(manifest).items()
     }
 
 
@@ -331,7 +393,7 @@ def test_pictures_come_as_bytes() -> None:
     content = b"".join(len(each).to_bytes(4, "little") + each for each in [file.getvalue()] * 2)
     about = {"name": "inputs", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(content)}}
     header = orjson.dumps({"inputs": [about]})
-    inputs = oip.decode(header + content, manifest, RequestHeaders(b"", json_length=b"%d" % len(header))).inputs
+    inputs = v2_decode.decode(header + content, manifest, RequestHeaders(b"", json_length=b"%d" % len(header))).inputs
     assert isinstance(inputs, np.ndarray)
     assert inputs.shape == (2, 784)
     assert 0 < inputs.mean() < 0.5
@@ -339,4 +401,4 @@ def test_pictures_come_as_bytes() -> None:
     header = orjson.dumps({"inputs": [about | {"shape": [1]}]})
     for bad in (b"\x04\0\0\0\x89PNG", b"\0\0\0\0\0\0\0\0"):
         with pytest.raises(InvalidRequestError):
-            oip.decode(header + bad, manifest, RequestHeaders(b"", json_length=b"%d" % len(header)))
+            v2_decode.decode(header + bad, manifest, RequestHeaders(b"", json_length=b"%d" % len(header)))

@@ -1,18 +1,30 @@
-"""Tensors of the Open Inference Protocol: datatypes, and numbers or bytes on the wire to arrays and back.
+"""Datatypes of the Open Inference Protocol, and request tensors from JSON or binary data to arrays.
 
-Source: https://github.com/kserve/open-inference-protocol, "Tensor Data" and the binary tensor data extension. All
-elements are row-major; binary numbers are little-endian; a BYTES element is a uint32 length and that many bytes.
+Source: https://github.com/kserve/open-inference-protocol, "Tensor Data", and the binary tensor data extension. Elements
+are in row-major order. Binary numbers are little-endian; a BYTES element is a uint32 length followed by that many
+bytes. `parse_json` reads plain FP32 data without a Python object per number; `read_json` reads everything, and names
+the element that is wrong. A property test checks that they agree.
 """
 
 import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.v1.instances import kind_of
+from service.api.json_values import kind_of
 from service.errors import InvalidRequestError
+from service.model.backends import Array
+
+_new_parser: Callable[[], Any] | None
+try:
+    import simdjson
+except ImportError:  # no wheel for this Python: `read_json` reads every tensor
+    _new_parser = None
+else:
+    _new_parser = simdjson.Parser
 
 Tensor = NDArray[Any]
 
@@ -31,19 +43,23 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+BYTES_LENGTH = struct.Struct("<I")  # precedes each element of binary BYTES data
+
+_JSON_TYPES: dict[str, tuple[set[type], str]] = {  # by the dtype's kind: what orjson gives, and its name in errors
+    "b": ({bool}, "true or false"),
+    "u": ({int}, "a whole number"),
+    "i": ({int}, "a whole number"),
+    "f": ({int, float}, "a number"),
+    "O": ({str}, "a string"),
+}
+_NUMBER_BYTES = b"0123456789+-.eE \t\r\n"
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MAX_ELEMENTS = 2**31
 _MAX_DIMENSIONS = 16
-_LENGTH = struct.Struct("<I")
-
-
-def datatype_of(tensor: Tensor) -> str:
-    """Return the protocol's name of an array's dtype."""
-    return _NAMES[tensor.dtype.newbyteorder("<") if tensor.dtype != object else tensor.dtype]
 
 
 def read_datatype(value: object, where: str) -> str:
-    """Return a datatype that is known.
+    """Return a known datatype.
 
     Raises:
         InvalidRequestError: it is not a string, or not one of the protocol's.
@@ -55,27 +71,56 @@ def read_datatype(value: object, where: str) -> str:
 
 
 def read_shape(value: object, where: str) -> tuple[int, ...]:
-    """Return a shape whose elements can be counted.
+    """Return a shape of at most 16 dimensions and 2³¹ elements.
 
     Raises:
-        InvalidRequestError: not a list of whole numbers from 0, or more elements than any body could hold.
+        InvalidRequestError: it is not a list of whole numbers from 0, or too large.
     """
     if not isinstance(value, list) or len(value) > _MAX_DIMENSIONS:
         raise InvalidRequestError(f"{where}.shape is not a list of at most {_MAX_DIMENSIONS} whole numbers")
     for index, size in enumerate(value):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            shown = size if isinstance(size, int | float) and not isinstance(size, bool) else kind_of(size)
+        if type(size) is not int or size < 0:
+            shown = size if type(size) in (int, float) else kind_of(size)
             raise InvalidRequestError(f"{where}.shape[{index}] is {shown}, expected a whole number from 0")
-    if math.prod(size or 1 for size in value) > _MAX_ELEMENTS:  # Python's integers do not overflow; numpy's sizes do
+    if math.prod(filter(None, value)) > _MAX_ELEMENTS:  # without zeros: numpy's sizes overflow even beside one
         raise InvalidRequestError(f"{where}.shape {value} has more than {_MAX_ELEMENTS} elements")
     return tuple(value)
 
 
+def parse_json(data: bytes, shape: tuple[int, ...]) -> Array | None:
+    """Return the FP32 tensor of a JSON list of numbers, or None if `read_json` has to read or refuse it.
+
+    Args:
+        data: the bytes of the list, flat or nested as the shape says.
+        shape: of the tensor.
+    """
+    if _new_parser is None:
+        return None
+    try:
+        numbers = np.frombuffer(_new_parser().parse(data).as_buffer(of_type="d"), dtype=np.float64)
+    except (ValueError, TypeError, AttributeError, RuntimeError):
+        return None
+    if not numbers.size or numbers.size != math.prod(shape) or np.maximum.reduce(np.abs(numbers)) > _FLOAT32_MAX:
+        return None
+    # as_buffer flattens, so the nesting is checked by what is left without the numbers: brackets and commas.
+    if data.find(b"[", 1) >= 0 and data.translate(None, _NUMBER_BYTES) != _build_brackets(shape):
+        return None
+    return numbers.astype(np.float32).reshape(shape)
+
+
+def _build_brackets(shape: tuple[int, ...]) -> bytes:
+    """Return JSON nested as a shape says, without its numbers: `[[,],[,]]` for (2, 2)."""
+    text = b""
+    for size in reversed(shape):
+        text = b"[%b]" % b",".join([text] * size)
+    return text
+
+
 def read_json(data: object, datatype: str, shape: tuple[int, ...], where: str) -> Tensor:
-    """Return the tensor of JSON data, flat or nested.
+    """Return the tensor of decoded JSON data, flat or nested.
 
     Raises:
-        InvalidRequestError: an element is of another kind or out of range, or count or nesting is not the shape's.
+        InvalidRequestError: an element has another type or is out of range, or count or nesting differ from the shape.
     """
     if datatype == "FP16":
         raise InvalidRequestError(f"{where}.data cannot carry FP16 as JSON; send the tensor as binary data")
@@ -86,12 +131,10 @@ def read_json(data: object, datatype: str, shape: tuple[int, ...], where: str) -
         raise InvalidRequestError(
             f"{where}.data has {len(flat)} elements, its shape {list(shape)} has {math.prod(shape)}"
         )
-    check = _CHECKS[DATATYPES[datatype].kind]
-    for index, element in enumerate(flat):
-        check(element, datatype, f"{where}.data[{index}]")
+    _check_elements(flat, datatype, f"{where}.data")
     if datatype == "BYTES":
         tensor = np.empty(len(flat), dtype=object)
-        tensor[:] = [element.encode() for element in flat]
+        tensor[:] = list(map(str.encode, flat))
         return tensor.reshape(shape)
     with np.errstate(over="ignore"):
         tensor = np.array(flat, dtype=DATATYPES[datatype]).reshape(shape)
@@ -115,38 +158,30 @@ def _flatten(data: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
     return flat
 
 
-def _check_bool(element: object, datatype: str, where: str) -> None:
-    if not isinstance(element, bool):
-        raise InvalidRequestError(f"{where} is {kind_of(element)}, expected true or false for {datatype}")
-
-
-def _check_integer(element: object, datatype: str, where: str) -> None:
-    if isinstance(element, bool) or not isinstance(element, int):
-        shown = element if isinstance(element, float) else kind_of(element)
-        raise InvalidRequestError(f"{where} is {shown}, expected a whole number for {datatype}")
-    limits = np.iinfo(DATATYPES[datatype])
-    if not limits.min <= element <= limits.max:
-        raise InvalidRequestError(f"{where} is {element}, outside {datatype}'s range {limits.min} to {limits.max}")
-
-
-def _check_number(element: object, datatype: str, where: str) -> None:
-    if isinstance(element, bool) or not isinstance(element, int | float):
-        raise InvalidRequestError(f"{where} is {kind_of(element)}, expected a number for {datatype}")
-
-
-def _check_string(element: object, datatype: str, where: str) -> None:
-    if not isinstance(element, str):
-        raise InvalidRequestError(f"{where} is {kind_of(element)}, expected a string for {datatype}")
-
-
-_CHECKS = {"b": _check_bool, "u": _check_integer, "i": _check_integer, "f": _check_number, "O": _check_string}
+def _check_elements(flat: list[Any], datatype: str, where: str) -> None:
+    """Check types, and the range of integers: all elements at once, then one by one to find the one to report."""
+    kind = DATATYPES[datatype].kind
+    types, expected = _JSON_TYPES[kind]
+    low, high = -math.inf, math.inf
+    if kind in "ui":
+        limits = np.iinfo(DATATYPES[datatype])
+        low, high = int(limits.min), int(limits.max)
+    if set(map(type, flat)) <= types and (kind not in "ui" or not flat or (min(flat) >= low and max(flat) <= high)):
+        return
+    for index, element in enumerate(flat):
+        if type(element) not in types:
+            shown = element if kind in "ui" and isinstance(element, float) else kind_of(element)
+            raise InvalidRequestError(f"{where}[{index}] is {shown}, expected {expected} for {datatype}")
+        if kind in "ui" and not low <= element <= high:
+            shown = f"{element}, outside {datatype}'s range {low} to {high}"
+            raise InvalidRequestError(f"{where}[{index}] is {shown}")
 
 
 def read_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str) -> Tensor:
     """Return the tensor of binary data; numbers are a read-only view of it.
 
     Raises:
-        InvalidRequestError: its length is not that of the shape, or a BOOL is neither 0 nor 1.
+        InvalidRequestError: its length differs from the shape's, or a BOOL is neither 0 nor 1.
     """
     count = math.prod(shape)
     if datatype == "BYTES":
@@ -161,15 +196,15 @@ def read_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str) 
 
 
 def _read_strings(data: bytes, count: int, where: str) -> Tensor:
-    if count * _LENGTH.size > len(data):
+    if count * BYTES_LENGTH.size > len(data):
         raise InvalidRequestError(f"{where} has too few bytes of binary data for {count} BYTES elements")
     tensor = np.empty(count, dtype=object)
     position = 0
     for index in range(count):
-        end = position + _LENGTH.size
+        end = position + BYTES_LENGTH.size
         if end > len(data):
             raise InvalidRequestError(f"{where} ends before its BYTES element {index}")
-        (length,) = _LENGTH.unpack_from(data, position)
+        (length,) = BYTES_LENGTH.unpack_from(data, position)
         if end + length > len(data):
             raise InvalidRequestError(f"{where} ends within its BYTES element {index}")
         tensor[index] = data[end : end + length]
@@ -177,28 +212,3 @@ def _read_strings(data: bytes, count: int, where: str) -> Tensor:
     if position != len(data):
         raise InvalidRequestError(f"{where} has {len(data) - position} bytes left over after its last BYTES element")
     return tensor
-
-
-def write_json(tensor: Tensor) -> Any:  # noqa: ANN401 - a list, or an array that orjson writes as one
-    """Return a tensor's elements, row-major and flat, as orjson takes them.
-
-    Raises:
-        InvalidRequestError: JSON cannot carry them: FP16, NaN and infinities, or BYTES that are not UTF-8.
-    """
-    if tensor.dtype == object:
-        try:
-            return [element.decode() for element in tensor.reshape(-1)]
-        except UnicodeDecodeError as error:
-            raise InvalidRequestError("a BYTES output is not UTF-8 text; ask for it as binary data") from error
-    if tensor.dtype == np.float16:
-        raise InvalidRequestError("an FP16 output cannot be written as JSON; ask for it as binary data")
-    if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-        raise InvalidRequestError("an output has a number that is not finite; ask for it as binary data")
-    return np.ascontiguousarray(tensor).reshape(-1)
-
-
-def write_binary(tensor: Tensor) -> bytes:
-    """Return a tensor's elements as binary data."""
-    if tensor.dtype == object:
-        return b"".join(_LENGTH.pack(len(element)) + element for element in tensor.reshape(-1))
-    return np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<")).tobytes()

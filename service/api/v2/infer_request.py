@@ -1,87 +1,84 @@
-"""What an infer request's JSON says, checked once: its tensors, the outputs it wants, its deadline.
+"""The JSON of an infer request, checked: its tensors, the outputs it asks for, its deadline.
 
-Source: https://github.com/kserve/open-inference-protocol, "Inference Request JSON Object", and Triton's extensions. It
-knows what a model's inputs and outputs are called; it does not read their data.
+Source: https://github.com/kserve/open-inference-protocol, "Inference Request JSON Object", and Triton's extensions.
+Names, datatypes and shapes are checked against the model; tensor data is not read here.
 """
 
 from typing import Any, NamedTuple
 
-from service.api.v1.instances import kind_of, read_object
-from service.api.v2 import datatypes
+from service.api.json_values import kind_of, read_object
+from service.api.v2.datatypes import read_datatype, read_shape
 from service.errors import InvalidRequestError
 from service.model.manifest import AnyManifest, Manifest
 
-MAX_PLAN_BYTES = 2048  # of JSON that is worth keeping
-_MAX_PLANS = 512
-_REQUEST_FIELDS = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}  # KServe's client: all six
+MAX_CACHED_BYTES = 2048  # longer JSON is parsed anew for each request
+_MAX_CACHED = 512
+_REQUEST_FIELDS = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}  # KServe's client sends all
 _INPUT_FIELDS = {"name", "shape", "datatype", "parameters", "data"}
 _OUTPUT_FIELDS = {"name", "parameters"}
 
 
-class Wanted(NamedTuple):
-    """One output to give: its name, whether as binary data, and how many classes (0: the tensor itself)."""
+class RequestedOutput(NamedTuple):
+    """One output to return: its name, whether as binary data, and how many classes (0: the tensor itself)."""
 
     name: str
     binary: bool
     classes: int
 
 
-class Part(NamedTuple):
-    """One input tensor: what the request's JSON says of it. `size` is that of its binary data, None for JSON data."""
+class InputTensor(NamedTuple):
+    """One input tensor as the JSON describes it, with its JSON data or else the size of its binary data in bytes."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    size: int | None
+    binary_size: int | None
     data: object
 
 
-class Plan(NamedTuple):
-    """A request's JSON, checked: everything but binary data. `timeout` is in seconds."""
+class InferRequest(NamedTuple):
+    """The JSON of a request, all but tensor data checked. `timeout` is in seconds."""
 
     id: str | None
-    parts: tuple[Part, ...]
-    outputs: tuple[Wanted, ...]
+    inputs: tuple[InputTensor, ...]
+    outputs: tuple[RequestedOutput, ...]
     timeout: float | None
 
 
-_plans: dict[tuple[int, bytes], tuple[AnyManifest, Plan]] = {}
+_cache: dict[tuple[int, bytes], tuple[AnyManifest, InferRequest]] = {}
 
 
-def plan_of(header: bytes, manifest: AnyManifest) -> Plan:
-    """Check a request's JSON.
+def parse_request(header: bytes, manifest: AnyManifest) -> InferRequest:
+    """Parse the JSON of a request and check it against the model.
 
     Raises:
-        InvalidRequestError: with what and where.
+        InvalidRequestError: the JSON, a field or a tensor's description cannot be used.
     """
     fields = read_object(header, "an object with inputs")
     _check_fields(fields, _REQUEST_FIELDS, "the request")
-    name = fields.get("id")
-    if name is not None and not isinstance(name, str):
-        raise InvalidRequestError(f"id is {kind_of(name)}, expected a string")
+    request_id = fields.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise InvalidRequestError(f"id is {kind_of(request_id)}, expected a string")
     parameters = _read_parameters(fields, "the request")
-    inputs = fields.get("inputs")
-    if not isinstance(inputs, list) or not inputs:
-        raise InvalidRequestError("inputs is missing or empty; send a list of tensors")
-    parts = tuple(_read_part(part, f"inputs[{index}]") for index, part in enumerate(inputs))
-    if len({part.name for part in parts}) != len(parts):
-        raise InvalidRequestError("two inputs have the same name")
+    inputs = _read_inputs(fields.get("inputs"))
+    _check_inputs(inputs, manifest)
     binary = parameters.get("binary_data_output", False)
     if not isinstance(binary, bool):
         raise InvalidRequestError(f"parameters.binary_data_output is {kind_of(binary)}, expected true or false")
-    return Plan(name, parts, _read_outputs(fields.get("outputs"), manifest, binary), _read_timeout(parameters))
+    outputs = _read_outputs(fields.get("outputs"), manifest, binary)
+    return InferRequest(request_id, inputs, outputs, _read_timeout(parameters))
 
 
-def plan_again(header: bytes, manifest: AnyManifest) -> Plan:
-    """Do `plan_of`, once for headers that come again and again: those of a client that sends binary data and no ids."""
-    known = _plans.get((id(manifest), header))
-    if known is not None:  # it holds its manifest, so no other can have the same id
-        return known[1]
-    if len(_plans) >= _MAX_PLANS:
-        _plans.clear()
-    plan = plan_of(header, manifest)
-    _plans[id(manifest), header] = manifest, plan
-    return plan
+def parse_cached(header: bytes, manifest: AnyManifest) -> InferRequest:
+    """Do `parse_request`, but only once for JSON that is repeated, as by clients that send only new data each time."""
+    cached = _cache.get((id(manifest), header))
+    if cached is not None:  # the entry keeps its manifest alive, so no other manifest can have this id
+        return cached[1]
+    request = parse_request(header, manifest)
+    if len(_cache) >= _MAX_CACHED:
+        _cache.clear()
+    _cache[id(manifest), header] = manifest, request
+    return request
 
 
 def _read_parameters(fields: dict[str, Any], where: str) -> dict[str, Any]:
@@ -92,54 +89,93 @@ def _read_parameters(fields: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _read_timeout(parameters: dict[str, Any]) -> float | None:
-    """Return the `timeout` parameter, microseconds, in seconds; 0 is none, as in Triton."""
+    """Return the `timeout` parameter, which is in microseconds, in seconds; 0 means none, as in Triton."""
     value = parameters.get("timeout", 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidRequestError("parameters.timeout is not a whole number of microseconds")
     return value / 1e6 if value else None
 
 
-def _read_part(part: object, where: str) -> Part:
-    if not isinstance(part, dict):
-        raise InvalidRequestError(f"{where} is {kind_of(part)}, expected a tensor")
-    _check_fields(part, _INPUT_FIELDS, where)
-    name = part.get("name")
+def _read_inputs(inputs: object) -> tuple[InputTensor, ...]:
+    if not isinstance(inputs, list) or not inputs:
+        raise InvalidRequestError("inputs is missing or empty; send a list of tensors")
+    tensors = [_read_input(fields, f"inputs[{index}]") for index, fields in enumerate(inputs)]
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise InvalidRequestError("two inputs have the same name")
+    return tuple(tensors)
+
+
+def _read_input(fields: object, where: str) -> InputTensor:
+    if not isinstance(fields, dict):
+        raise InvalidRequestError(f"{where} is {kind_of(fields)}, expected a tensor")
+    _check_fields(fields, _INPUT_FIELDS, where)
+    name = fields.get("name")
     if not isinstance(name, str) or not name:
         raise InvalidRequestError(f"{where} has no name")
-    datatype = datatypes.read_datatype(part.get("datatype"), where)
-    shape = datatypes.read_shape(part.get("shape"), where)
-    size = _read_parameters(part, where).get("binary_data_size")
+    datatype = read_datatype(fields.get("datatype"), where)
+    shape = read_shape(fields.get("shape"), where)
+    size = _read_parameters(fields, where).get("binary_data_size")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
         raise InvalidRequestError(f"{where}.parameters.binary_data_size is not a whole number from 0")
-    if (size is None) == ("data" not in part):
+    if (size is None) == ("data" not in fields):
         raise InvalidRequestError(f"{where} has neither or both of data and binary_data_size; send one")
-    return Part(name, datatype, shape, size, part.get("data"))
+    return InputTensor(name, datatype, shape, size, fields.get("data"))
 
 
-def _read_outputs(outputs: object, manifest: AnyManifest, binary: bool) -> tuple[Wanted, ...]:
+def _check_inputs(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> None:
+    """Check that the tensors are the model's inputs, each with its datatype and shape."""
+    specs = input_specs(manifest)
+    for name, datatype, shape, *_ in inputs:
+        if name not in specs:
+            raise InvalidRequestError(f"the model has no input {name[:60]!r}; it takes {', '.join(map(repr, specs))}")
+        expected_datatype, expected_shape = specs[name]
+        if isinstance(manifest, Manifest) and datatype == "BYTES" and manifest.input.kind == "image":
+            continue  # encoded pictures; their shape is checked when they are read
+        if datatype != expected_datatype:
+            raise InvalidRequestError(f"input {name!r} has datatype {datatype}, the model takes {expected_datatype}")
+        check_shape(name, shape, expected_shape)
+        if isinstance(manifest, Manifest) and shape[0] == 0:
+            raise InvalidRequestError(f"input {name!r} has shape {list(shape)}; send at least one instance")
+    missing = specs.keys() - {tensor.name for tensor in inputs}
+    if missing:
+        raise InvalidRequestError(f"the request lacks the input {min(missing)!r}")
+
+
+def check_shape(name: str, shape: tuple[int, ...], expected: list[int]) -> None:
+    """Check a shape against an input's, where -1 is any size.
+
+    Raises:
+        InvalidRequestError: it differs.
+    """
+    sizes = [size if fixed < 0 else fixed for size, fixed in zip(shape, expected, strict=False)]
+    if len(shape) != len(expected) or sizes != list(shape):
+        raise InvalidRequestError(f"input {name!r} has shape {list(shape)}, the model takes {expected}")
+
+
+def _read_outputs(outputs: object, manifest: AnyManifest, binary: bool) -> tuple[RequestedOutput, ...]:
     if outputs is None or outputs == []:
         return all_outputs(manifest, binary)
     if not isinstance(outputs, list):
         raise InvalidRequestError(f"outputs is {kind_of(outputs)}, expected a list")
-    known = output_specs(manifest)
-    wanted: list[Wanted] = []
-    for index, output in enumerate(outputs):
+    specs = output_specs(manifest)
+    requested: dict[str, RequestedOutput] = {}
+    for index, fields in enumerate(outputs):
         where = f"outputs[{index}]"
-        if not isinstance(output, dict):
-            raise InvalidRequestError(f"{where} is {kind_of(output)}, expected an object with a name")
-        _check_fields(output, _OUTPUT_FIELDS, where)
-        name = output.get("name")
-        if not isinstance(name, str) or name not in known:
-            raise InvalidRequestError(f"{where} asks for {name!r:.60}; the model gives {', '.join(known)}")
-        if any(name == other.name for other in wanted):
+        if not isinstance(fields, dict):
+            raise InvalidRequestError(f"{where} is {kind_of(fields)}, expected an object with a name")
+        _check_fields(fields, _OUTPUT_FIELDS, where)
+        name = fields.get("name")
+        if not isinstance(name, str) or name not in specs:
+            raise InvalidRequestError(f"{where} asks for {name!r:.60}; the model gives {', '.join(specs)}")
+        if name in requested:
             raise InvalidRequestError(f"{where} asks for {name!r} a second time")
-        wanted.append(_read_wanted(name, _read_parameters(output, where), binary, known[name], where))
-    return tuple(wanted)
+        requested[name] = _read_output(name, _read_parameters(fields, where), binary, specs[name], where)
+    return tuple(requested.values())
 
 
-def _read_wanted(
+def _read_output(
     name: str, parameters: dict[str, Any], binary: bool, spec: tuple[str, list[int]], where: str
-) -> Wanted:
+) -> RequestedOutput:
     datatype, shape = spec
     as_binary = parameters.get("binary_data", binary)
     if not isinstance(as_binary, bool):
@@ -149,7 +185,7 @@ def _read_wanted(
         raise InvalidRequestError(f"{where}.parameters.classification is not a whole number from 0")
     if classes and (len(shape) != 2 or datatype in ("BOOL", "BYTES")):  # noqa: PLR2004 - (N, classes)
         raise InvalidRequestError(f"{where} asks for classes of {name!r}, which has none")
-    return Wanted(name, as_binary, min(classes, shape[-1]) if shape[-1:] > [0] else classes)
+    return RequestedOutput(name, as_binary, min(classes, shape[-1]) if shape[-1:] > [0] else classes)
 
 
 def _check_fields(fields: dict[str, Any], known: set[str], where: str) -> None:
@@ -158,20 +194,18 @@ def _check_fields(fields: dict[str, Any], known: set[str], where: str) -> None:
             raise InvalidRequestError(f"{where} has an unknown field {name[:60]!r}")
 
 
-def input_name(manifest: Manifest) -> str:
-    """Return the name of the input of a model with a task."""
-    return manifest.input.tensor or "inputs"
-
-
 def input_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
-    """Return datatype and shape (-1: open, or the batch) of each input."""
+    """Return datatype and shape of each input by name; -1 is an open dimension, or the batch."""
     if isinstance(manifest, Manifest):
-        return {input_name(manifest): ("FP32", [-1, *manifest.input.shape])}
+        return {manifest.input.tensor or "inputs": ("FP32", [-1, *manifest.input.shape])}
     return {spec.name: (spec.datatype, list(spec.shape)) for spec in manifest.inputs}
 
 
 def output_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
-    """Return datatype and shape (-1: open, or the batch) of each output: the graph's own, then those of the task."""
+    """Return datatype and shape of each output by name: the graph's own, then those of the task.
+
+    -1 is an open dimension, or the batch.
+    """
     if not isinstance(manifest, Manifest):
         return {spec.name: (spec.datatype, list(spec.shape)) for spec in manifest.outputs}
     own = manifest.output.tensor or "outputs"
@@ -185,6 +219,6 @@ def output_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
     return specs
 
 
-def all_outputs(manifest: AnyManifest, binary: bool) -> tuple[Wanted, ...]:
-    """Return every output of a model, as a request that names none wants them."""
-    return tuple(Wanted(name, binary, 0) for name in output_specs(manifest))
+def all_outputs(manifest: AnyManifest, binary: bool) -> tuple[RequestedOutput, ...]:
+    """Return every output of a model, which is what a request gets that lists none."""
+    return tuple([RequestedOutput(name, binary, 0) for name in output_specs(manifest)])

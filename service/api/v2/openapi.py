@@ -1,6 +1,6 @@
-"""The Open Inference Protocol's part of the OpenAPI document: what is served, and infer with each model's tensors.
+"""The Open Inference Protocol in the OpenAPI document: metadata, and an infer operation for each model.
 
-Every model has an infer operation; for one without a task it is the only way to call it.
+For a model without a task, infer is the only way to call it.
 """
 
 import math
@@ -10,15 +10,16 @@ import numpy as np
 import orjson
 
 from service.api.schemas import NUMBER, TEXT, Schema, choose_row, list_of, object_of
-from service.api.v2 import codec as v2_codec
 from service.api.v2.datatypes import DATATYPES
-from service.api.v2.infer_request import Plan, all_outputs, input_specs, output_specs
+from service.api.v2.decode import InferCall
+from service.api.v2.encode import encode
+from service.api.v2.infer_request import all_outputs, input_specs, output_specs
 from service.model.manifest import AnyManifest, Manifest
 
 TAG = "Open Inference Protocol"
 ABOUT = (
-    "The same models for the clients of Triton, KServe and Seldon. Also there: `GET /v2/health/live` and `/ready`,"
-    " `/v2/models/{model}/ready`, `/config` and `/stats`, `POST /v2/repository/index`, and `/load` and `/unload` of"
+    "The same models, for clients of Triton, KServe and Seldon. Not listed here: `GET /v2/health/live` and `/ready`,"
+    " `/v2/models/{model}/ready`, `/config` and `/stats`, `POST /v2/repository/index`, and `/load` and `/unload` under"
     " `/v2/repository/models/{model}`."
 )
 _LENGTH = "Inference-Header-Content-Length"
@@ -43,12 +44,10 @@ READS = (
 
 
 def infer_body(manifest: AnyManifest) -> Schema:
-    """Return the content of an infer request: JSON, or binary data where JSON cannot carry a tensor."""
+    """Return the content of an infer request: JSON, or binary data if JSON cannot carry a tensor."""
     example = build_infer_example(manifest)
     if example is None:
-        about = (
-            f"JSON with `parameters.binary_data_size` of each input, of the length that {_LENGTH} says, then the data"
-        )
+        about = f"JSON as long as {_LENGTH} says, with `parameters.binary_data_size` of each input; then the data"
         return {"application/octet-stream": {"schema": {"type": "string", "format": "binary", "description": about}}}
     specs = input_specs(manifest)
     tensors: Schema = {"anyOf": [_input_schema(name, *spec) for name, spec in specs.items()]}
@@ -58,7 +57,7 @@ def infer_body(manifest: AnyManifest) -> Schema:
         {
             "id": TEXT,
             "inputs": list_of(tensors, len(specs)),
-            "outputs": {"type": "array", "items": asked, "description": "which are wanted; without it, all"},
+            "outputs": {"type": "array", "items": asked, "description": "which to return; all if absent"},
             "parameters": free,
         },
         ("inputs",),
@@ -67,23 +66,23 @@ def infer_body(manifest: AnyManifest) -> Schema:
 
 
 def infer_parameters(manifest: AnyManifest) -> list[Schema]:
-    """Return the parameters of an infer operation: how long the JSON before binary data is."""
+    """Return the parameters of an infer operation: the length of the JSON, if binary data follows it."""
     if build_infer_example(manifest) is not None:
         return []
-    about = "bytes of JSON before the binary data; 0: the body is the one input's data"
+    about = "length in bytes of the JSON before the binary data; 0: the body is the data of the only input"
     schema = {"type": "integer", "minimum": 0, "examples": [0]}
     return [{"name": _LENGTH, "in": "header", "required": True, "schema": schema, "description": about}]
 
 
 def infer_answer(manifest: AnyManifest) -> Schema:
-    """Return the content of the answer: JSON, or JSON and binary data behind it where that was asked for."""
+    """Return the content of the answer: JSON, followed by binary data if the request asks for it."""
     outputs = output_specs(manifest)
     tensor = object_of(
         {
             "name": {"type": "string", "enum": list(outputs)},
             "datatype": {"type": "string", "enum": sorted({datatype for datatype, _ in outputs.values()} | {"BYTES"})},
             "shape": {"type": "array", "items": {"type": "integer"}},
-            "data": {"type": "array", "description": "row by row"},
+            "data": {"type": "array", "description": "in row-major order"},
             "parameters": {"type": "object"},
         },
         ("name", "datatype", "shape"),
@@ -100,7 +99,7 @@ def infer_answer(manifest: AnyManifest) -> Schema:
 
 
 def build_infer_example(manifest: AnyManifest) -> Schema | None:
-    """Return an infer body that the model can answer, with open dimensions of 1; None where JSON cannot carry one."""
+    """Return an infer body that works, with open dimensions of 1; None if JSON cannot carry it."""
     if any(datatype == "FP16" for datatype, _ in input_specs(manifest).values()):
         return None
     inputs = []
@@ -121,8 +120,7 @@ def _golden_answer(manifest: AnyManifest) -> Schema | None:
     if not isinstance(manifest, Manifest) or manifest.golden is None:
         return None
     outputs = np.array(manifest.golden.outputs[:1], np.float32)
-    call = v2_codec.InferCall(outputs, Plan(None, (), all_outputs(manifest, binary=False), None))
-    _, body = v2_codec.encode(outputs, manifest, call)
+    _, body = encode(outputs, manifest, InferCall(outputs, None, all_outputs(manifest, binary=False), None))
     answer: Schema = orjson.loads(body)
     return answer
 
@@ -132,7 +130,7 @@ def _input_schema(name: str, datatype: str, shape: list[int]) -> Schema:
     nested = _element_schema(datatype)
     for size in reversed(shape):
         nested = {"type": "array", "items": nested} if size < 0 else list_of(nested, size)
-    flat = {"type": "array", "items": _element_schema(datatype), "description": "row by row"}
+    flat = {"type": "array", "items": _element_schema(datatype), "description": "in row-major order"}
     fixed = list_of({"type": "integer"}, len(shape)) | ({"prefixItems": sizes} if sizes else {})
     return object_of(
         {
@@ -155,5 +153,5 @@ def _element_schema(datatype: str) -> Schema:
 
 
 def _element(datatype: str) -> Any:  # noqa: ANN401 - a number, a boolean or a text
-    """Return a value to try: 0 is an index that every table has, 1.0 a number that most functions are defined for."""
+    """Return an example element: 0, a valid index for most lookups, or 1.0, in the domain of most functions."""
     return {"b": False, "u": 0, "i": 0, "f": 1.0, "O": "text"}[DATATYPES[datatype].kind]

@@ -1,0 +1,185 @@
+"""Bodies of infer requests to arrays: JSON, binary tensors, and both mixed.
+
+Source: https://github.com/kserve/open-inference-protocol, and Triton's binary tensor data extension.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from service.api.headers import RequestHeaders
+from service.api.v1.decode import LARGE_BODY
+from service.api.v2.datatypes import DATATYPES, Tensor, parse_json, read_binary, read_json
+from service.api.v2.infer_request import (
+    MAX_CACHED_BYTES,
+    InputTensor,
+    RequestedOutput,
+    all_outputs,
+    check_shape,
+    input_specs,
+    parse_cached,
+    parse_request,
+)
+from service.errors import InvalidRequestError
+from service.model.backends import Array
+from service.model.manifest import AnyManifest, ImageInput, Manifest
+from service.model.tensor_model import Tensors
+
+_DATA = re.compile(rb'"data"\s*:\s*')
+
+
+class InferCall(NamedTuple):
+    """One decoded infer request.
+
+    `inputs` is float32 (N, *shape), or the tensors of a model without a task; `timeout` is in seconds, None for the
+    server's own.
+    """
+
+    inputs: Array | Tensors
+    id: str | None
+    outputs: tuple[RequestedOutput, ...]
+    timeout: float | None
+
+
+def is_heavy(body: bytes, headers: RequestHeaders) -> bool:
+    """Tell whether a body is decoded in a thread, since it would hold up the event loop: large JSON, or pictures."""
+    return b'"BYTES"' in body[:MAX_CACHED_BYTES] or (len(body) >= LARGE_BODY and not headers.json_length)
+
+
+def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders) -> InferCall:
+    """Decode an infer body.
+
+    Raises:
+        InvalidRequestError: the body, a field or a value cannot be used; the sentence says which and why.
+    """
+    if not headers.json_length:
+        call = _decode_plain(body, manifest) if isinstance(manifest, Manifest) else None
+        if call is not None:
+            return call
+        header, binary = body, b""
+    else:
+        length = _read_json_length(headers.json_length, len(body))
+        if length == 0:
+            return InferCall(_read_raw(body, manifest), None, all_outputs(manifest, binary=True), None)
+        header, binary = body[:length], body[length:]
+    is_repeated = binary and len(header) <= MAX_CACHED_BYTES
+    request = parse_cached(header, manifest) if is_repeated else parse_request(header, manifest)
+    inputs = _choose_inputs(_read_tensors(request.inputs, binary), manifest)
+    return InferCall(inputs, request.id, request.outputs, request.timeout)
+
+
+def _decode_plain(body: bytes, manifest: Manifest) -> InferCall | None:
+    """Decode JSON with one tensor of plain FP32 data; return None for anything else.
+
+    The list of numbers is cut out and parsed on its own. What is left is short, often repeated, and cached.
+    """
+    header, numbers = _cut_numbers(body)
+    if not header:
+        return None
+    try:
+        request = parse_cached(header, manifest)
+    except InvalidRequestError:
+        return None  # decoding the whole body tells what is wrong and where
+    (tensor,) = request.inputs
+    if tensor.binary_size is not None or tensor.datatype != "FP32":
+        return None
+    inputs = parse_json(numbers, tensor.shape)
+    return None if inputs is None else InferCall(inputs, request.id, request.outputs, request.timeout)
+
+
+def _cut_numbers(body: bytes) -> tuple[bytes, bytes]:
+    """Return a body with `[]` for its only "data", and the bytes of that list; both empty if there is none to cut.
+
+    If the first is valid JSON, and the second a list of numbers, so is the body: the list began at a key's value, and
+    ended before the first brace or quote, of which numbers have none.
+    """
+    found = _DATA.search(body, 0, MAX_CACHED_BYTES)
+    brace = body.find(b"}", found.end()) if found else -1
+    if found is None or brace < 0:
+        return b"", b""
+    start = found.end()
+    quote = body.find(b'"', start, brace)
+    end = body.rfind(b"]", start, brace if quote < 0 else quote) + 1
+    if not end or start + len(body) - end > MAX_CACHED_BYTES:
+        return b"", b""
+    header = b"%b[]%b" % (body[:start], body[end:])
+    # Without escapes, quotes only delimit strings, so what was found is a key; and no other is named "data".
+    if b"\\" in header or _DATA.search(header, start):
+        return b"", b""
+    return header, body[start:end]
+
+
+def _read_json_length(value: bytes, total: int) -> int:
+    if not value.isdigit() or len(value) > 10 or int(value) > total:  # noqa: PLR2004 - digits
+        shown = value[:20].decode("latin-1")
+        raise InvalidRequestError(f"Inference-Header-Content-Length is {shown}, expected 0 to the body's {total} bytes")
+    return int(value)
+
+
+def _read_raw(body: bytes, manifest: AnyManifest) -> Array | Tensors:
+    """Read a body without JSON: the data of the one input, as a batch of one."""
+    specs = input_specs(manifest)
+    if len(specs) != 1:
+        raise InvalidRequestError(f"a raw binary request has one input, the model has {len(specs)}")
+    ((name, (datatype, shape)),) = specs.items()
+    if datatype == "BYTES":
+        tensor = np.empty([1] * len(shape), dtype=object)
+        tensor[...] = body
+        check_shape(name, tensor.shape, shape)
+    else:
+        sizes = [1, *shape[1:]] if isinstance(manifest, Manifest) else _fill_shape(name, datatype, shape, len(body))
+        tensor = read_binary(body, datatype, tuple(sizes), "the body")
+    return _choose_inputs({name: tensor}, manifest)
+
+
+def _fill_shape(name: str, datatype: str, shape: list[int], length: int) -> list[int]:
+    """Return a shape with its open dimension as large as `length` bytes of data make it."""
+    if sum(size < 0 for size in shape) > 1:
+        raise InvalidRequestError(f"a raw binary request needs an input with one open dimension, {name!r} has {shape}")
+    rest = DATATYPES[datatype].itemsize * math.prod(size for size in shape if size >= 0)
+    return [length // max(rest, 1) if size < 0 else size for size in shape]
+
+
+def _read_tensors(inputs: tuple[InputTensor, ...], binary: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a request by name; `binary` is the data after the JSON."""
+    tensors: dict[str, Tensor] = {}
+    position = 0
+    for index, (name, datatype, shape, size, data) in enumerate(inputs):
+        where = f"inputs[{index}]"
+        if size is None:
+            tensors[name] = read_json(data, datatype, shape, where)
+            continue
+        if position + size > len(binary):
+            left = len(binary) - position
+            raise InvalidRequestError(f"{where} has {size} bytes of binary data, {left} are left")
+        content = binary if size == len(binary) else binary[position : position + size]
+        tensors[name] = read_binary(content, datatype, shape, where)
+        position += size
+    if position != len(binary):
+        raise InvalidRequestError(f"the body has {len(binary) - position} bytes after the last tensor")
+    return tensors
+
+
+def _choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest) -> Array | Tensors:
+    """Return what the model takes: its one input float32 (N, *shape), or all tensors if it has no task."""
+    if not isinstance(manifest, Manifest):
+        return Tensors(tensors)
+    ((name, tensor),) = tensors.items()
+    if tensor.dtype == object:
+        assert isinstance(manifest.input, ImageInput)
+        return _read_pictures(tensor, manifest.input)
+    finite = np.isfinite(tensor)
+    if not finite.all():
+        index = int(np.flatnonzero(~finite)[0])
+        raise InvalidRequestError(f"input {name!r} has an element that is not finite, at {index}")
+    return tensor
+
+
+def _read_pictures(tensor: Tensor, spec: ImageInput) -> Array:
+    from service.model.preprocess import read_images  # noqa: PLC0415 - imports Pillow only when pictures are sent
+
+    if tensor.ndim != 1 or not tensor.size:
+        raise InvalidRequestError(f"pictures as BYTES have shape [N] with N from 1, not {list(tensor.shape)}")
+    return read_images(list(tensor), spec, [f"picture {index}" for index in range(len(tensor))])

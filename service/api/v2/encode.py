@@ -1,0 +1,116 @@
+"""Answers to infer requests: the tensors that were asked for, as JSON or binary data.
+
+Source: https://github.com/kserve/open-inference-protocol, and Triton's extensions for binary tensor data and
+classification. A model with a task returns its graph's own output and, as further named outputs, `prediction`,
+`probabilities` and `label`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.api.v2.datatypes import BYTES_LENGTH, DATATYPES, Tensor
+from service.api.v2.decode import InferCall
+from service.errors import InvalidRequestError
+from service.model import postprocess
+from service.model.backends import Array
+from service.model.manifest import AnyManifest, Manifest
+from service.model.tensor_model import Tensors
+
+DATATYPE_NAMES = {dtype.str[1:]: name for name, dtype in DATATYPES.items()}  # by dtype.str without the byte order
+
+_JSON = b"content-type: application/json\r\n"
+_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+
+
+def encode(outputs: Array | Tensors, manifest: AnyManifest, call: InferCall) -> tuple[bytes, bytes]:
+    """Return header lines and body of the answer: JSON, with binary data behind it if some was asked for.
+
+    Args:
+        outputs: the graph's, as `Predictor.predict` or `TensorPredictor.predict` returns them.
+        manifest: of the version that computed them.
+        call: what was asked for.
+
+    Raises:
+        InvalidRequestError: an output cannot be written as asked.
+    """
+    tensors = outputs if isinstance(outputs, Tensors) else _build_tensors(outputs, manifest, call)
+    described: list[dict[str, Any]] = []
+    binary: list[bytes] = []
+    for name, as_binary, classes in call.outputs:
+        tensor = _classify(name, tensors[name], classes, manifest) if classes else tensors[name]
+        fields: dict[str, Any] = {"name": name, "datatype": DATATYPE_NAMES[tensor.dtype.str[1:]], "shape": tensor.shape}
+        if as_binary:
+            binary.append(write_binary(tensor))
+            fields["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            fields["data"] = write_json(tensor)
+        described.append(fields)
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": str(manifest.version)}
+    if call.id is not None:
+        answer["id"] = call.id
+    answer["outputs"] = described
+    header = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not binary:
+        return _JSON, header
+    return _BINARY % len(header), b"".join((header, *binary))
+
+
+def _build_tensors(outputs: Array, manifest: AnyManifest, call: InferCall) -> Mapping[str, Tensor]:
+    """Return the outputs of a model with a task by name; only the graph's own if nothing else was asked for."""
+    assert isinstance(manifest, Manifest)
+    own: dict[str, Tensor] = {manifest.output.tensor or "outputs": outputs}
+    if len(call.outputs) == 1 and call.outputs[0].name in own:
+        return own
+    if manifest.task == "regression":
+        return {"prediction": outputs[:, 0]} | own
+    probabilities, indices = postprocess.classify(outputs, manifest)
+    labels = list(map(str.encode, map(manifest.output.labels.__getitem__, indices.tolist())))
+    return {
+        "prediction": indices.astype(np.int64),
+        "probabilities": probabilities,
+        "label": np.array(labels, dtype=object),
+        **own,  # last: the graph's own output may itself be called "probabilities"
+    }
+
+
+def _classify(name: str, tensor: Tensor, classes: int, manifest: AnyManifest) -> Tensor:
+    """Return the largest of each row of (N, K) as BYTES "value:index" or "value:index:label", largest first."""
+    if tensor.ndim != 2:  # noqa: PLR2004 - (N, classes)
+        raise InvalidRequestError(f"output {name!r} has shape {list(tensor.shape)}, which has no classes")
+    labels = manifest.output.labels if isinstance(manifest, Manifest) else ()
+    endings = [f":{label}" for label in labels] if len(labels) == tensor.shape[1] else [""] * tensor.shape[1]
+    falling = ~tensor if tensor.dtype.kind in "iu" else -tensor  # minus an integer could overflow
+    order = np.argsort(falling, axis=1, kind="stable")[:, :classes]
+    texts = np.empty(order.shape, dtype=object)
+    for row, columns in enumerate(order.tolist()):
+        for place, column in enumerate(columns):
+            texts[row, place] = f"{tensor[row, column]:f}:{column}{endings[column]}".encode()
+    return texts
+
+
+def write_json(tensor: Tensor) -> Any:  # noqa: ANN401 - a list, or an array that orjson writes as one
+    """Return a tensor's elements, flat in row-major order, as orjson takes them.
+
+    Raises:
+        InvalidRequestError: JSON cannot carry them: FP16, NaN and infinities, or BYTES that are not UTF-8.
+    """
+    if tensor.dtype == object:
+        try:
+            return list(map(bytes.decode, tensor.reshape(-1)))
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError("a BYTES output is not UTF-8 text; ask for it as binary data") from error
+    if tensor.dtype == np.float16:
+        raise InvalidRequestError("an FP16 output cannot be written as JSON; ask for it as binary data")
+    if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        raise InvalidRequestError("an output has a number that is not finite; ask for it as binary data")
+    return np.ascontiguousarray(tensor).reshape(-1)
+
+
+def write_binary(tensor: Tensor) -> bytes:
+    """Return a tensor's elements as binary data."""
+    if tensor.dtype == object:
+        return b"".join(BYTES_LENGTH.pack(len(element)) + element for element in tensor.reshape(-1))
+    return np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<")).tobytes()
