@@ -1,1 +1,1 @@
-"""What is served: the models folder, the versions opened from it, and how workers change them together."""
+"""What is served: the models folder, the versions loaded from it, and how workers change them together."""

@@ -108,6 +108,7 @@ class Loader:
             if folder.name in settings and settings[folder.name].includes(folder.version)
         }
         unchanged = {key for key, folder in wanted.items() if last.fingerprints.get(key) == folder.fingerprint}
+        # Pending at the last call and not touched since: nobody is copying them any more.
         complete = {key: reason for key, reason in last.failed.pending.items() if key in unchanged}
         retried = set() if debounce else {key for key in unchanged if key in complete or _is_refused(key, models)}
         opened, errors = self._open_all(folder for key, folder in wanted.items() if key not in unchanged - retried)

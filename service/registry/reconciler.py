@@ -217,7 +217,7 @@ class Reconciler:
         """Change the desired state, and return once every worker has committed it."""
         generation = self._coordination.change(update)
         if not await self._wait_until(lambda: self._coordination.is_committed(generation)):
-            raise DeadlineExceededError(f"not every worker has followed within {CHANGE_SECONDS:.0f} s")
+            raise DeadlineExceededError(f"not every worker applied the change within {CHANGE_SECONDS:.0f} s")
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

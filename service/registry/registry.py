@@ -38,7 +38,6 @@ class Registry:
         self.models: Mapping[str, Model] = {}
         self.routes: Mapping[tuple[str, str | None], LoadedVersion] = {}
         self.loader = Loader(settings, threads, preferred_device)
-        self.draining = False
         self._models_dir = settings.models_dir
         self._is_loaded = False
         self._committed = Change()
@@ -48,9 +47,7 @@ class Registry:
 
     @property
     def problem(self) -> str:
-        """Why the service is not ready; empty when every model that should be served is."""
-        if self.draining:
-            return "the service is shutting down"
+        """Why the models are not ready; empty when every model that should be served is."""
         if not self._is_loaded:
             return "models are being loaded"
         models = list(self.models.values())

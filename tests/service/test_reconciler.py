@@ -133,7 +133,7 @@ def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
     shutil.copy(next(shared.glob("worker-*")), shared / "worker-1-0")  # a living process that never follows
 
     async def wait(reconciler: Reconciler) -> None:
-        with pytest.raises(DeadlineExceededError, match="not every worker has followed"):
+        with pytest.raises(DeadlineExceededError, match="not every worker applied the change within"):
             await reconciler.load("doubler")
 
     with pytest.MonkeyPatch.context() as patch:
