@@ -1,4 +1,4 @@
-"""A Ray of two nodes with the service on it, in processes of its own; to tests it looks like `tests.servers.Server`."""
+"""A Ray cluster of two nodes with the service; it has the interface of `tests.servers.Server`."""
 
 import json
 import socket
@@ -21,14 +21,14 @@ REPLICA = "ray::ServeReplica"
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def choose_environment(folder: Path) -> dict[str, str]:
-    """Return Ray's own variables: those of `docs/scaling.md`, and what two clusters on one machine must not share."""
+    """Return Ray's environment: that of `deploy/ray/environment`, and paths and ports that clusters must not share."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -49,7 +49,7 @@ def choose_environment(folder: Path) -> dict[str, str]:
 
 
 class RayServer:
-    """The cluster; a context manager that ends every process of it."""
+    """The cluster; a context manager that ends all its processes."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp")  # sockets want short paths
@@ -78,7 +78,7 @@ class RayServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it, and end what it leaves."""
+        """Stop it, and kill any process it leaves behind."""
         self.members()
         try:
             self.order("stop")
@@ -87,11 +87,11 @@ class RayServer:
             self._kill()
 
     def log(self) -> str:
-        """Return the last that the driver has written."""
+        """Return the end of the driver's log."""
         return Path(self._log.name).read_text()[-3000:]
 
     def order(self, what: str, **more: object) -> Any:
-        """Have the driver do something and return its answer."""
+        """Send the driver a command and return its reply."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": what, **more}) + "\n")
         self._process.stdin.flush()
@@ -122,7 +122,7 @@ class RayServer:
         return time.monotonic() - began
 
     def _wait_until_settled(self, count: int) -> None:
-        """Wait until what was served before is gone, and so many replicas are there."""
+        """Wait until the old replicas are gone and `count` new ones are running."""
         until = time.monotonic() + START_SECONDS
         wanted = {"application": "RUNNING", "replicas": {"RUNNING": count}}
         while wanted != {key: self.order("status")[key] for key in wanted} or len(self.replicas()) != count:

@@ -1,4 +1,4 @@
-"""One Ray of two nodes for all tests here, and models folders that they may change."""
+"""One Ray cluster for all tests here, and models folders that they may change."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.ray.cluster import RayServer
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[RayServer]:
-    """The cluster; a test deploys what it needs, in the place of what was there."""
+    """The cluster; each test deploys what it needs, replacing the deployment before."""
     pytest.importorskip("ray", reason="needs '.[ray]'")
     with RayServer() as running:
         yield running
@@ -20,7 +20,7 @@ def cluster() -> Iterator[RayServer]:
 
 @pytest.fixture
 def models(tmp_path: Path, published: Path) -> Path:
-    """A copy of the folder that the registry ships."""
+    """A copy of the models folder of the repository."""
     return Path(shutil.copytree(published, tmp_path / "models"))
 
 

@@ -1,9 +1,9 @@
-"""A pytest plugin: every server that a test starts is the Ray Serve application at `SERVICE_TEST_URL` instead.
+"""A pytest plugin: tests use the Ray Serve application at `SERVICE_TEST_URL` instead of starting servers.
 
     SERVICE_TEST_URL=http://… pytest -p tests.ray.elsewhere tests/contract/test_predictions.py
 
-The models folder of the first server that is started is copied to where the application finds it; a session that needs
-another one is refused.
+The models folder of the first server is copied to `SERVICE_TEST_MODELS_DIR`, which the application serves; a session
+that needs a second one fails.
 """
 
 import os
@@ -20,7 +20,7 @@ SECONDS = 60
 
 
 class ElsewhereServer(servers.Server):
-    """The same face as a server of our own, without a process."""
+    """The interface of `Server`, without a process."""
 
     _served: Path | None = None
 
@@ -34,7 +34,7 @@ class ElsewhereServer(servers.Server):
         self._models_dir = models_dir
 
     def __enter__(self) -> Self:
-        """Give it the models folder, and wait until it serves just that."""
+        """Copy the models, and wait until exactly these are served."""
         for old in self._folder.iterdir():
             shutil.rmtree(old)
         for new in self._models_dir.iterdir():
@@ -47,7 +47,7 @@ class ElsewhereServer(servers.Server):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave it as it is."""
+        """Leave it running."""
 
     def _list(self) -> set[str]:
         models = requests.get(f"{self.url}/v1/models", timeout=10).json()["models"]

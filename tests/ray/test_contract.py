@@ -1,9 +1,8 @@
-"""The contract suite through Ray Serve, unchanged: what callers see does not depend on the host.
+"""The contract tests, unchanged, against the application on Ray Serve: clients see no difference between hosts.
 
-Left out are the files about the host itself, which here is Ray's: `test_failures_*` (worker processes and their death,
-signals, slow heads, connection limits, figures summed over workers), `test_reload` and `test_own_models` (which start
-servers with flags of their own, and see workers agree), `test_playground` (a browser; its files are asked for below),
-`test_published_models`, `test_tracing`.
+Left out are the files about the host itself: `test_failures_*` (death of workers, signals, slow heads, connection
+limits, metrics summed over workers), `test_reload` and `test_own_models` (servers with flags of their own, coordination
+of workers), `test_playground` (a browser), `test_published_models` and `test_tracing`.
 """
 
 import os
@@ -33,7 +32,7 @@ OTHER_SERVERS = (  # these start a second server
 
 @pytest.mark.parametrize("names", [SUITE, ("protocol_tensors",)], ids=["/v1 and /v2", "tensors"])
 def test_contract(names: tuple[str, ...], cluster: RayServer, doubler: Path) -> None:
-    """Every test of these files passes against the application on Ray, also by the replica following the folder."""
+    """Every test of these files passes against the application on Ray, whose replica follows the models folder."""
     cluster.deploy(doubler, num_replicas=1)
     files = [f"tests/contract/test_{name}.py" for name in names]
     flags = [word for test in OTHER_SERVERS for word in ("--deselect", test)]
@@ -51,7 +50,7 @@ def test_contract(names: tuple[str, ...], cluster: RayServer, doubler: Path) -> 
 
 
 def test_settings_and_ids(cluster: RayServer, doubler: Path) -> None:
-    """The settings are the variables of our own host; a request keeps its id, once."""
+    """The settings are the environment variables of our own host; the response repeats the request id once."""
     cluster.deploy(doubler, {"SERVICE_API_KEY": "secret"})
     refused = cluster.predict("doubler", [[2]])
     assert (refused.status_code, list(refused.json())) == (401, ["error"])

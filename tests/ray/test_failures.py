@@ -1,4 +1,4 @@
-"""What fails beyond one machine: replicas and nodes die under load, queues fill up, deadlines pass; and scaling."""
+"""Failures of a cluster (replicas and nodes die, queues fill up, deadlines pass), scaling, and metrics."""
 
 import threading
 import time
@@ -16,11 +16,11 @@ from tests.traffic import Client, Models, Record, add
 
 CLIENTS = 4
 SECONDS = 90.0
-DEAD_REPLICA = "a good request was answered 500: b'Internal Server Error"  # HAProxy's words, for what the dead one had
+DEAD_REPLICA = "a good request was answered 500: b'Internal Server Error"  # from HAProxy
 
 
-class PatientClient(Client):
-    """A client that takes an answer cut short, by the death of the replica that sent it, for none."""
+class TolerantClient(Client):
+    """A client that counts a truncated response, whose replica died, as a closed connection."""
 
     def _exchange(self, request: bytes) -> wire.Reply | None:
         reply = super()._exchange(request)
@@ -33,9 +33,9 @@ class PatientClient(Client):
 
 @contextmanager
 def load(cluster: RayServer, models: Models, clients: int = CLIENTS) -> Iterator[Callable[[], Record]]:
-    """Send good requests from several clients; the function given ends them and returns what they saw."""
+    """Send good requests from several clients; the yielded function stops them and returns their results."""
     done = threading.Event()
-    senders = [PatientClient(lambda: cluster.url, models, seed, 0.0, done) for seed in range(clients)]
+    senders = [TolerantClient(lambda: cluster.url, models, seed, 0.0, done) for seed in range(clients)]
     for sender in senders:
         sender.start()
 
@@ -53,7 +53,7 @@ def load(cluster: RayServer, models: Models, clients: int = CLIENTS) -> Iterator
 
 
 def check(record: Record, models: Models) -> None:
-    """Every request ended, with the right answer, a 503, or nothing where its replica died."""
+    """Every request ended: with the right response, a 503, or a closed connection if its replica died."""
     assert record.hung == 0
     assert [sentence for sentence in record.misjudged if not sentence.startswith(DEAD_REPLICA)] == []
     assert set(record.answered) <= {200, 500, 503}
@@ -63,17 +63,17 @@ def check(record: Record, models: Models) -> None:
 
 
 def show(what: str, seconds: float, record: Record) -> None:
-    """Print a figure for the log of the run."""
+    """Print the results."""
     print(f"{what}: recovered after {seconds:.1f} s; {dict(record.answered)}, {record.closed} closed without an answer")
 
 
 def running(cluster: RayServer) -> int:
-    """Return how many replicas Ray counts as running."""
+    """Return the number of replicas that Ray reports as running."""
     return int(cluster.order("status")["replicas"].get("RUNNING", 0))
 
 
 def break_under_load(cluster: RayServer, models: Path, what: str, break_it: Callable[[], None]) -> None:
-    """Break something under load, wait until two replicas run again, and check what the clients saw."""
+    """Break something under load, wait until two replicas run again, and check the results of the clients."""
     known = Models(models)
     with load(cluster, known) as end:
         time.sleep(2)
@@ -88,7 +88,7 @@ def break_under_load(cluster: RayServer, models: Path, what: str, break_it: Call
 
 
 def test_replica_is_killed_under_load(cluster: RayServer, models: Path) -> None:
-    """A replica killed with -9: no wrong answer, no hang, and another takes its place."""
+    """After kill -9 of a replica no response is wrong, no request hangs, and the replica is replaced."""
     cluster.deploy(models, num_replicas=2)
     before = {process.pid for process in cluster.replicas()}
 
@@ -100,7 +100,7 @@ def test_replica_is_killed_under_load(cluster: RayServer, models: Path) -> None:
 
 
 def test_node_is_killed_under_load(cluster: RayServer, models: Path) -> None:
-    """A machine that goes takes no other's requests with it; what ran on it starts on the next that joins."""
+    """A lost node fails only its own requests; its replica starts again on the next node that joins."""
     cluster.deploy(models, num_replicas=2, ray_actor_options={"num_cpus": 1.2})  # one fits on a node
     before = {process.pid for process in cluster.replicas()}
 
@@ -117,9 +117,9 @@ def test_scales_with_load_and_back(cluster: RayServer, models: Path) -> None:
     scaling = {
         "min_replicas": 1,
         "max_replicas": 4,
-        "target_ongoing_requests": 0.25,  # so that the load asks for all four, however slow its clients are
+        "target_ongoing_requests": 0.25,  # so low that even slow clients need all four
         "upscale_delay_s": 1,
-        "downscale_delay_s": 12,  # longer than a replica takes to start, or those that start are stopped again
+        "downscale_delay_s": 12,  # longer than a replica takes to start, or new replicas are stopped again
         "look_back_period_s": 2,
         "metrics_interval_s": 0.5,
     }
@@ -139,13 +139,13 @@ def test_scales_with_load_and_back(cluster: RayServer, models: Path) -> None:
         f"1 -> 4 replicas after {up:.1f} s, 4 -> 1 after {down:.1f} s; {dict(record.answered)}, {record.closed} closed"
     )
     assert (record.hung, record.misjudged) == (0, [])
-    assert record.closed <= 8  # connections that stood idle when HAProxy took another configuration
+    assert record.closed <= 8  # idle connections, when HAProxy reloads its configuration
     assert set(record.answered) == {200}
     assert known.count_wrong(record.asked) == 0
 
 
-def test_full_queue_is_503_in_our_words(cluster: RayServer, empty_dir: Path) -> None:
-    """Beyond max_ongoing_requests and max_queued_requests a request is refused at once, as our own host does it."""
+def test_full_queue_is_503_in_our_form(cluster: RayServer, empty_dir: Path) -> None:
+    """Beyond max_ongoing_requests and max_queued_requests a request is refused at once, as on our own host."""
     fakes.write_version(empty_dir, wire.napper(least=wire.rounds_for(0.5)))
     cluster.deploy(empty_dir, max_ongoing_requests=1, max_queued_requests=1)
     with ThreadPoolExecutor(8) as pool:
@@ -158,7 +158,7 @@ def test_full_queue_is_503_in_our_words(cluster: RayServer, empty_dir: Path) -> 
 
 
 def test_deadlines_are_ours_first_then_rays(cluster: RayServer, empty_dir: Path) -> None:
-    """The service's own deadline answers 504; where a caller asks Ray for a shorter one, so does Ray's."""
+    """The service's own deadline is a 504; so is a shorter one that a client requests from Ray."""
     fakes.write_version(empty_dir, wire.napper(least=wire.rounds_for(1)))
     cluster.deploy(empty_dir, {"SERVICE_REQUEST_TIMEOUT": "0.3"})
     ours = cluster.predict("napper", [[1]])
@@ -170,9 +170,9 @@ def test_deadlines_are_ours_first_then_rays(cluster: RayServer, empty_dir: Path)
         assert (answer.status_code, list(answer.json())) == (504, ["error"]), answer.text
 
 
-def test_figures_are_told_apart_by_replica(cluster: RayServer, empty_dir: Path) -> None:
-    """Prometheus finds the service's own figures at each node's agent, with the replica's name; their sum is right."""
-    fakes.write_version(empty_dir, replace(fakes.doubler(), name="counted"))  # no other test's
+def test_metrics_have_a_replica_label(cluster: RayServer, empty_dir: Path) -> None:
+    """Each node's agent exports the service's metrics with a replica label; their sum is right."""
+    fakes.write_version(empty_dir, replace(fakes.doubler(), name="counted"))  # used by no other test
     cluster.deploy(empty_dir, num_replicas=2)
     for _ in range(40):
         assert cluster.predict("counted", [[2]]).status_code == 200
