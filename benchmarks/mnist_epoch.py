@@ -23,10 +23,11 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from training.data import IndexBatches, Split
-from training.loop import Learner, measure, run_epoch
+from training.config import TrainConfig
+from training.data import Split
 from training.nets import DigitsNet
 from training.progress import Progress
+from training.trainer import Trainer
 
 BATCH_SIZE = 64
 RATE = 0.001
@@ -82,15 +83,15 @@ class Ours:
         net = DigitsNet(0.5, 0.5)
         for mine, theirs in zip(net.parameters(), tutorial.net.parameters(), strict=True):
             mine.data.copy_(theirs.data)
-        optimizer = torch.optim.Adam(net.parameters(), lr=RATE, fused=True)
-        self.learner = Learner(net, nn.CrossEntropyLoss(), optimizer, "multiclass")
+        config = TrainConfig(epochs=1, batch_size=BATCH_SIZE, optimizer="adamw", lr=RATE)
+        self.trainer = Trainer(net, "multiclass", config, self.train)
 
     def run(self, order: torch.Generator) -> Result:
         """Train and measure for one epoch."""
-        batches = IndexBatches(self.train, BATCH_SIZE, order)
-        with Progress("by index", 1, len(batches)) as progress:
-            loss = run_epoch(self.learner, batches, progress).loss
-        return Result(loss, measure(self.learner, self.test).accuracy or 0.0)
+        self.trainer.generator.set_state(order.get_state())
+        with Progress("by index", 1, len(self.trainer.batches)) as progress:
+            loss = self.trainer.run_epoch(progress).loss
+        return Result(loss, self.trainer.validate(self.test).accuracy or 0.0)
 
 
 def main() -> None:

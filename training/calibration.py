@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from service.model.manifest import Task
 from training.data import Split, as_floats
-from training.loop import EVALUATION_BATCH
+from training.trainer import EVALUATION_BATCH
 
 BINS = 15
 LEAST_FOR_CALIBRATION = 30  # instances; fewer say nothing about it

@@ -1,7 +1,7 @@
-"""The state of a long fit on disk, so that a fit which was cut short goes on.
+"""The state of a long fit on disk, so that an interrupted fit can resume.
 
-A state is taken up only by the very fit that wrote it; one that cannot be read or kept costs time, never the fit. Each
-such case is said in a line on stderr.
+A state is used only by the fit that saved it. If it cannot be read or saved, the fit goes on without it and says so in
+one line on stderr.
 """
 
 import os
@@ -16,11 +16,11 @@ _UNREADABLE = (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.Unpi
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the saved state of a fit, or None where there is none of this very fit.
+    """Return the saved state of a fit, or None if there is none.
 
     Args:
-        path: of the file.
-        identity: what must be equal for a state to be of the same fit; see `course.identify`.
+        path: the checkpoint file.
+        identity: what must be equal for a state to belong to the same fit; see `Trainer.identity`.
     """
     if not path.is_file():
         return None
@@ -28,17 +28,17 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any] | No
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         state, is_same = saved["state"], saved["identity"] == identity
     except _UNREADABLE:
-        _say(f"{path} cannot be read; beginning anew")
+        _warn(f"cannot read {path}; starting from the beginning")
         return None
     if not is_same:
-        _say(f"{path} is of another fit (other code, data, seed or device); beginning anew")
+        _warn(f"{path} belongs to another fit (other code, data, seed or device); starting from the beginning")
         return None
-    _say(f"going on from {path}, after epoch {len(state['history'])}")
+    _warn(f"resuming from {path} after epoch {len(state['history'])}")
     return dict(state)
 
 
 def save_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> bool:
-    """Write a state beside its place and rename it there, so that one is always whole; tell whether it is kept."""
+    """Replace the checkpoint file in one step; return whether that worked."""
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,11 +48,11 @@ def save_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any])
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or "it could not be written whole"
-        _say(f"no state is kept in {path} ({reason}); if this fit is cut short, it begins anew")
+        reason = getattr(error, "strerror", None) or "incomplete write"
+        _warn(f"cannot save {path} ({reason}); if interrupted, this fit starts from the beginning")
         return False
     return True
 
 
-def _say(text: str) -> None:
+def _warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -71,10 +71,10 @@ class Splits:
 
 
 class IndexBatches:
-    """Shuffled batches of one split, drawn by index; each pass over it is one epoch in a new order.
+    """Shuffled batches of a split, each pass in a new order; a single batch of the whole split stays in order.
 
-    One gather an epoch instead of one Python call an instance, which takes a `DataLoader` over the torchvision data set
-    most of the tutorial's epoch (`benchmarks/mnist_epoch.py` measures it).
+    It gathers once per epoch. A `DataLoader` over the torchvision data set makes one Python call per instance, which
+    is most of the time of the tutorial's epoch (`benchmarks/mnist_epoch.py` measures it).
     """
 
     def __init__(self, split: Split, batch_size: int, generator: torch.Generator) -> None:
@@ -88,9 +88,12 @@ class IndexBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (inputs float32, targets) of each batch."""
-        order = torch.randperm(len(self._split), generator=self._generator).to(self._split.inputs.device)
-        shuffled = self._split.inputs[order], self._split.targets[order]  # one gather an epoch; batches are views
-        for inputs, targets in zip(*(torch.split(part, self._batch_size) for part in shuffled), strict=True):
+        arrays = self._split.inputs, self._split.targets
+        if len(self) > 1:
+            device = self._generator.device
+            order = torch.randperm(len(self._split), generator=self._generator, device=device)
+            arrays = arrays[0][order], arrays[1][order]  # the batches are views of it
+        for inputs, targets in zip(*(torch.split(array, self._batch_size) for array in arrays), strict=True):
             yield as_floats(distributed.share(inputs)), distributed.share(targets)
 
 

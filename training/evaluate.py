@@ -17,17 +17,17 @@ from service.model.predictor import Predictor
 from training.calibration import LEAST_FOR_CALIBRATION, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, Split, Splits, as_floats, least_squares
 from training.errors import CheckError
-from training.loop import EVALUATION_BATCH, Fitted, count_correct
 from training.nets import LinearNet
 from training.progress import Epoch
+from training.tally import count_correct
+from training.trainer import EVALUATION_BATCH, Fitted
 
 
 def predict(predictor: Predictor, split: Split) -> Array:
     """Return the served values (N, 1) or probabilities (N, labels), float32, of every instance of a split."""
-    inputs = as_floats(split.inputs).cpu()
-    return np.concatenate(
-        [predictor.predict(batch.contiguous().numpy()) for batch in torch.split(inputs, EVALUATION_BATCH)]
-    )
+    batches = torch.split(as_floats(split.inputs).cpu(), EVALUATION_BATCH)
+    outputs = np.concatenate([predictor.predict(batch.contiguous().numpy()) for batch in batches])
+    return postprocess.interpret(outputs, predictor.manifest)
 
 
 def evaluate(predictors: dict[BackendName, Predictor], split: Split) -> dict[str, float]:

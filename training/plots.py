@@ -18,7 +18,7 @@ from service.model.predictor import Predictor
 from training.calibration import BINS, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, LINE_INTERCEPT, Split, Splits, as_floats, true_slope
 from training.evaluate import parameters, predict
-from training.loop import Fitted
+from training.trainer import Fitted
 
 Draw = Callable[[Path, Fitted, Splits, Predictor], None]
 

@@ -7,19 +7,20 @@ A recipe knows its data set, net and figures. It does not know files, artifacts 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from service.model.manifest import Feature, ImageInput, ImageSpec, Input, Output, TabularInput, Task
 from training import by_hand, data, evaluate, mnist, plots
+from training.config import TrainConfig
 from training.data import Splits
-from training.loop import Fitted, Learner, Settings, count_correct, fit
 from training.nets import LinearNet, linear_net
 from training.progress import Progress
+from training.tally import count_correct
+from training.trainer import Fitted, Settings, Trainer
 
 CLOUDS_CHECK_EVERY = 20  # iterations
 
@@ -47,12 +48,12 @@ class Recipe:
 
 
 def fit_logistic_by_hand(splits: Splits, settings: Settings) -> Fitted:
-    """Fit a logistic regression with tensors and autograd alone, one instance a step (lr 0.001).
+    """Fit a logistic regression with tensors and autograd alone, one instance per step (lr 0.001).
 
     Decided:
         The loss is written on the logit: as the tutorial writes it, it becomes NaN once ŷ rounds to exactly 1.
         Each epoch shows its mean loss; the tutorial prints the last instance's, which says little.
-        Metrics are of 1,000 fresh points; the tutorial holds none out.
+        Metrics are of 10,000 fresh points; the tutorial holds none out.
     """
     train = splits.train.to(settings.device)
     with Progress("logistic-by-hand", settings.epochs, len(train)) as progress:
@@ -61,21 +62,15 @@ def fit_logistic_by_hand(splits: Splits, settings: Settings) -> Fitted:
 
 
 def fit_logistic_hours(splits: Splits, settings: Settings) -> Fitted:
-    """Fit pass or fail to three students, with the loss summed over them (lr 0.01).
+    """Fit pass or fail to three students with `BCEWithLogitsLoss`, summed over them, and SGD (lr 0.01).
 
     Decided:
         `reduction="sum"`, today's name of the tutorial's `size_average=False`. Their mean would make every step a
         third as long: with seed 0, 1,000 epochs would end at P(pass | 4 h) = 0.61 instead of 0.85.
         Sigmoid and loss are one function of the logit, which cannot overflow; the values are the tutorial's.
     """
-    train = splits.train.to(settings.device)
-    net = LinearNet(1).to(settings.device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    learner = Learner(net, nn.BCEWithLogitsLoss(reduction="sum"), optimizer, "binary")
-    loader = DataLoader(TensorDataset(train.inputs, train.targets), batch_size=len(train))
-    with Progress("logistic-hours", settings.epochs, len(loader)) as progress:
-        history = fit(learner, loader, settings.epochs, progress)
-    return Fitted(net, history)
+    config = TrainConfig(settings.epochs, batch_size=len(splits.train), lr=0.01, reduction="sum")
+    return Trainer(LinearNet(1), "binary", config, splits.train.to(settings.device)).fit("logistic-hours")
 
 
 def fit_logistic_clusters(splits: Splits, settings: Settings) -> Fitted:
@@ -84,12 +79,11 @@ def fit_logistic_clusters(splits: Splits, settings: Settings) -> Fitted:
     Decided:
         The 99 % are counted in whole points: 199 of 200. Compared as float32, 198/200 counts as more than 0.99,
         because `float32(0.99).item()` is 0.9900000095, and training would stop about 100 iterations early.
-        Every 20 iterations the net is measured as it then is, and the very same boundary is drawn; the tutorial
-        measures before a step and draws after it.
+        The net is measured after every 20th iteration, and that same boundary is drawn; the tutorial measures before
+        a step and draws after it.
         Metrics are of 10,000 fresh points; the training points' own share is `training_accuracy`.
     """
-    train = splits.train.to(settings.device)
-    net = LinearNet(2).to(settings.device)
+    train, net = splits.train.to(settings.device), LinearNet(2)
     boundaries: dict[int, tuple[Tensor, Tensor]] = {}
 
     def is_done(iteration: int) -> bool:
@@ -99,12 +93,9 @@ def fit_logistic_clusters(splits: Splits, settings: Settings) -> Fitted:
         hits = count_correct(net(train.inputs), train.targets, "binary")
         return 100 * hits > 99 * len(train)
 
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    learner = Learner(net, nn.BCEWithLogitsLoss(), optimizer, "binary")
-    loader = DataLoader(TensorDataset(train.inputs, train.targets), batch_size=len(train))
-    with Progress("logistic-clusters", settings.epochs, len(loader)) as progress:
-        history = fit(learner, loader, settings.epochs, progress, stop=is_done)
-    return Fitted(net, history, boundaries)
+    config = TrainConfig(settings.epochs, batch_size=len(train), lr=0.01, momentum=0.9)
+    fitted = Trainer(net, "binary", config, train).fit("logistic-clusters", is_done)
+    return replace(fitted, boundaries=boundaries)
 
 
 def fit_linear_by_hand(splits: Splits, settings: Settings) -> Fitted:
@@ -113,8 +104,8 @@ def fit_linear_by_hand(splits: Splits, settings: Settings) -> Fitted:
     Decided:
         Batches follow the shuffled order; the tutorial computes one and does not use it.
         All 100 points train: the last batch has 4 and its gradient is divided by 4; the tutorial drops it, and
-        divides by 16 always.
-        The loss shown is of its own epoch; the tutorial's is never set back to zero.
+        always divides by 16.
+        The loss shown is of its own epoch; the tutorial never resets it to zero.
         The true line is drawn with its own bias, 14.5.
     """
     train = splits.train.to(settings.device)
@@ -129,15 +120,11 @@ def fit_linear(splits: Splits, settings: Settings) -> Fitted:
 
     Decided:
         Targets are a column: (16, 1) − (16,) broadcasts to 16 × 16 differences, and training ends at a flat line.
-        The loss shown is of its own epoch, each batch weighing as many times as it has points.
+        The loss shown is of its own epoch, each batch weighted by its number of points.
     """
-    train = splits.train.to(settings.device)
-    net = LinearNet(1).to(settings.device)
-    learner = Learner(net, nn.MSELoss(), torch.optim.SGD(net.parameters(), lr=0.01), "regression")
-    loader = DataLoader(TensorDataset(train.inputs, train.targets), batch_size=16, shuffle=True)
-    with Progress("linear", settings.epochs, len(loader)) as progress:
-        history = fit(learner, loader, settings.epochs, progress)
-    return Fitted(net, history)
+    train, config = splits.train.to(settings.device), TrainConfig(settings.epochs, batch_size=16, lr=0.01)
+    loader = DataLoader(TensorDataset(train.inputs, train.targets), config.batch_size, shuffle=True)
+    return Trainer(LinearNet(1), "regression", config, train, loader=loader).fit("linear")
 
 
 def _tabular(*features: Feature) -> TabularInput:
@@ -253,7 +240,7 @@ RECIPES: dict[str, Recipe] = {
             "mnist",
             "Handwritten digits",
             "The tutorial's perceptron (784-512-128-10, sigmoid) on MNIST.",
-            10,
+            mnist.MNIST.epochs,
             mnist.fit_mnist,
         ),
         _digits(

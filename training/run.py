@@ -23,7 +23,6 @@ from training.describe import build_manifest, describe_training
 from training.errors import CheckError, DeviceError
 from training.evaluate import evaluate
 from training.export import export
-from training.loop import Settings
 from training.nets import ServingNet
 from training.parity import check_parity, open_predictors
 from training.publish import choose_version, publish, staging, write_manifest
@@ -31,6 +30,7 @@ from training.quantize import quantize
 from training.recipes import Recipe
 from training.robustness import count_hits, measure_robustness
 from training.seeds import Candidate, choose_candidate, fit_seed, mean_interval, measure_candidate
+from training.trainer import Settings
 
 CHECKPOINTS = ".checkpoints"  # in the data folder
 

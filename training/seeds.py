@@ -14,10 +14,10 @@ from service.model.manifest import Manifest
 from training.calibration import choose_temperature
 from training.data import Splits, as_floats
 from training.evaluate import best_epoch, measure_results
-from training.loop import EVALUATION_BATCH, Fitted, Settings
 from training.nets import ServingNet, divide_logits
 from training.parity import run_net
 from training.recipes import Recipe
+from training.trainer import EVALUATION_BATCH, Fitted, Settings
 
 CONFIDENCE = 0.95
 _NORMAL = 1.959964  # of the normal distribution, within so many deviations lie 95 %

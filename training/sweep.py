@@ -137,11 +137,11 @@ def fit_one(name: str, seed: int, epochs: int | None, device: str, data_dir: Pat
     from training.describe import build_manifest  # noqa: PLC0415
     from training.evaluate import best_epoch  # noqa: PLC0415
     from training.export import export  # noqa: PLC0415
-    from training.loop import Settings  # noqa: PLC0415
     from training.nets import ServingNet  # noqa: PLC0415
     from training.recipes import RECIPES  # noqa: PLC0415
     from training.run import choose_device  # noqa: PLC0415
     from training.seeds import fit_seed, measure_candidate  # noqa: PLC0415
+    from training.trainer import Settings  # noqa: PLC0415
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     recipe, started = RECIPES[name], time.perf_counter()

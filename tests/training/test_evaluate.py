@@ -12,10 +12,10 @@ from service.model.predictor import Predictor
 from training.data import Split, Splits, load_half_plane, load_hours, load_line
 from training.errors import CheckError
 from training.evaluate import best_epoch, evaluate, measure_direction, measure_hours, measure_line
-from training.loop import Fitted
 from training.nets import linear_net
 from training.progress import Epoch
 from training.recipes import RECIPES
+from training.trainer import Fitted
 
 
 class FixedBackend:

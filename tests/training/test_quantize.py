@@ -14,12 +14,12 @@ from training.data import Splits
 from training.describe import build_manifest
 from training.evaluate import predict
 from training.export import export
-from training.loop import Settings
 from training.nets import ServingNet
 from training.parity import open_predictors
 from training.quantize import quantize
 from training.recipes import RECIPES
 from training.robustness import count_hits
+from training.trainer import Settings
 
 
 @pytest.fixture(scope="module")

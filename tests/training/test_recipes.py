@@ -16,8 +16,8 @@ from tests.training.conftest import PUBLISHED
 from training import data, mnist, recipes
 from training.data import Splits, as_floats
 from training.evaluate import predict
-from training.loop import Settings
 from training.recipes import RECIPES
+from training.trainer import Settings
 
 CPU = torch.device("cpu")
 SHIPPED = sorted(path.name for path in PUBLISHED.iterdir() if path.name in RECIPES)

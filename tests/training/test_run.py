@@ -12,12 +12,12 @@ from service.model.manifest import Manifest
 from service.model.predictor import load_predictor, worst_excess
 from service.model.version_folder import load_manifest
 from training import run as module
-from training.course import Follower
 from training.errors import CheckError, DeviceError
 from training.parity import build_batches
 from training.publish import write_manifest
 from training.recipes import RECIPES
 from training.run import Request, choose_device, find_checkpoint, run
+from training.trainer import Trainer
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -98,7 +98,7 @@ def test_checkpoint_is_gone_once_published(tmp_path: Path, mnist_dir: Path, monk
         run(RECIPES["mnist-mlp-best"], request)
     (state,) = (data_dir / ".checkpoints").iterdir()
     monkeypatch.undo()
-    monkeypatch.delattr(Follower, "run_epoch")
+    monkeypatch.delattr(Trainer, "run_epoch")
     run(RECIPES["mnist-mlp-best"], request)
     assert not state.exists()
 

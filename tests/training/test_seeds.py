@@ -2,10 +2,10 @@
 
 import pytest
 
-from training.loop import Fitted
 from training.nets import LinearNet
 from training.progress import Epoch
 from training.seeds import Candidate, choose_candidate, mean_interval, wilson_interval
+from training.trainer import Fitted
 
 
 def build_candidate(seed: int, *history: Epoch) -> Candidate:
