@@ -6,7 +6,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from tests.entries.observe import KEY
+from tests.entries.observe import GONE, KEY
 from tests.entries.steps import Leave, Pause, Read, Row, Step, Write
 from tests.wire import build_request, rounds_for
 
@@ -84,7 +84,7 @@ def talk(name: str, *turns: tuple[bytes, int]) -> Row:
 
 def leave(name: str, request: bytes, *, reset: bool = False) -> Row:
     """Return a row whose client leaves in the middle of its body."""
-    return Row(name, (Write(request), Pause(0.05), Leave(reset=reset)), (), (499,))
+    return Row(name, (Write(request), Pause(0.05), Leave(reset=reset)), (), (GONE,))
 
 
 def cut(name: str, request: bytes, *statuses: int) -> Row:

@@ -32,7 +32,7 @@ from tests.entries.build import (
     row,
     talk,
 )
-from tests.entries.observe import KEY
+from tests.entries.observe import GONE, KEY
 from tests.entries.steps import Leave, Pause, Read, Row, Write
 
 
@@ -215,7 +215,7 @@ def leave_everywhere() -> Row:
     """Return a row of a client that leaves after each byte of a request but the last; it counts from its body on."""
     request = ask(V1, b'{"instances": [[2.0]], "parameters": {}}', "User-Agent: test", "Accept: */*", sent_id="leaves")
     steps = [step for at in range(1, len(request)) for step in (Write(request[:at], at), Leave(at))]
-    return Row("leaves after every byte", tuple(steps), (), (499,) * (len(request) - request.index(b"\r\n\r\n") - 4))
+    return Row("leaves after every byte", tuple(steps), (), (GONE,) * (len(request) - request.index(b"\r\n\r\n") - 4))
 
 
 def build_leavers() -> list[Row]:
@@ -236,11 +236,11 @@ def build_leavers() -> list[Row]:
         leave("leaves between chunks", (ask(V1, None, CHUNKED) + chunk(GOOD))[:-5]),
         leave("leaves in its body of a preview", ask(PREVIEW, GOOD)[:-5]),
         leave("leaves while it runs", slow),
-        Row("leaves instead of going on", expects, (100,), (499,)),
-        Row("leaves in its second body", second, (200,), (200, 499)),
+        Row("leaves instead of going on", expects, (100,), (GONE,)),
+        Row("leaves in its second body", second, (200,), (200, GONE)),
         Row("leaves in its head", (Write(known[:50]), Pause(0.05), Leave()), (), ()),
         Row("leaves after a refusal", (Write(unknown), Read(), Leave()), (404,), early=True),
-        Row("leaves the queue", waits, (200,), (200, 499)),
+        Row("leaves the queue", waits, (200,), (200, GONE)),
     ]
 
 
