@@ -5,10 +5,11 @@ ServiceError
 │   ├── InvalidRequestError      400  decode: body, values, parameters; values without a finite answer
 │   ├── UnauthorizedError        401  key missing or wrong
 │   ├── NotFoundError            404  registry: no such model or version
-│   ├── MethodNotAllowedError    405  rim: the path answers other methods
-│   ├── TooLargeError            413  rim: body over the limit
-│   ├── UnsupportedMediaError    415  rim: content type or encoding not understood
-│   └── HeadTooLargeError        431  rim: too many or too long header fields
+│   ├── MethodNotAllowedError    405  api: the path answers other methods
+│   ├── TooLargeError            413  request: body over the limit
+│   ├── UnsupportedMediaError    415  api: content type or encoding not understood
+│   ├── HeadTooLargeError        431  http: too many or too long header fields
+│   └── ClientClosedError        499  http: the client closed the connection; logged and counted, never sent
 ├── UnavailableError        503  registry or batching: loading, full, draining; `Retry-After` is sent
 ├── DeadlineExceededError   504  batching: no answer by the request's deadline
 ├── InferenceError          500  backend: the graph raised, or gave other than (N, K)
@@ -22,13 +23,13 @@ from http import HTTPStatus
 class ServiceError(Exception):
     """Base of all failures that this package raises on purpose; `str()` of one is a sentence fit for its reader."""
 
-    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    status: int = HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class RequestError(ServiceError):
     """The request is at fault; its sentence says what and where."""
 
-    status = HTTPStatus.BAD_REQUEST
+    status: int = HTTPStatus.BAD_REQUEST
 
 
 class InvalidRequestError(RequestError):
@@ -73,6 +74,12 @@ class HeadTooLargeError(RequestError):
     """The request's head has too many or too long fields."""
 
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+
+
+class ClientClosedError(RequestError):
+    """The client closed the connection before its answer; 499 is what nginx logs for that."""
+
+    status = 499
 
 
 class UnavailableError(ServiceError):

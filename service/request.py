@@ -1,122 +1,268 @@
-"""One prediction on its way through a connection: from its head to the bytes of its answer."""
+"""One prediction, from the head of its request to its response, whoever brings it.
 
-import http
+admit → reserve → decode → submit → encode → record. A `PredictRequest` knows no transport: the HTTP protocol drives it
+from its parser's callbacks, and `service.app` from ASGI messages. It is the waiter of its model's batcher, and it
+responds exactly once.
+"""
+
+import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-from service.api import codecs
-from service.api.failures import as_service_error, encode_error, error_headers
-from service.api.headers import PredictRoute, RequestHeaders
-from service.app import Application
-from service.errors import ServiceError
+from service.api.access import check_key, read_keys
+from service.api.content_coding import COMPRESS_FROM, compress, inflate
+from service.api.headers import JSON_TYPES, NO_CODING, PredictRoute, RequestHeaders, check_call, check_media
+from service.api.responses import Response, as_service_error, build_error_response
+from service.api.v1 import decode as v1_decode
+from service.api.v1 import encode as v1_encode
+from service.api.v2 import decode as v2_decode
+from service.api.v2 import encode as v2_encode
+from service.errors import ClientClosedError, DeadlineExceededError, ServiceError, TooLargeError, UnavailableError
 from service.model.backends import Array
+from service.model.manifest import AnyManifest
+from service.registry.registry import Registry
 from service.registry.versions import LoadedVersion
+from service.settings import Settings
+from service.telemetry.recorder import Answered, Recorder
 
-CLOSE = b"connection: close\r\n"
-_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
-_OK = _STATUS[200] + b"%bcontent-length: %d\r\n%b\r\n%b"
-Finish = Callable[["Prediction", bytes], None]
-
-
-class _NoEvent:
-    """Stands where uvicorn wakes the ASGI task of a request; a prediction has none."""
-
-    def set(self) -> None:
-        """Do nothing."""
+READERS = 2  # threads of a worker that decode heavy bodies, however many cores the machine has
+MAX_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not answered yet
+_DECODERS: dict[str, Any] = {"v1": v1_decode, "v2": v2_decode}
+_ENCODERS: dict[str, Any] = {"v1": v1_encode, "v2": v2_encode}
 
 
-_NO_EVENT = _NoEvent()
+class RequestContext:
+    """What all requests of a worker share: settings, registry, keys, the memory budget, threads and the recorder."""
+
+    def __init__(self, settings: Settings, registry: Registry, recorder: Recorder) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.recorder = recorder
+        self.keys = read_keys(settings)
+        self.in_flight = 0
+        self._held_bytes = 0
+        self._max_held_bytes = max(MAX_HELD_BYTES, 2 * settings.max_request_bytes)
+        self._readers = ThreadPoolExecutor(READERS, "read")
+
+    def reserve(self, held: int, size: int) -> int:
+        """Let a request hold `size` bytes instead of `held`, and return `size`.
+
+        Raises:
+            UnavailableError: the worker would hold too much.
+        """
+        if size > held and self._held_bytes + size - held > self._max_held_bytes:
+            raise UnavailableError("too many large requests are being read; try again in a moment")
+        self._held_bytes += size - held
+        return size
+
+    async def run(self, deadline: float, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+        """Run in a thread what would hold the event loop; what has not begun by the deadline never does.
+
+        Raises:
+            DeadlineExceededError: it was not done by `deadline`, on the event loop's clock.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
+        except TimeoutError:
+            raise DeadlineExceededError("the body could not be read by the request's deadline") from None
 
 
-class Prediction:
-    """One prediction in flight: uvicorn's idea of a request cycle, and the batcher's of a waiter.
+class PredictRequest:
+    """One prediction in flight.
 
     Args:
-        app: what decides.
-        target: what is asked for.
-        head: of the request.
-        keep_alive: whether the connection stays open after the answer.
-        now: the event loop's time.
-        finish: is given the whole answer, once.
-        method: of the request; another than POST is refused.
+        context: what it shares with other requests.
+        respond: is given the response, once; never after `cancel` with a `ClientClosedError`.
     """
 
     __slots__ = (
-        "app", "began", "call", "deadline", "disconnected", "finish", "head", "held", "keep_alive", "message_event",
-        "method", "parts", "response_complete", "served", "size", "target",
+        "_began", "_body", "_call", "_context", "_held", "_respond", "_size", "_task", "_version", "answered",
+        "deadline", "headers", "method", "route",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        app: Application,
-        target: PredictRoute,
-        head: RequestHeaders,
-        keep_alive: bool,
-        now: float,
-        finish: Finish,
-        method: str = "POST",
-    ) -> None:
-        self.app = app
-        self.finish = finish
-        self.method = method
-        self.target = target
-        self.head = head
-        self.keep_alive = keep_alive
-        self.began = time.perf_counter()
-        self.deadline = now + head.choose_timeout(app.settings.request_timeout)
-        self.disconnected = False
-        self.response_complete = False
-        self.message_event = _NO_EVENT
-        self.parts: list[bytes] = []
-        self.size = 0
-        self.held = 0
-        self.served: LoadedVersion | None = None
-        self.call: Any = None
+    def __init__(self, context: RequestContext, respond: Callable[[Response], None]) -> None:
+        self._context = context
+        self._respond = respond
+        self._body: list[bytes] = []
+        self._size = self._held = 0
+        self._version: LoadedVersion | None = None
+        self._call: Any = None
+        self._task: asyncio.Task[None] | None = None
+        self.answered = False  # or given up: nobody waits any more
 
-    def done(self) -> bool:
-        """Tell whether it was answered or its client is gone."""
-        return self.response_complete or self.disconnected
-
-    def set_result(self, results: Array) -> None:
-        """Answer 200."""
-        assert self.served is not None
-        assert self.call is not None
+    def start(self, method: str, route: PredictRoute, headers: RequestHeaders) -> None:
+        """Admit the request by its head; one that is refused gets its response here."""
+        context = self._context
+        self.method, self.route, self.headers = method, route, headers
+        timeout = context.settings.request_timeout
+        self._began = time.perf_counter()
+        self.deadline = asyncio.get_running_loop().time() + (
+            headers.choose_timeout(timeout) if headers.timeout else timeout
+        )
+        context.in_flight += 1
         try:
-            about, body = codecs.encode(self.target.api, results, self.served.manifest, self.call, self.head)
-        except Exception as error:  # nothing may reach the batcher, which has other requests to answer
+            if context.keys:
+                check_key(headers.key, context.keys)
+            if method != "POST" or headers.timeout:
+                check_call(method, headers)
+            registry = context.registry
+            self._version = version = registry.routes.get(route.key) or registry.get(*route.key)
+            if headers.content_type not in JSON_TYPES or headers.content_encoding:
+                check_media(route.api, headers, version.manifest)
+        except Exception as error:
             self.set_exception(error)
+        else:
+            if headers.content_length > context.settings.max_request_bytes:
+                self._refuse_body()
+
+    def feed(self, chunk: bytes) -> None:
+        """Take a part of the body, as long as it is within its limit and the worker's memory budget."""
+        if self.answered:
             return
-        self._finish(200, _OK % (about, len(body), self._fields(), body))
-
-    def set_exception(self, error: BaseException) -> None:
-        """Answer with the failure's status and sentence."""
-        if self.done():
+        self._body.append(chunk)
+        self._size += len(chunk)
+        if self._size > self._context.settings.max_request_bytes:
+            self._refuse_body()
             return
-        found = as_service_error(error if isinstance(error, Exception) else Exception(error), self.head.request_id)
-        self._finish(found.status, encode_failure(found, self._fields()), str(found))
+        try:
+            self._held = self._context.reserve(self._held, self._size)
+        except UnavailableError as error:
+            self.set_exception(error, closes=True)
 
-    def _fields(self) -> bytes:
-        if self.app.registry.draining:
-            self.keep_alive = False
-        fields = join_fields(self.head.echoed) if self.head.trace else b"x-request-id: %b\r\n" % self.head.request_id
-        return fields if self.keep_alive else fields + CLOSE
+    def finish(self, chunk: bytes = b"") -> None:
+        """Take the last part of the body; decode the whole and put it into its model's queue."""
+        if chunk:
+            self.feed(chunk)
+        if self.answered:
+            return
+        parts, self._body = self._body, []
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        version, decoder = self._version, _DECODERS[self.route.api]
+        assert version is not None
+        manifest = version.predictor.manifest
+        is_heavy = self.headers.content_encoding not in NO_CODING or decoder.is_heavy(body, self.headers)
+        if is_heavy or self.route.action == "preview":
+            self._task = asyncio.get_running_loop().create_task(self._finish_in_thread(body, version))
+            return
+        try:
+            self._call = call = decoder.decode(body, manifest, self.headers)
+            if call.timeout is not None:
+                self._shorten_deadline(call.timeout)
+            version.batcher.submit(call.inputs, self.deadline, self)
+        except Exception as error:
+            self.set_exception(error)
 
-    def _finish(self, status: int, answer: bytes, error: str = "") -> None:
-        self.response_complete = True
-        rows = len(self.call.inputs) if self.call is not None else 0
-        self.app.note(self.target, self.method, self.head, status, rows, self.began, self.served, error)
-        self.served = self.call = None  # an idle connection must not keep a version that has been replaced
-        self.finish(self, answer)
+    async def _finish_in_thread(self, body: bytes, version: LoadedVersion) -> None:
+        """Finish a request whose body takes so long to decode that it would hold up the event loop."""
+        try:
+            call = await self._context.run(self.deadline, self._decode, body, version.manifest)
+            if self.answered:
+                return
+            self._call = call
+            self._held = self._context.reserve(self._held, max(self._held, call.inputs.nbytes))
+            if self.route.action == "preview":
+                await self._preview(call, version)
+                return
+            if call.timeout is not None:
+                self._shorten_deadline(call.timeout)
+            version.batcher.submit(call.inputs, self.deadline, self)
+        except Exception as error:
+            self.set_exception(error)
+
+    def _decode(self, body: bytes, manifest: AnyManifest) -> Any:  # noqa: ANN401 - each API has its own call
+        if self.headers.content_encoding not in NO_CODING:
+            body = inflate(body, self._context.settings.max_request_bytes)
+        return _DECODERS[self.route.api].decode(body, manifest, self.headers)
+
+    def _shorten_deadline(self, seconds: float) -> None:
+        self.deadline = min(self.deadline, asyncio.get_running_loop().time() + seconds)
+
+    async def _preview(self, call: Any, version: LoadedVersion) -> None:  # noqa: ANN401 - each API has its own call
+        """Respond with the instances as the graph would be given them."""
+        count, limit = len(call.inputs), self._context.settings.queue_size
+        if count > limit:
+            raise TooLargeError(f"the request has {count} instances; at most {limit} are taken at once")
+        fields, body = await self._context.run(self.deadline, v1_encode.encode_preview, call.inputs, version.manifest)
+        if not self.answered:
+            self._finish(lambda: (fields, body))
+
+    def set_result(self, outputs: Array) -> None:
+        """Respond 200 with what the graph gave for this request's inputs; the batcher calls this."""
+        if not self.answered:
+            assert self._version is not None
+            encode = _ENCODERS[self.route.api].encode
+            self._finish(partial(encode, outputs, self._version.predictor.manifest, self._call))
+
+    def set_exception(self, error: BaseException, closes: bool = False) -> None:
+        """Respond with the status and the sentence of a failure.
+
+        Args:
+            error: what failed.
+            closes: whether the rest of the request is not worth reading.
+        """
+        if not self.answered:
+            self._finish(None, error, closes)
+
+    def cancel(self, error: ServiceError) -> None:
+        """Give the request up before its answer: respond with `error`, or with nothing once the client has gone."""
+        if self.answered:
+            return
+        if isinstance(error, ClientClosedError):
+            self._respond = _drop
+        self.set_exception(error, closes=True)
+
+    def _refuse_body(self) -> None:
+        limit = self._context.settings.max_request_bytes
+        self.set_exception(TooLargeError(f"the body is over the limit of {limit} bytes"), closes=True)
+
+    def _finish(
+        self,
+        encode: Callable[[], tuple[bytes, bytes]] | None,
+        error: BaseException | None = None,
+        closes: bool = False,
+    ) -> None:
+        """Build the response, record it and hand it over; `encode` gives header lines and body of a good one."""
+        self.answered = True
+        context, headers, version, call = self._context, self.headers, self._version, self._call
+        context.in_flight -= 1
+        if self._held:
+            self._held = context.reserve(self._held, 0)
+        own = headers.build_response_fields() if headers.trace else b"x-request-id: %b\r\n" % headers.request_id
+        response, message = Response(500, b"", b""), ""
+        if encode is not None:
+            try:
+                fields, body = encode()
+                if len(body) >= COMPRESS_FROM:
+                    fields, body = compress(fields, body, headers.accept_encoding)
+                response = Response(200, fields + own, body)
+            except Exception as failure:  # nothing may reach the batcher, which has other requests to answer
+                error = failure
+        if error is not None:
+            found = as_service_error(error, headers.request_id)
+            response, message = build_error_response(found, own, closes), str(found)
+        context.recorder.answered.append(
+            Answered(
+                self.method,
+                self.route.path,
+                headers.request_id,
+                response.status,
+                time.perf_counter() - self._began,
+                self.route.action != "preview",
+                len(call.inputs) if call is not None else 0,
+                version.metrics if version is not None else None,
+                message,
+                headers.trace,
+            )
+        )
+        # An idle connection must not keep a version that has been replaced, nor a body.
+        self._version = self._call = None
+        self._body = []
+        self._respond(response)
 
 
-def encode_failure(error: ServiceError, fields: bytes) -> bytes:
-    """Return a whole HTTP answer for a failure; `fields` are header lines to add."""
-    body = encode_error(error)
-    about = join_fields([(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))])
-    return _STATUS[error.status] + about + fields + join_fields(error_headers(error)) + b"\r\n" + body
-
-
-def join_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return header fields as lines."""
-    return b"".join(b"%b: %b\r\n" % field for field in fields)
+def _drop(response: Response) -> None:
+    """Stand for a client that has gone."""

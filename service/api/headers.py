@@ -1,4 +1,4 @@
-"""What the service reads of a request's header fields, and the id that every answer carries."""
+"""What the service reads of a request's target and header fields, and the id that every response carries."""
 
 import itertools
 import os
@@ -6,49 +6,47 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from service.errors import InvalidRequestError, MethodNotAllowedError, UnsupportedMediaError
 from service.model.manifest import AnyManifest, Manifest
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-_PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/(?:versions|labels)/([^/:]+))?:predict")
-_INFER = re.compile(r"/v2/models/([^/:]+)(?:/(?:versions|labels)/([^/:]+))?/infer")
+_PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/(?:versions|labels)/([^/:]+))?:(predict|preview)")
+_INFER = re.compile(r"/v2/models/([^/:]+)(?:/(?:versions|labels)/([^/:]+))?/(infer)")
 _SECONDS = re.compile(rb"(?=.*[1-9])\d{1,6}(\.\d{1,6})?")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
-_LONGEST_KEPT = 300  # characters of a path; callers choose them, and a thousand are kept
+_CACHED_LENGTH = 300  # bytes; callers choose paths, so only short ones are cached
+JSON_TYPES = (b"application/json", b"")  # content types that every predict path reads
+NO_CODING = (b"", b"identity")
 
 
 class RequestHeaders(NamedTuple):
-    """The fields that matter here; `key` is the caller's API key."""
+    """The header fields that matter to the service; `key` is the caller's API key."""
 
     request_id: bytes
     content_type: bytes = b""
     content_encoding: bytes = b""
-    content_length: int | None = None
+    content_length: int = 0
     key: bytes = b""
     timeout: bytes = b""
     json_length: bytes = b""
     accept_encoding: bytes = b""
     trace: bytes = b""
 
-    @property
-    def echoed(self) -> list[tuple[bytes, bytes]]:
-        """The fields that the answer repeats: the request's id, and its W3C trace context where it sent one."""
-        fields = [(b"x-request-id", self.request_id)]
-        if self.trace and _TRACE.fullmatch(self.trace):
-            fields.append((b"traceparent", self.trace))
-        return fields
-
     def choose_timeout(self, longest: float) -> float:
-        """Return the seconds this request may take: what it asks for in `X-Request-Timeout`, up to `longest`.
+        """Return the seconds this request may take: what it asks for in `X-Request-Timeout`, at most `longest`.
 
-        A value that is not a positive number is refused by `check_call`.
+        `check_call` refuses a value that is not a positive number.
         """
-        if not self.timeout:
-            return longest
         return min(float(self.timeout), longest) if _SECONDS.fullmatch(self.timeout) else longest
+
+    def build_response_fields(self) -> bytes:
+        """Return the header lines that the response repeats: the request id, and a valid W3C trace context."""
+        fields = b"x-request-id: %b\r\n" % self.request_id
+        return fields + b"traceparent: %b\r\n" % self.trace if _TRACE.fullmatch(self.trace) else fields
 
 
 def read_headers(headers: Headers) -> RequestHeaders:
@@ -58,48 +56,62 @@ def read_headers(headers: Headers) -> RequestHeaders:
         headers: names in lower case, as ASGI has them.
     """
     fields = dict(headers)
-    sent = fields.get(b"x-request-id", b"")
-    length = fields.get(b"content-length", b"")
-    key = fields.get(b"x-api-key", b"")
-    if not key and fields.get(b"authorization", b"")[:7].lower() == b"bearer ":
+    get = fields.get
+    sent = get(b"x-request-id", b"")
+    length = get(b"content-length", b"")
+    key = get(b"x-api-key", b"")
+    if not key and b"authorization" in fields and fields[b"authorization"][:7].lower() == b"bearer ":
         key = fields[b"authorization"][7:].strip()
     return RequestHeaders(
         sent if sent and _REQUEST_ID.fullmatch(sent) else new_request_id(),
-        fields.get(b"content-type", b""),
-        fields.get(b"content-encoding", b""),
-        int(length) if length.isdigit() else None,
+        get(b"content-type", b""),
+        get(b"content-encoding", b""),
+        int(length) if length.isdigit() else 0,
         key,
-        fields.get(b"x-request-timeout", b""),
-        fields.get(b"inference-header-content-length", b""),
-        fields.get(b"accept-encoding", b""),
-        fields.get(b"traceparent", b""),
+        get(b"x-request-timeout", b""),
+        get(b"inference-header-content-length", b""),
+        get(b"accept-encoding", b""),
+        get(b"traceparent", b""),
     )
 
 
 class PredictRoute(NamedTuple):
-    """What a predict path names: an API ("v1" or "v2"), a model, and a version (None: the newest); and the path."""
+    """What a predict path names.
+
+    `api` is "v1" or "v2", `key` the model with its version or label (None: the latest), `action` "predict", "preview"
+    or "infer", and `path` the decoded path.
+    """
 
     api: str
-    name: str
-    version: str | None
+    key: tuple[str, str | None]
+    action: str
     path: str
 
 
+def decode_path(target: bytes) -> str:
+    """Return the path of a request target without its query, percent-decoded (RFC 3986, section 2.1)."""
+    path = target.partition(b"?")[0]
+    return (unquote_to_bytes(path) if b"%" in path else path).decode("utf-8", "replace")
+
+
 def match_route(path: str) -> PredictRoute | None:
-    """Return what a predict or infer path names, or None for another path."""
-    return _match_again(path) if len(path) <= _LONGEST_KEPT else _match(path)
-
-
-def _match(path: str) -> PredictRoute | None:
+    """Return what the path of a prediction names, or None for any other path."""
     match = _PREDICT.fullmatch(path) or _INFER.fullmatch(path)
-    return PredictRoute(path[1:3], match[1], match[2], path) if match else None
+    return PredictRoute(path[1:3], (match[1], match[2]), match[3], path) if match else None
 
 
-_match_again = lru_cache(maxsize=1024)(_match)
+@lru_cache(maxsize=1024)
+def _match_cached(target: bytes) -> PredictRoute | None:
+    return match_route(decode_path(target))
 
 
-def check_call(method: str, head: RequestHeaders) -> None:
-    """Refuse what is not a POST, whatever the model.
+def match_target(target: bytes) -> PredictRoute | None:
+    """Do `match_route` for a request target as it stands in the request line."""
+    return _match_cached(target) if len(target) <= _CACHED_LENGTH else match_route(decode_path(target))
+
+
+def check_call(method: str, headers: RequestHeaders) -> None:
+    """Refuse a prediction that is not a POST, and a timeout that is not a time.
 
     Raises:
         InvalidRequestError: `X-Request-Timeout` is not a positive number of seconds.
@@ -107,27 +119,27 @@ def check_call(method: str, head: RequestHeaders) -> None:
     """
     if method != "POST":
         raise MethodNotAllowedError(f"{method} is not answered here; send POST with a JSON body", allow="POST")
-    if head.timeout and not _SECONDS.fullmatch(head.timeout):
+    if headers.timeout and not _SECONDS.fullmatch(headers.timeout):
         raise InvalidRequestError("X-Request-Timeout is not a positive number of seconds, such as 0.5")
 
 
-def check_media(target: PredictRoute, head: RequestHeaders, manifest: AnyManifest) -> None:
+def check_media(api: str, headers: RequestHeaders, manifest: AnyManifest) -> None:
     """Refuse a body that the API, or the model, does not read.
 
     Raises:
-        UnsupportedMediaError: another content type, or a content encoding.
+        UnsupportedMediaError: an unsupported content type or content coding.
     """
-    if head.content_type not in (b"application/json", b""):
-        kind = head.content_type.partition(b";")[0].strip().lower()
-        if not _is_read(kind, target.api, manifest):
+    if headers.content_type not in JSON_TYPES:
+        kind = headers.content_type.partition(b";")[0].strip().lower()
+        if not _is_read(kind, api, manifest):
             shown = kind[:60].decode("latin-1")
             pictures = ", image/* or multipart/form-data" if _takes_pictures(manifest) else ""
             only = "" if kind[:6] != b"image/" or pictures else f"; {manifest.name} takes numbers and no pictures"
             raise UnsupportedMediaError(
                 f"content type {shown} is not read here{only}; send Content-Type: application/json{pictures}"
             )
-    if head.content_encoding not in (b"", b"identity", b"gzip", b"deflate"):
-        shown = head.content_encoding[:60].decode("latin-1")
+    if headers.content_encoding not in (b"", b"identity", b"gzip", b"deflate"):
+        shown = headers.content_encoding[:60].decode("latin-1")
         raise UnsupportedMediaError(f"content encoding {shown} is not read here; send gzip, deflate or none")
 
 
@@ -148,5 +160,5 @@ os.register_at_fork(after_in_child=lambda: globals().update(_prefix=os.urandom(6
 
 
 def new_request_id() -> bytes:
-    """Return an id that no other request of any worker has: a random prefix per process, and a counter."""
+    """Return an id that no other request has: a random prefix for the process, and a counter."""
     return f"{_prefix}-{next(_count):x}".encode()

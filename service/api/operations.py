@@ -29,11 +29,11 @@ class OrjsonResponse(Response):
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def build_routes(registry: Registry, settings: Settings) -> list[BaseRoute]:
+def build_routes(registry: Registry, settings: Settings, problem: Callable[[], str]) -> list[BaseRoute]:
     """Return the routes that answer GET (and HEAD); all read the registry as it is at that moment."""
     return [
         get_route("/health/live", lambda _: OrjsonResponse({"live": True})),
-        get_route("/health/ready", lambda _: answer_ready(registry)),
+        get_route("/health/ready", lambda _: answer_ready(problem())),
         get_route("/v1/models", lambda _: OrjsonResponse({"models": describe_all(registry)})),
         get_route("/v1/models/{name}", lambda request: _answer_model(registry, request)),
         get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(registry, request)),
@@ -90,9 +90,8 @@ def _describe_data(manifest: AnyManifest) -> dict[str, Any]:
     }
 
 
-def answer_ready(registry: Registry) -> Response:
-    """Answer whether every model that should serve does."""
-    problem = registry.problem
+def answer_ready(problem: str) -> Response:
+    """Answer whether every model that should be served is; `problem` says why not, or is empty."""
     if not problem:
         return OrjsonResponse({"ready": True})
     return OrjsonResponse({"ready": False, "error": problem}, status_code=503, headers={"Retry-After": "1"})

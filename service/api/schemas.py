@@ -12,7 +12,8 @@ import numpy as np
 import orjson
 from pydantic.json_schema import models_json_schema
 
-from service.api.v1 import codec as v1_codec
+from service.api.v1.decode import Call
+from service.api.v1.encode import encode
 from service.api.v1.instances import nested_shapes
 from service.model.manifest import Artifact, ImageInput, Manifest, Output, TabularInput, TensorSpec
 
@@ -47,7 +48,7 @@ def build_answer(manifest: Manifest) -> Schema | None:
     if manifest.golden is None:
         return None
     outputs = np.array(manifest.golden.outputs[:1], np.float32)
-    body = v1_codec.encode_results(outputs, manifest, v1_codec.Call(outputs))
+    _, body = encode(outputs, manifest, Call(outputs))
     answer: Schema = orjson.loads(body)
     return answer
 

@@ -15,7 +15,9 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from service.api.v1 import codec as v1_codec
+from service.api.headers import RequestHeaders
+from service.api.v1.decode import decode
+from service.api.v1.encode import encode
 from service.errors import InvalidRequestError, ModelRefusedError, NotFoundError, ServiceError, UnavailableError
 from service.model.backends import is_installed
 from service.model.manifest import Artifact, Manifest
@@ -57,8 +59,8 @@ def predict(settings: Settings, flags: dict[str, Any]) -> int:
     name, _, version = flags["model"].partition("/")
     folder = find_version(settings.models_dir, name, version)
     predictor = load_predictor(folder.path, settings.backend, settings.device, serve_as=folder.serve_as)
-    call = v1_codec.decode_call(body, predictor.manifest)
-    print(v1_codec.encode_results(predictor.predict(call.inputs), predictor.manifest, call).decode())
+    call = decode(body, predictor.manifest, RequestHeaders(b""))
+    print(encode(predictor.predict(call.inputs), predictor.manifest, call)[1].decode())
     return 0
 
 

@@ -5,8 +5,6 @@ Its API server, request queue and manager process are not used: each worker answ
 one process.
 """
 
-import asyncio
-import contextlib
 import errno
 import gc
 import ipaddress
@@ -16,20 +14,16 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
 from litserve import LitAPI
 from litserve.loops import LitLoop
 
 from service.app import Application, create_app
 from service.errors import StartError
 from service.hosts.supervisor import Supervisor, Timeouts, WorkerContext
-from service.http.connection import check_times
-from service.http.protocol import PredictProtocol
+from service.http.server import BACKLOG, HttpServer
 from service.model.backends import list_accelerators
 from service.registry.registry import check_settings
 from service.settings import Settings, count_cores
@@ -37,13 +31,9 @@ from service.settings import Settings, count_cores
 logger = logging.getLogger("service")
 _fork = mp.get_context("fork")
 
-BACKLOG = 2048
-TICK_SECONDS = 0.1
-IDLE_TICK_SECONDS = 1.0
 MIN_HEARTBEAT_SECONDS = 5.0  # a worker may be silent this long, however short the request timeout is
 SWITCH_SECONDS = 0.0005  # a thread that decodes a large body yields to the event loop after this, not after 5 ms
 GARBAGE_THRESHOLD = 20_000  # objects; a request makes no cycles, so the default of 700 only costs time
-KEEP_ALIVE_SECONDS = 75  # longer than proxies keep their end open, so that they close first
 
 
 class ModelHost(LitAPI):
@@ -58,7 +48,7 @@ class ModelHost(LitAPI):
     """
 
     app: Application
-    server: "HttpServer"
+    server: HttpServer
 
     def __init__(
         self, settings: Settings, listener: socket.socket, threads: int, shared: Path, heartbeat: Callable[[], None]
@@ -77,7 +67,7 @@ class ModelHost(LitAPI):
             StartError: the models folder, the backend or the device asked for is not there.
         """
         self.app = create_app(self.settings, self.threads, device, self.shared)
-        self.server = HttpServer(build_config(self.app), self.app, self.heartbeat)
+        self.server = HttpServer(self.app, self.listener, self.heartbeat)
         signal.signal(signal.SIGTERM, self.server.handle_exit)
 
 
@@ -90,75 +80,9 @@ class HttpLoop(LitLoop):
         gc.collect()
         gc.freeze()  # objects made at start-up stay; no collection has to visit them
         gc.set_threshold(GARBAGE_THRESHOLD)
-        lit_api.server.run(sockets=[lit_api.listener])
+        lit_api.server.run()
         if lit_api.server.is_stuck:
             os._exit(1)  # the interpreter would wait for a thread that never ends
-
-
-def build_config(app: Application) -> uvicorn.Config:
-    """Return how uvicorn serves the application."""
-    return uvicorn.Config(
-        app,
-        loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http=PredictProtocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(app.settings.shutdown_grace)),
-    )
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn's server with a drain before the end, and the application's housekeeping in its tick."""
-
-    def __init__(self, config: uvicorn.Config, app: Application, heartbeat: Callable[[], None]) -> None:
-        super().__init__(config)
-        self.is_stuck = False
-        self._app = app
-        self._heartbeat = heartbeat
-        self._exit_at: float | None = None
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Say that the service is not ready any more; the end of listening follows after the drain delay."""
-        del sig, frame
-        self._app.registry.draining = True
-        if self._exit_at is None:
-            self._exit_at = time.monotonic() + self._app.settings.drain_delay
-        self._app.arrival.set()  # an idle loop looks at once
-
-    async def main_loop(self) -> None:
-        """Tick until the end: often while there are connections, seldom while there are none, to cost little."""
-        await asyncio.sleep(TICK_SECONDS)  # who has connected is taken in, also if the end has been asked for already
-        while not await self.on_tick(1):
-            self._app.arrival.clear()  # before looking: a signal may come between any two lines
-            if self.server_state.connections or self._exit_at is not None:
-                await asyncio.sleep(TICK_SECONDS)
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(IDLE_TICK_SECONDS):
-                    await self._app.arrival.wait()
-
-    async def on_tick(self, counter: int) -> bool:
-        """Look after the connections and the figures; true ends the server."""
-        now = time.monotonic()
-        self._heartbeat()
-        self._app.tick()
-        check_times(self.server_state.connections, asyncio.get_running_loop().time())
-        if not self.is_stuck and (name := self._app.find_stuck()):
-            logger.error("a call of model %s does not end; this worker ends and another takes its place", name)
-            self.is_stuck, self._exit_at = True, now
-        ended = await super().on_tick(counter)
-        return ended or (self._exit_at is not None and now >= self._exit_at)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what is in flight, and write what was gathered for the log."""
-        await super().shutdown(sockets)
-        self._app.tick()
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -202,7 +126,7 @@ def serve(settings: Settings, shared: Path) -> None:
         api.loop.run(api)
 
     def announce() -> None:
-        listener.listen(BACKLOG)  # only now: connections wait for a ready worker instead of being refused
+        listener.listen(BACKLOG)  # before the servers of the workers do: connections wait instead of being refused
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         count = "1 worker" if len(devices) == 1 else f"{len(devices)} workers"
         logger.info("serving on %s with %s; try %s/docs", url, count, url)

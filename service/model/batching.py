@@ -1,9 +1,9 @@
 """Adaptive batching without waiting: while one backend call runs, requests gather; the next call takes them all.
 
-A request that is cheap (by the cost measured when the model was loaded) is run on the event loop, together with all
-others that arrived in the same turn of the loop: no thread is woken and a lone request goes straight through. One that
-would hold the loop longer than `INLINE_SECONDS` goes to the model's own thread, which takes whatever has gathered.
-Answers, errors and deadlines reach the request through its `Waiter`. This module knows arrays, not models or HTTP.
+A cheap request, by the cost measured when the model was loaded, runs on the event loop together with all others that
+arrived in the same turn of the loop: no thread is woken, and a lone request goes straight through. One that would hold
+the loop longer than `INLINE_SECONDS` goes to the model's own thread, which takes whatever has gathered. Results,
+errors and deadlines reach the request through its `Waiter`. This module knows arrays, not models or HTTP.
 """
 
 import asyncio
@@ -29,30 +29,29 @@ _NO_LOOP: Any = None  # until the first request
 
 
 class Waiter(Protocol):
-    """Who waits for a result: an `asyncio.Future`, or anything with these methods. `done()` also means gone."""
+    """Whoever waits for a result; once `answered` is true, it ignores what else it is given."""
 
-    def done(self) -> bool:
-        """Tell whether an answer was given or nobody waits any more."""
+    @property
+    def answered(self) -> bool:
+        """Whether an answer was given, or nobody waits any more."""
         ...
 
-    def set_result(self, result: Array, /) -> None:
-        """Deliver float32 (rows of the request, K)."""
+    def set_result(self, outputs: Any, /) -> None:  # noqa: ANN401 - as `predict` gives them
+        """Take the outputs of the request's own rows, float32 (rows, K)."""
         ...
 
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Deliver a failure."""
+    def set_exception(self, error: BaseException, /) -> None:
+        """Take a failure."""
         ...
 
 
-class Figures(Protocol):
-    """Who is told what happens; `service.telemetry.metrics.ModelMetrics` is."""
+class Metrics(Protocol):
+    """Where backend calls and dropped requests are counted; `service.telemetry.metrics.ModelMetrics` is one."""
 
-    def batch(self, rows: int, waited: float, ran: float) -> None:
-        """Note one backend call: its rows, the seconds its oldest request waited, the seconds it took."""
-        ...
+    batches: list[tuple[int, float, float]]
 
     def dropped(self, reason: str) -> None:
-        """Note a request that was not run: "full", "expired" or "gone"."""
+        """Count a request that was not run: "full" or "expired"."""
         ...
 
 
@@ -69,7 +68,8 @@ class Cost:
 
 
 class _Entry(NamedTuple):
-    inputs: Any  # float32 (rows, *shape), or what else has a length in rows
+    inputs: Any  # float32 (rows, *shape), or the tensors of one request
+    rows: int
     deadline: float
     waiter: Waiter
     queued_at: float
@@ -83,16 +83,11 @@ class Batcher:
         cost: of one `predict`.
         max_batch_size: rows in one call; 1 where requests cannot share one, and each is answered as its call ends.
         queue_size: rows that may wait or run; a request beyond it is refused with 503.
-        metrics: told of every backend call, and of requests that were not run.
+        metrics: where backend calls and dropped requests are counted.
     """
 
     def __init__(
-        self,
-        predict: Callable[[Any], Any],
-        cost: Cost,
-        max_batch_size: int,
-        queue_size: int,
-        metrics: Figures,
+        self, predict: Callable[[Any], Any], cost: Cost, max_batch_size: int, queue_size: int, metrics: Metrics
     ) -> None:
         self._metrics = metrics
         self._predict = predict
@@ -121,7 +116,7 @@ class Batcher:
         return time.perf_counter() - self._began if self._running else 0.0
 
     def submit(self, inputs: Any, deadline: float, waiter: Waiter) -> None:  # noqa: ANN401
-        """Queue checked inputs float32 (N, *shape); the waiter hears of a result or a failure, once, by `deadline`.
+        """Queue checked inputs float32 (N, *shape); the waiter is given a result or a failure, once, by `deadline`.
 
         Args:
             inputs: rows of one request.
@@ -132,7 +127,9 @@ class Batcher:
             TooLargeError: the request alone has more rows than the queue.
             UnavailableError: the queue is full.
         """
-        self._follow_loop()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._move_to(loop)
         count = len(inputs)
         if self._rows + count > self._queue_size:
             if count > self._queue_size:
@@ -140,25 +137,23 @@ class Batcher:
             self._metrics.dropped("full")
             raise UnavailableError("the model's queue is full; try again in a moment")
         self._rows += count
-        entry = _Entry(inputs, deadline, waiter, time.perf_counter())
+        entry = _Entry(inputs, count, deadline, waiter, time.perf_counter())
         if count <= self._inline_rows:
             self._inline.append(entry)
             if not self._flushing:
                 self._flushing = True
-                self._loop.call_soon(self._flush)
+                loop.call_soon(self._flush)
         else:
             self._threaded.append(entry)
             self._keep_thread_going()
 
-    def _follow_loop(self) -> None:
-        """Belong to the running event loop; what waited on one that has ended has nobody left to answer."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._loop = loop
-            self._inline.clear()
-            self._threaded.clear()
-            self._running, self._rows = [], 0
-            self._flushing = self._sweeping = False
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Belong to another event loop; whoever waited on the one before, which has ended, waits no more."""
+        self._loop = loop
+        self._inline.clear()
+        self._threaded.clear()
+        self._running, self._rows = [], 0
+        self._flushing = self._sweeping = False
 
     def _keep_thread_going(self) -> None:
         if not self._running:
@@ -168,21 +163,29 @@ class Batcher:
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _flush(self) -> None:
-        batch = self._take(self._inline, self._inline_rows)
+        """Run what has gathered on the event loop, and answer it."""
+        batch, rows = self._take(self._inline, self._inline_rows)
         if self._inline:  # the rest in the loop's next turn, so that other work gets a share
             self._loop.call_soon(self._flush)
         else:
             self._flushing = False
-        if batch:
-            began = time.perf_counter()
-            outcomes = _run(self._predict, batch, self._max_batch_size)
-            if time.perf_counter() - began > SLOW_SECONDS:
-                self._leave_to_thread()
-            self._observe(batch, began)
-            self._deliver(batch, outcomes)
+        if not batch:
+            return
+        began = time.perf_counter()
+        outcomes = _run(self._predict, batch, rows, self._max_batch_size)
+        ran = time.perf_counter() - began
+        if ran > SLOW_SECONDS:
+            self._leave_to_thread()
+        self._metrics.batches.append((rows, began - batch[0].queued_at, ran))
+        self._rows -= rows
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, ServiceError):
+                entry.waiter.set_exception(outcome)
+            else:
+                entry.waiter.set_result(outcome)
 
     def _leave_to_thread(self) -> None:
-        """Run nothing on the event loop for a while, for everybody waits while something slow does."""
+        """Run nothing on the event loop for a while: everybody waits while something slow runs there."""
         rows, self._inline_rows = self._inline_rows, 0
         self._loop.call_later(self._ban, setattr, self, "_inline_rows", rows)
         self._ban = min(2 * self._ban, LONGEST_BAN)
@@ -191,81 +194,61 @@ class Batcher:
         self._keep_thread_going()
 
     def _start_thread(self) -> None:
-        self._running = self._take(self._threaded, self._max_batch_size)
+        self._running, rows = self._take(self._threaded, self._max_batch_size)
         if self._running:
             self._began = began = time.perf_counter()
-            job = self._executor.submit(_run, self._predict, self._running, self._max_batch_size)
-            job.add_done_callback(lambda done: self._call_loop(self._finish_thread, done.result(), began))
+            job = self._executor.submit(_run, self._predict, self._running, rows, self._max_batch_size)
+            job.add_done_callback(lambda done: self._call_loop(self._finish_thread, done.result(), rows, began))
 
     def _call_loop(self, callback: Callable[..., None], *arguments: object) -> None:
-        """Have the event loop call back from another thread; a loop that has ended has nobody left to answer."""
+        """Have the event loop call back from another thread; on a loop that has ended nobody waits."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback, *arguments)
 
-    def _finish_thread(self, outcomes: "list[Array | ServiceError]", began: float) -> None:
+    def _finish_thread(self, outcomes: "list[Array | ServiceError]", rows: int, began: float) -> None:
         batch, self._running = self._running, []
-        self._observe(batch, began)
-        self._start_thread()  # first, so that the thread works while answers are written
-        self._deliver(batch, outcomes)
-
-    def _take(self, queue: deque[_Entry], rows: int) -> list[_Entry]:
-        """Take entries up to `rows` rows (at least one entry), dropping those gone or expired."""
-        batch: list[_Entry] = []
-        now = self._loop.time()
-        taken = 0
-        while queue:
-            count = len(queue[0].inputs)
-            if batch and taken + count > rows:
-                break
-            entry = queue.popleft()
-            if entry.waiter.done():
-                self._rows -= count
-                self._note_gone(entry, now)
-            elif entry.deadline < now:
-                self._rows -= count
-                self._expire(entry)
-            else:
-                batch.append(entry)
-                taken += count
-        return batch
-
-    def _deliver(self, batch: list[_Entry], outcomes: "list[Array | ServiceError]") -> None:
+        self._metrics.batches.append((rows, began - batch[0].queued_at, time.perf_counter() - began))
+        self._start_thread()  # first, so that the thread works while responses are written
+        self._rows -= rows
         for entry, outcome in zip(batch, outcomes, strict=True):
-            self._rows -= len(entry.inputs)
-            if entry.waiter.done():
-                continue
             if isinstance(outcome, ServiceError):
                 entry.waiter.set_exception(outcome)
             else:
                 entry.waiter.set_result(outcome)
 
+    def _take(self, queue: deque[_Entry], limit: int) -> tuple[list[_Entry], int]:
+        """Take entries of up to `limit` rows, at least one, dropping those given up or expired; count their rows."""
+        batch: list[_Entry] = []
+        now = self._loop.time()
+        rows = 0
+        while queue and not (batch and rows + queue[0].rows > limit):
+            entry = queue.popleft()
+            if entry.waiter.answered:
+                self._rows -= entry.rows
+            elif entry.deadline < now:
+                self._rows -= entry.rows
+                self._expire(entry)
+            else:
+                batch.append(entry)
+                rows += entry.rows
+        return batch, rows
+
     def _sweep(self) -> None:
-        """Answer the expired, also those whose batch is still running."""
+        """Answer the expired, including those whose batch is still running."""
         now = self._loop.time()
         for entry in (*self._running, *self._threaded):
-            if entry.deadline < now and not entry.waiter.done():
+            if entry.deadline < now and not entry.waiter.answered:
                 self._expire(entry)
-        if any(entry.waiter.done() for entry in self._threaded):  # make room at once
-            for entry in self._threaded:
-                if entry.waiter.done():
-                    self._rows -= len(entry.inputs)
-                    self._note_gone(entry, now)
-            self._threaded = deque(entry for entry in self._threaded if not entry.waiter.done())
+        if any(entry.waiter.answered for entry in self._threaded):  # make room at once
+            self._rows -= sum(entry.rows for entry in self._threaded if entry.waiter.answered)
+            self._threaded = deque(entry for entry in self._threaded if not entry.waiter.answered)
         self._sweeping = bool(self._running or self._threaded)
         if self._sweeping:
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
-    def _note_gone(self, entry: _Entry, now: float) -> None:
-        if entry.deadline >= now:  # else it has expired, and was counted as that
-            self._metrics.dropped("gone")
-
     def _expire(self, entry: _Entry) -> None:
         self._metrics.dropped("expired")
         entry.waiter.set_exception(DeadlineExceededError("no answer was ready by the request's deadline"))
-
-    def _observe(self, batch: list[_Entry], began: float) -> None:
-        rows = sum(len(entry.inputs) for entry in batch)
-        self._metrics.batch(rows, began - batch[0].queued_at, time.perf_counter() - began)
 
 
 def measure_cost(predict: Callable[[Array], Array], shape: tuple[int, ...], rows: int) -> Cost:
@@ -285,25 +268,24 @@ def best_of_three(predict: Callable[[Any], Any], inputs: Any) -> float:  # noqa:
     return best
 
 
-def _run(predict: Callable[[Any], Any], batch: list[_Entry], size: int) -> "list[Array | ServiceError]":
-    """Return each entry's outcome; when a batch of several fails, each is run alone, so that a bad one fails alone."""
+def _run(predict: Callable[[Any], Any], batch: list[_Entry], rows: int, size: int) -> "list[Array | ServiceError]":
+    """Return each entry's outcome; when a batch of several fails, each is run alone, so that only a bad one fails."""
     try:
-        if len(batch) == 1:  # its inputs and results may be anything that `predict` takes and gives
-            return [_predict_in_parts(predict, batch[0].inputs, size)]
-        results = _predict_in_parts(predict, np.concatenate([entry.inputs for entry in batch]), size)
+        # The inputs and outputs of a lone entry may be anything that `predict` takes and gives.
+        inputs = batch[0].inputs if len(batch) == 1 else np.concatenate([entry.inputs for entry in batch])
+        if rows <= size:
+            outputs = predict(inputs)
+        else:
+            outputs = np.concatenate([predict(inputs[start : start + size]) for start in range(0, rows, size)])
     except Exception as error:  # the waiters must hear of anything that goes wrong
         if len(batch) > 1:
-            return [_run(predict, [entry], size)[0] for entry in batch]
+            return [_run(predict, [entry], entry.rows, size)[0] for entry in batch]
         return [error if isinstance(error, ServiceError) else InferenceError(repr(error))]
+    if len(batch) == 1:
+        return [outputs]
     outcomes: list[Array | ServiceError] = []
     start = 0
     for entry in batch:
-        outcomes.append(results[start : start + len(entry.inputs)])
-        start += len(entry.inputs)
+        outcomes.append(outputs[start : start + entry.rows])
+        start += entry.rows
     return outcomes
-
-
-def _predict_in_parts(predict: Callable[[Array], Array], inputs: Array, size: int) -> Array:
-    if len(inputs) <= size:
-        return predict(inputs)
-    return np.concatenate([predict(inputs[start : start + size]) for start in range(0, len(inputs), size)])

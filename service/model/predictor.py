@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,6 +33,11 @@ class Predictor:
     manifest: Manifest
     backend: Backend
 
+    @cached_property
+    def width(self) -> int:
+        """K, the number of columns of the graph's outputs."""
+        return self.manifest.output_width
+
     def predict(self, inputs: Array) -> Array:
         """Return the graph's outputs float32 (N, K), checked, for inputs float32 (N, *shape).
 
@@ -43,7 +48,7 @@ class Predictor:
                 float32 sums, or outside of what the graph is defined for.
         """
         outputs = self.backend.run(inputs)
-        if outputs.shape != (len(inputs), self.manifest.output_width):
+        if outputs.shape != (len(inputs), self.width):
             raise self._wrong_shape(outputs, len(inputs))
         lowest, highest = np.minimum.reduce(outputs, None, initial=0), np.maximum.reduce(outputs, None, initial=0)
         if self.manifest.output.kind in ("probability", "probabilities"):
@@ -57,7 +62,7 @@ class Predictor:
         raise InvalidRequestError("the model has no finite answer for these values; they may be too large")
 
     def _wrong_shape(self, outputs: Array, count: int) -> InferenceError:
-        wanted = (count, self.manifest.output_width)
+        wanted = (count, self.width)
         return InferenceError(f"the graph gave outputs of shape {outputs.shape}, expected {wanted}")
 
     def measure_cost(self, rows: int) -> Cost:
@@ -67,7 +72,7 @@ class Predictor:
     def run(self, inputs: Array) -> Array:
         """Return the graph's own outputs float32 (N, K), checked for shape but not for finite values."""
         outputs = self.backend.run(inputs)
-        if outputs.shape != (len(inputs), self.manifest.output_width):
+        if outputs.shape != (len(inputs), self.width):
             raise self._wrong_shape(outputs, len(inputs))
         return outputs
 

@@ -1,7 +1,7 @@
-"""Log lines: readable text, or one JSON object a line, on standard error.
+"""Log lines on standard error: readable text, or one JSON object a line.
 
-Access lines, one a request, are gathered and written together a few times a second: a line costs a microsecond, not
-the twenty of a log record.
+Access lines, one a request, are gathered and written together a few times a second. That costs a microsecond a line,
+where a log record costs twenty.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes records to standard error, and drops them rather than wait for a reader that has stalled."""
+    """Writes records to standard error; drops them when the reader has stalled, rather than wait for it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             target = self.stream.fileno()
-        except (OSError, ValueError):  # it is not a file, but in a program's memory
+        except (OSError, ValueError):  # a stream in memory, as in tests
             super().emit(record)
             return
-        line = (self.format(record) + self.terminator).encode(errors="backslashreplace")  # a file's name may be no text
+        line = (self.format(record) + self.terminator).encode(errors="backslashreplace")  # file names need not be text
         with contextlib.suppress(OSError):  # nobody reads the log any more
             _write_now(target, _split(line))
 
 
 def configure(log_format: str) -> None:
-    """Send this service's log lines, and the warnings of what it is built on, to standard error.
+    """Send this service's log lines, and warnings of the libraries below it, to standard error.
 
     Args:
         log_format: "text" or "json".
@@ -54,7 +54,6 @@ def configure(log_format: str) -> None:
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("service").setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of requests that are not HTTP, one by one
 
 
 def timestamp(seconds: float) -> str:
@@ -75,7 +74,7 @@ class AccessLog:
         self._json = log_format == "json"
         self._lines: list[str] = []
 
-    def note(
+    def add(
         self, request_id: bytes, what: str, status: int, rows: int, seconds: float, model: str = "", error: str = ""
     ) -> None:
         """Add a line.
@@ -87,7 +86,7 @@ class AccessLog:
             rows: instances in the request, 0 where there are none.
             seconds: from the request's head to its answer.
             model: which model and version answered, where one did.
-            error: the sentence of an answer that is none of success.
+            error: message of a failed response.
         """
         if not self._enabled:
             return
@@ -108,7 +107,7 @@ class AccessLog:
         self._lines.append(line)
 
     def flush(self) -> None:
-        """Write what was gathered; all its lines get the time of writing, at most a tenth of a second later."""
+        """Write the gathered lines, with the time of writing: at most a tenth of a second after the response."""
         if not self._lines:
             return
         lines, self._lines = self._lines, []
@@ -122,7 +121,7 @@ class AccessLog:
 
 
 def _on_one_line(text: str) -> str:
-    """Return what a caller may have written, short and printable: no caller may write lines of this log."""
+    """Return text from a caller, short and printable, so that no caller can forge a log line."""
     return text if text.isprintable() and len(text) <= _LONGEST else ascii(text[:_LONGEST])
 
 
@@ -131,7 +130,7 @@ def _split(text: bytes) -> list[bytes]:
 
 
 def _write_now(target: int, lines: list[bytes]) -> None:
-    """Write lines in pieces that no other process's lines can split, and drop them when the reader has stalled."""
+    """Write lines in pieces that other processes cannot split; drop them when the reader has stalled."""
     piece = b""
     for line in [*lines, b""]:
         if piece and (not line or len(piece) + len(line) > select.PIPE_BUF):

@@ -1,14 +1,12 @@
-"""What operators watch, in Prometheus' text format, right across worker processes.
+"""What operators watch, in Prometheus' text format, summed over all worker processes.
 
-A worker writes what it gathered ten times a second, so one killed outright takes at most a tenth of a second with it.
-Where `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported (the host sets it), each worker writes its
-figures into memory-mapped files there and any worker answers for all of them, also for those that have died.
+A worker writes its metrics ten times a second, so one that is killed loses a tenth of a second of them at most. Where
+`PROMETHEUS_MULTIPROC_DIR` is set before this module is imported (the host sets it), each worker writes its metrics into
+memory-mapped files there, and any worker answers for all of them, including those that have died.
 """
 
 import os
 import time
-from bisect import bisect_left
-from collections import Counter as Counted
 from collections.abc import Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -30,7 +28,7 @@ _queue_seconds = Histogram(
 _inference_seconds = Histogram("service_inference_seconds", "One backend call", _MODEL, buckets=_SECONDS)
 _batch_rows = Histogram("service_batch_rows", "Instances in one backend call", _MODEL, buckets=_ROWS)
 _dropped = Counter(
-    "service_dropped", "Requests not run: queue full, deadline expired, client gone", (*_MODEL, "reason")
+    "service_dropped", "Requests given up: queue full, deadline expired, client gone", (*_MODEL, "reason")
 )
 _others = Counter("service_other_requests", "Requests answered that are no predict requests, by status code", ("code",))
 _in_flight = Gauge("service_requests_in_flight", "Predict requests being answered", multiprocess_mode="livesum")
@@ -53,11 +51,17 @@ _refused = Gauge("service_model_refused", "Workers that refuse a version", _MODE
 
 
 class ModelMetrics:
-    """The figures of one version. What happens is gathered in lists, at next to no cost; `write` adds it up."""
+    """The metrics of one version. The batcher appends to `batches`, on the request path; `write` adds them up.
+
+    An entry of `batches` is one backend call: its rows, the seconds that its oldest request waited, and the seconds
+    that it took.
+    """
 
     def __init__(self, name: str, version: int) -> None:
         labels = (name, str(version))
-        self._name, self._version = labels
+        self.model = f"{name}/{version}"
+        self.batches: list[tuple[int, float, float]] = []
+        self._labels = labels
         self._request_seconds = _request_seconds.labels(*labels)
         self._queue_seconds = _queue_seconds.labels(*labels)
         self._inference_seconds = _inference_seconds.labels(*labels)
@@ -65,77 +69,48 @@ class ModelMetrics:
         self._queue_rows = _queue_rows.labels(*labels)
         self._last_request = _last_request.labels(*labels)
         self._shown_rows = 0
-        self._answered: list[tuple[int, float]] = []
-        self._batches: list[tuple[int, float, float]] = []
 
-    def answered(self, code: int, seconds: float) -> None:
-        """Note an answer: its status and the seconds from the request's head to it."""
-        self._answered.append((code, seconds))
-        _unwritten.add(self)
-
-    def batch(self, rows: int, waited: float, ran: float) -> None:
-        """Note one backend call: its rows, the seconds its oldest request waited, the seconds it took."""
-        self._batches.append((rows, waited, ran))
-        _unwritten.add(self)
+    def answered(self, code: int, seconds: Sequence[float]) -> None:
+        """Count answered requests of one status; `seconds` are from each request's head to its response."""
+        _requests.labels(*self._labels, str(code)).inc(len(seconds))
+        for each in seconds:
+            self._request_seconds.observe(each)
 
     def dropped(self, reason: str) -> None:
-        """Note a request that was not run: "full", "expired" or "gone"."""
-        _dropped.labels(self._name, self._version, reason).inc()
+        """Count a request that was given up: "full", "expired" or "gone"."""
+        _dropped.labels(*self._labels, reason).inc()
+
+    def write_batches(self) -> None:
+        """Add up the backend calls since the last time."""
+        if not self.batches:
+            return
+        batches, self.batches = self.batches, []
+        for rows, waited, ran in batches:
+            self._batch_rows.observe(rows)
+            self._queue_seconds.observe(waited)
+            self._inference_seconds.observe(ran)
+        self._last_request.set(time.time())
 
     def write(self, queue_rows: int) -> None:
-        """Add what was gathered to the figures that `render` shows, and set the length of the queue."""
+        """Add up the backend calls since the last time, and set how many rows wait or run."""
         if queue_rows != self._shown_rows:
             self._shown_rows = queue_rows
             self._queue_rows.set(queue_rows)
-        self.write_gathered()
-
-    def write_gathered(self) -> None:
-        """Add what was gathered to the figures that `render` shows."""
-        if not (self._answered or self._batches):
-            return
-        answered, self._answered = self._answered, []
-        batches, self._batches = self._batches, []
-        for code, count in Counted(code for code, _ in answered).items():
-            _requests.labels(self._name, self._version, str(code)).inc(count)
-        self._last_request.set(time.time())
-        _observe_all(self._request_seconds, [seconds for _, seconds in answered])
-        _observe_all(self._batch_rows, [rows for rows, _, _ in batches])
-        _observe_all(self._queue_seconds, [waited for _, waited, _ in batches])
-        _observe_all(self._inference_seconds, [ran for _, _, ran in batches])
-
-
-_unwritten: set[ModelMetrics] = set()
-
-
-def write_rest() -> None:
-    """Write the figures of versions that are not served any more and answered what they had accepted."""
-    for figures in _unwritten:
-        figures.write_gathered()
-    _unwritten.clear()
-
-
-def _observe_all(histogram: Histogram, values: Sequence[float]) -> None:
-    """Observe many values for little more than the price of one: a bucket is written once for all that fall into it."""
-    if not values:
-        return
-    places = Counted(bisect_left(histogram._upper_bounds, value) for value in values)
-    for place, count in places.items():
-        histogram._buckets[place].inc(count)
-    histogram._sum.inc(sum(values))
+        self.write_batches()
 
 
 def record_failure(code: int) -> None:
-    """Count a predict request that found no model; it has no model's name, for callers could invent any number."""
+    """Count a predict request for no known model. It has no model label: callers could invent any number of names."""
     _requests.labels("", "", str(code)).inc()
 
 
 def record_dropped(reason: str) -> None:
-    """Count a connection that was given up: its request could not be read, or it did not read its answer."""
+    """Count a connection that was given up: it was too slow to send a request, or to read its response."""
     _dropped.labels("", "", reason).inc()
 
 
 def record_other(code: int) -> None:
-    """Count an answer to a request that is no predict request."""
+    """Count a response to anything but a predict request."""
     _others.labels(str(code)).inc()
 
 
@@ -155,7 +130,7 @@ def set_serving(models: int) -> None:
 
 
 def record_restart() -> None:
-    """Count a worker that is started in the place of one that ended; the parent of the workers does."""
+    """Count a worker that replaces one that ended; called by the parent of the workers."""
     _restarts.inc()
 
 
@@ -165,7 +140,7 @@ def set_in_flight(count: int) -> None:
 
 
 def render() -> bytes:
-    """Return all figures of all workers as text."""
+    """Return the metrics of all workers as text."""
     return _generate(_registry())
 
 

@@ -1,8 +1,8 @@
-"""One OpenTelemetry span for each predict request, where the `otel` extra is installed and an endpoint is configured.
+"""One OpenTelemetry span per prediction, where the `otel` extra is installed and an endpoint is configured.
 
 The standard variables decide (https://opentelemetry.io/docs/specs/otel/protocol/exporter): OTEL_EXPORTER_OTLP_ENDPOINT
-or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT says where to, OTEL_SERVICE_NAME as whom. A span continues the caller's
-`traceparent`. Without an endpoint nothing is imported.
+or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is the collector, OTEL_SERVICE_NAME the service's name. A span continues the
+caller's `traceparent`. Without an endpoint nothing is imported.
 """
 
 import logging
@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 from service import __version__
-from service.api.headers import RequestHeaders
 
 logger = logging.getLogger("service")
 
@@ -29,29 +28,30 @@ class Tracer:
         self._tracer = provider.get_tracer("service", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
-    def record(self, head: RequestHeaders, what: str, status: int, rows: int, seconds: float) -> None:
-        """Send the span of a request that was answered just now.
+    def record(self, request_id: bytes, trace: bytes, what: str, status: int, rows: int, seconds: float) -> None:
+        """Send the span of a request that has just been answered.
 
         Args:
-            head: of the request; its `traceparent` is the parent.
+            request_id: the response's `X-Request-ID`.
+            trace: the request's `traceparent`, which names the parent span, or nothing.
             what: model and version.
-            status: of the answer.
+            status: of the response.
             rows: instances in the request.
-            seconds: from its head to its answer.
+            seconds: from the request's head to its response.
         """
         from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415
 
         ended = time.time_ns()
         span = self._tracer.start_span(
             f"predict {what}",
-            context=self._propagator.extract({"traceparent": head.trace.decode("latin-1")}),
+            context=self._propagator.extract({"traceparent": trace.decode("latin-1")}),
             kind=SpanKind.SERVER,
             start_time=ended - int(seconds * 1e9),
             attributes={
                 "http.response.status_code": status,
                 "service.model": what,
                 "service.instances": rows,
-                "service.request_id": head.request_id.decode("latin-1"),
+                "service.request_id": request_id.decode("latin-1"),
             },
         )
         if status >= _FIRST_OWN_FAILURE:

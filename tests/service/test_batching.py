@@ -12,6 +12,7 @@ from service.errors import DeadlineExceededError, InferenceError, ServiceError, 
 from service.model.backends import Array
 from service.model.batching import Batcher, Cost, measure_cost
 from service.telemetry.metrics import ModelMetrics
+from tests.waiter import FutureWaiter
 
 Outcome = Array | BaseException
 CHEAP, DEAR = Cost(fixed=1e-6, each=1e-7), Cost(fixed=1.0, each=1.0)  # run on the loop, or on the model's thread
@@ -58,15 +59,15 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 10))
 
 
-def submit(batcher: Batcher, inputs: Array, seconds: float = 5) -> "asyncio.Future[Array]":
-    """Queue a request and return the future that hears of it."""
+def submit(batcher: Batcher, inputs: Array, seconds: float = 5) -> FutureWaiter:
+    """Queue a request and return its waiter."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[Array] = loop.create_future()
-    batcher.submit(inputs, loop.time() + seconds, future)
-    return future
+    waiter = FutureWaiter(loop=loop)
+    batcher.submit(inputs, loop.time() + seconds, waiter)
+    return waiter
 
 
-async def gather(futures: Sequence["asyncio.Future[Array]"]) -> list[Outcome]:
+async def gather(futures: Sequence[FutureWaiter]) -> list[Outcome]:
     """Wait for all; errors are returned."""
     return list(await asyncio.gather(*futures, return_exceptions=True))
 

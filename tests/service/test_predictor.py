@@ -115,12 +115,12 @@ def test_no_probability_is_the_models_failure(kind: str, answer: float, tmp_path
     fake = replace(fakes.coin(), output={"kind": kind, "labels": ["a", "b"]}, contents=contents)
     predictor = load_predictor(fakes.write_version(tmp_path, fake), "onnx", "cpu")
     for fine in (0.0, 1.0, 1.0005, -0.0005):
-        assert predictor.predict(np.array([[fine, 1 - fine]], np.float32)).shape == (1, 2)
+        assert predictor.predict(np.array([[fine, 1 - fine]], np.float32)).shape == (1, predictor.width)
     with pytest.raises(InferenceError, match="where its manifest says probabilities"):
         predictor.predict(np.array([[0.5, 0.5], [answer, 0.5]], np.float32))
     with pytest.raises(InvalidRequestError, match="no finite answer"):
         predictor.predict(np.array([[np.nan, 0]], np.float32))
-    assert predictor.predict(np.zeros((0, 2), np.float32)).shape == (0, 2)
+    assert predictor.predict(np.zeros((0, 2), np.float32)).shape == (0, predictor.width)
 
 
 @pytest.mark.parametrize("golden", [None, [[1.0]], [[0.5], [1.0]]])

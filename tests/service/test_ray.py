@@ -1,4 +1,4 @@
-"""The replica: its health, its lifespan, its figures. What needs a cluster stands in tests/ray."""
+"""Tests of service.hosts.ray: health, lifespan and metrics of a replica. Those that need a cluster are in tests/ray."""
 
 import asyncio
 import warnings
@@ -21,7 +21,7 @@ from tests.asgi import Client
 
 
 def build_replica(models_dir: Path) -> ray_host.Replica:
-    """Return a replica as Ray makes one, without asking Ray for its cores."""
+    """Return a replica like one that Ray creates, without asking Ray for its cores."""
     replica = ray_host.Replica.__new__(ray_host.Replica)
     replica._app = create_app(Settings(models_dir=models_dir, access_log=False))
     replica._was_ready = False
@@ -29,23 +29,22 @@ def build_replica(models_dir: Path) -> ray_host.Replica:
 
 
 def test_health_is_our_readiness_until_it_was_ready(models_dir: Path) -> None:
-    """What was never ready is unhealthy; what was, and still serves something, is kept; what serves nothing is not."""
+    """A replica that was never ready is unhealthy; one that was ready is healthy while it serves any model."""
     replica = build_replica(models_dir)
-    registry = replica._app.registry
-    registry.draining = True
+    replica._app.draining = True
     with pytest.raises(UnavailableError, match="shutting down"):
         replica.check_health()
-    registry.draining = False
+    replica._app.draining = False
     replica.check_health()
-    registry.draining = True
+    replica._app.draining = True
     replica.check_health()
-    registry.models = {}
+    replica._app.registry.models = {}
     with pytest.raises(UnavailableError):
         replica.check_health()
 
 
-def test_replica_that_stands_still_is_unhealthy(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose run does not end can only be stopped with its process; Ray puts another in its place."""
+def test_replica_with_a_stuck_model_is_unhealthy(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only ending the process ends a call that is stuck, so Ray has to replace the replica."""
     replica = build_replica(models_dir)
     replica.check_health()
     monkeypatch.setattr(replica._app, "find_stuck", lambda: "doubler")
@@ -54,13 +53,13 @@ def test_replica_that_stands_still_is_unhealthy(models_dir: Path, monkeypatch: p
 
 
 def test_folder_without_models_is_unhealthy(empty_dir: Path) -> None:
-    """The sentence says what is missing."""
+    """The error says what is missing."""
     with pytest.raises(UnavailableError, match="no model"):
         build_replica(empty_dir).check_health()
 
 
 def test_lifespan_ticks_until_it_ends(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The housekeeping runs while the replica lives, hands figures over, and writes once more at its end."""
+    """The replica ticks and exports its metrics until its lifespan ends, and ticks once more then."""
     replica = build_replica(models_dir)
     ticks: list[int] = []
     monkeypatch.setattr(replica._app, "tick", lambda: ticks.append(1))
@@ -68,10 +67,10 @@ def test_lifespan_ticks_until_it_ends(models_dir: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(ray_host, "EXPORT_TICKS", 1)
     written: list[object] = []
 
-    def note(export: object) -> None:
+    def record(export: object) -> None:
         written.append(export)
 
-    monkeypatch.setattr(ray_host.Export, "write", note)
+    monkeypatch.setattr(ray_host.Export, "write", record)
     app: Any = replica.__serve_build_asgi_app__()
 
     async def live() -> None:
@@ -94,8 +93,8 @@ def test_lifespan_ticks_until_it_ends(models_dir: Path, monkeypatch: pytest.Monk
     asyncio.run(asyncio.wait_for(live(), 20))
 
 
-def test_answers_are_the_applications_without_the_id(models_dir: Path) -> None:
-    """Ray's servers add the X-Request-ID; twice would be one too many."""
+def test_responses_have_no_request_id(models_dir: Path) -> None:
+    """Ray's proxy adds X-Request-ID, so the application must not."""
     client = Client(build_replica(models_dir).__serve_build_asgi_app__())
     try:
         answer = client.request("POST", "/v1/models/doubler:predict", b'{"instances": [[2]]}')
@@ -105,8 +104,8 @@ def test_answers_are_the_applications_without_the_id(models_dir: Path) -> None:
     assert "x-request-id" not in answer.headers
 
 
-def test_figures_are_handed_over_as_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counters by what was added since, gauges as they are, each with its labels; nothing twice."""
+def test_only_changed_metrics_are_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counters are exported as increments and gauges as values, each with its labels, and only after a change."""
     calls: list[tuple[str, str, float, dict[str, str]]] = []
 
     class FakeMetric:

@@ -23,17 +23,9 @@ from service.model.tensor_model import TensorPredictor, Tensors
 from service.registry.registry import Registry
 from service.settings import Settings
 from tests import fakes
+from tests.waiter import FutureWaiter
 
 REQUEST = Tensors(x=np.zeros(1, np.float32))
-
-
-class FutureWaiter(asyncio.Future[Any]):
-    """A batcher's waiter that can be awaited."""
-
-    @property
-    def answered(self) -> bool:
-        """Tell whether it is done."""
-        return self.done()
 
 
 def load_echo(root: Path) -> Registry:

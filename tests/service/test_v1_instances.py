@@ -1,4 +1,4 @@
-"""Tests of service.api.v1.instances."""
+"""Tests of service.api.v1.instances and of the fast reader in decode, which must agree."""
 
 import json
 from dataclasses import replace
@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.api.v1 import instances
-from service.api.v1.instances import nested_shapes, parse_instances, read_instances
+from service.api.v1 import decode
+from service.api.v1.decode import parse_instances
+from service.api.v1.instances import nested_shapes, read_instances
 from service.errors import InvalidRequestError
 from service.model.manifest import ImageInput, ImageSpec, Manifest
 from tests import fakes
@@ -145,7 +146,7 @@ def test_objects_are_read_by_name_in_any_order() -> None:
 
 def test_without_simdjson_every_body_takes_the_other_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where simdjson has no wheel, the plain reader declines."""
-    monkeypatch.setattr(instances, "_new_parser", None)
+    monkeypatch.setattr(decode, "_new_parser", None)
     assert parse_instances(b'{"instances": [[1]]}', DOUBLER) is None
 
 

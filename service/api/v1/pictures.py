@@ -5,7 +5,7 @@ import binascii
 from email.message import Message
 from typing import NamedTuple
 
-from service.api.v1.instances import kind_of
+from service.api.json_values import kind_of
 from service.errors import InvalidRequestError
 from service.model.backends import Array
 from service.model.manifest import ImageInput

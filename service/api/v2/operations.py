@@ -4,8 +4,6 @@ Source: https://github.com/kserve/open-inference-protocol and Triton's extension
 configuration and statistics.
 """
 
-import hmac
-import ipaddress
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,10 +12,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from service import __version__
+from service.api.json_values import kind_of, read_object
 from service.api.operations import Answer, OrjsonResponse, answer_ready, find_served, get_route
-from service.api.v1.instances import kind_of, read_object
 from service.api.v2.infer_request import input_specs, output_specs
-from service.errors import InvalidRequestError, NotFoundError, UnauthorizedError
+from service.errors import InvalidRequestError, NotFoundError
 from service.model.manifest import Manifest
 from service.registry.reconciler import Reconciler
 from service.registry.registry import Registry
@@ -36,7 +34,7 @@ _VERSION = "/v2/models/{name}/versions/{version}"
 
 
 def build_protocol_routes(
-    reconciler: Reconciler, check_admin: Callable[[Request], None], batch: int
+    reconciler: Reconciler, check_admin: Callable[[Request], None], batch: int, problem: Callable[[], str]
 ) -> list[BaseRoute]:
     """Return the routes under /v2 that are not infer.
 
@@ -44,6 +42,7 @@ def build_protocol_routes(
         reconciler: of the registry.
         check_admin: raises UnauthorizedError for who may not change what is served.
         batch: the largest batch.
+        problem: says why the service is not ready, if it is not.
     """
     registry = reconciler.registry
 
@@ -68,7 +67,7 @@ def build_protocol_routes(
         get_route("/v2", lambda _: OrjsonResponse(_server())),
         get_route("/v2/", lambda _: OrjsonResponse(_server())),
         get_route("/v2/health/live", lambda _: OrjsonResponse({"live": True})),
-        get_route("/v2/health/ready", lambda _: answer_ready(registry)),
+        get_route("/v2/health/ready", lambda _: answer_ready(problem())),
         get_route("/v2/models", lambda _: OrjsonResponse({"models": sorted(registry.models)})),
         get_route("/v2/models/stats", lambda _: OrjsonResponse(_statistics(list_served(registry.models).values()))),
         *[
@@ -247,29 +246,3 @@ async def _read_object(request: Request) -> dict[str, Any]:
     if not body.strip():
         return {}
     return read_object(body)
-
-
-def check_admin(request: Request, admin_key: bytes, sent: bytes) -> None:
-    """Refuse who may not change what is served: who lacks the admin key, or, without one, is elsewhere.
-
-    Raises:
-        UnauthorizedError: the key is missing or wrong, or the request came from elsewhere.
-    """
-    if admin_key:
-        if not hmac.compare_digest(sent, admin_key):
-            raise UnauthorizedError("this needs the admin key; send it as X-API-Key, or as Authorization: Bearer")
-        return
-    # Another machine's requests can come through a proxy here, or through a page in a browser here.
-    foreign = ("forwarded", "x-forwarded-for", "x-real-ip", "origin", "sec-fetch-site")
-    forwarded = any(name in request.headers for name in foreign)
-    if forwarded or request.client is None or not _is_here(request.client.host):
-        raise UnauthorizedError("what is served can be changed from this machine only; set --admin-key to allow others")
-
-
-def _is_here(host: str) -> bool:
-    """Tell whether a peer's address is a loopback one; a socket of both families shows IPv4 as ::ffff:127.0.0.1."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

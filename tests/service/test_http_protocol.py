@@ -1,4 +1,4 @@
-"""Tests of service.http.connection, on a real socket but in this process, so that its clocks can be set."""
+"""Tests of service.http: a connection on a real socket, but in this process, so that its timeouts can be set."""
 
 import threading
 import time
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.app import create_app
-from service.hosts.litserve import HttpServer, build_config, open_listener
+from service.hosts.litserve import open_listener
+from service.http.server import HttpServer
 from service.settings import Settings
 from tests.wire import Wire, build_predict, build_request
 
@@ -17,15 +18,13 @@ from tests.wire import Wire, build_predict, build_request
 def url(models_dir: Path) -> Iterator[str]:
     """The address of a server that keeps an idle connection for a second."""
     app = create_app(Settings(models_dir=models_dir))
-    config = build_config(app)
-    config.timeout_keep_alive = 1
-    server = HttpServer(config, app, lambda: None)
     with open_listener("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
+        server = HttpServer(app, listener, lambda: None, keep_alive=1)
+        thread = threading.Thread(target=server.run)
         thread.start()
         listener.listen()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
+        server.handle_exit(0, None)
         thread.join()
 
 

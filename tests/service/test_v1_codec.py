@@ -1,4 +1,4 @@
-"""Tests of service.api.v1.codec."""
+"""Tests of service.api.v1.decode and encode."""
 
 import json
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.api.v1 import codec as v1_codec
+from service.api.headers import RequestHeaders
+from service.api.v1 import decode as v1_decode
+from service.api.v1.encode import encode
 from service.errors import InvalidRequestError
 from service.model.manifest import Manifest
 from tests import fakes
@@ -14,9 +16,12 @@ from tests import fakes
 COIN, COMPASS, DOUBLER = fakes.coin().manifest(), fakes.compass().manifest(), fakes.doubler().manifest()
 
 
-def decode(body: Any, manifest: Manifest = COIN) -> v1_codec.Call:
+PLAIN = RequestHeaders(b"")
+
+
+def decode(body: Any, manifest: Manifest = COIN) -> v1_decode.Call:
     """Decode a body given as JSON's value."""
-    return v1_codec.decode_call(json.dumps(body).encode(), manifest)
+    return v1_decode.decode(json.dumps(body).encode(), manifest, PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +47,7 @@ def decode(body: Any, manifest: Manifest = COIN) -> v1_codec.Call:
 def test_unusable_body_is_refused(body: bytes, message: str) -> None:
     """A body that is not an object with instances is refused with a sentence that says what it is."""
     with pytest.raises(InvalidRequestError) as caught:
-        v1_codec.decode_call(body, COIN)
+        v1_decode.decode(body, COIN, PLAIN)
     assert str(caught.value).startswith(message)
 
 
@@ -87,32 +92,32 @@ def test_parameters_are_read() -> None:
 def test_byte_order_mark_is_ignored() -> None:
     """A UTF-8 byte order mark is ignored, as RFC 8259 allows, by both readers."""
     for parameters in (b"", b', "parameters": {}'):
-        call = v1_codec.decode_call(b'\xef\xbb\xbf{"instances": [[1, 2]]' + parameters + b"}", COIN)
+        call = v1_decode.decode(b'\xef\xbb\xbf{"instances": [[1, 2]]' + parameters + b"}", COIN, PLAIN)
         assert call.inputs.tolist() == [[1, 2]]
 
 
 def test_regression_answer() -> None:
     """A regression answers numbers, the shortest that read back as the same float32."""
     call = decode({"instances": [[1], [2]]}, DOUBLER)
-    body = v1_codec.encode_results(np.array([[0.1], [-2]], np.float32), DOUBLER, call)
+    body = encode(np.array([[0.1], [-2]], np.float32), DOUBLER, call)[1]
     assert body == b'{"model":"doubler","version":1,"predictions":[{"prediction":0.1},{"prediction":-2.0}]}'
 
 
 def test_binary_answer_reports_the_second_label_and_decides_by_threshold() -> None:
     """`probability` is that of the second label, whichever is predicted; the request's threshold decides."""
-    results = np.array([[0.75, 0.25]], np.float32)
+    outputs = np.array([[0.25]], np.float32)
     for threshold, index, label in ((0.25, 1, "heads"), (0.3, 0, "tails")):
         call = decode({"instances": [[1, 2]], "parameters": {"threshold": threshold}})
-        answer = json.loads(v1_codec.encode_results(results, COIN, call))["predictions"]
+        answer = json.loads(encode(outputs, COIN, call)[1])["predictions"]
         expected = {"prediction": index, "label": label, "probability": 0.25, "probabilities": [0.75, 0.25]}
         assert answer == [expected]
 
 
 def test_multiclass_answer_and_its_best() -> None:
     """`probability` is that of the predicted label; top_k lists the most probable, equal ones in label order."""
-    results = np.array([[0.25, 0.125, 0.5, 0.125]], np.float32)
+    outputs = np.log(np.array([[0.25, 0.125, 0.5, 0.125]], np.float32))
     call = decode({"instances": [[1, 2]], "parameters": {"top_k": 3}}, COMPASS)
-    (answer,) = json.loads(v1_codec.encode_results(results, COMPASS, call))["predictions"]
+    (answer,) = json.loads(encode(outputs, COMPASS, call)[1])["predictions"]
     best = answer.pop("top_k")
     assert answer == {"prediction": 2, "label": "south", "probability": 0.5, "probabilities": [0.25, 0.125, 0.5, 0.125]}
     assert [(each["label"], each["probability"]) for each in best] == [("south", 0.5), ("north", 0.25), ("east", 0.125)]

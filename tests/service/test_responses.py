@@ -1,11 +1,11 @@
-"""Tests of service.api.failures."""
+"""Tests of service.api.responses."""
 
 import json
 import logging
 
 import pytest
 
-from service.api.failures import as_service_error, encode_error, error_headers
+from service.api.responses import as_service_error, encode_error, error_headers
 from service.errors import (
     InferenceError,
     InvalidRequestError,

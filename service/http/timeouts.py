@@ -1,0 +1,70 @@
+"""How long a connection may take for a head, a body, its next request, and to read its responses.
+
+Looked at ten times a second for all connections of a worker: a timer for every request would cost more.
+"""
+
+from collections.abc import Iterable
+
+from service.errors import DeadlineExceededError
+from service.http.protocol import HttpProtocol, State
+from service.request import PredictRequest
+from service.telemetry import metrics
+
+KEEP_ALIVE_SECONDS = 75.0  # longer than proxies keep their end, so that they close first
+LINGER_SECONDS = 2.0  # for a client that is still sending to read why it was refused; TCP drops the response otherwise
+
+
+def check_timeouts(connections: Iterable[HttpProtocol], now: float, keep_alive: float = KEEP_ALIVE_SECONDS) -> None:
+    """Give up on connections that take too long.
+
+    Args:
+        connections: of a worker.
+        now: on the event loop's clock.
+        keep_alive: seconds that a connection may be idle.
+    """
+    for connection in list(connections):
+        if connection.stalled_since is not None:
+            _check_reader(connection, now)
+        else:
+            _check_state(connection, now, keep_alive)
+
+
+def _check_state(connection: HttpProtocol, now: float, keep_alive: float) -> None:
+    settings, age = connection.app.settings, now - connection.since
+    match connection.state:
+        case State.IDLE:
+            if age > keep_alive:
+                connection.transport.close()
+        case State.READING_HEAD:
+            if age > settings.header_timeout:
+                _give_up(connection)
+        case State.READING_BODY:
+            request = connection.current
+            if isinstance(request, PredictRequest) and not request.answered:
+                if request.deadline < now:
+                    request.cancel(DeadlineExceededError("the body did not arrive by the request's deadline"))
+            elif age > settings.request_timeout + LINGER_SECONDS:
+                _give_up(connection)
+        case State.DRAINING:
+            if age > LINGER_SECONDS:
+                connection.transport.abort()
+        case State.CLOSING:
+            if age > settings.request_timeout:  # its client does not read the last response
+                connection.transport.abort()
+
+
+def _check_reader(connection: HttpProtocol, now: float) -> None:
+    """Cut off a client that reads none of its responses; one that reads slowly has all the time it takes."""
+    assert connection.stalled_since is not None
+    before, connection.unsent = connection.unsent, connection.transport.get_write_buffer_size()
+    if connection.unsent < before:
+        connection.stalled_since = now
+    if now - connection.stalled_since > connection.app.settings.request_timeout:
+        _give_up(connection)
+        connection.transport.abort()
+    connection.since = now  # nothing is read of it meanwhile, so its other clock stands still
+
+
+def _give_up(connection: HttpProtocol) -> None:
+    metrics.record_dropped("slow")
+    connection.transport.close()
