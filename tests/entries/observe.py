@@ -27,7 +27,7 @@ _COMPARED = (
     "retry-after", "traceparent", "vary", "www-authenticate", "x-request-id",
 )  # fmt: skip
 _MADE = re.compile(r"[0-9a-f]{12}-[0-9a-f]+")  # a request id of the service's own
-_PREDICTS = re.compile(r"\S+ (/v1/\S+:predict|/v2/\S+/infer)")
+_PREDICTS = re.compile(r"'?\S+ (/v1/models/[^:]+:predict|/v2/models/.+/infer)'?")  # quoted where it is not printable
 _NUMBERS = count()
 
 Counts = Counter[tuple[str, ...]]
