@@ -19,6 +19,8 @@ ServiceError
 
 from http import HTTPStatus
 
+from pydantic import ValidationError
+
 
 class ServiceError(Exception):
     """Base of all failures that this package raises on purpose; `str()` of one is a sentence fit for its reader."""
@@ -105,3 +107,15 @@ class ModelRefusedError(ServiceError):
 
 class StartError(ServiceError):
     """The service cannot start as configured."""
+
+
+def describe_invalid(error: ValidationError, of: str = "a manifest") -> str:
+    """Return the first problem of a pydantic error as one sentence that names the field; `of` is what has the fields."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where} is not a field of {of}"
+    if first["type"] == "literal_error" and where == "task":  # pydantic was only asked about models that have a task
+        return "task is none of 'regression', 'binary', 'multiclass' and 'tensors'"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

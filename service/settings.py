@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from service.errors import StartError
-from service.model.manifest import sentence
+from service.errors import StartError, describe_invalid
 
 
 class Settings(BaseModel):
@@ -99,7 +98,7 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.
         return Settings.model_validate(values)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
-        reason = sentence(error).partition(": ")[2]
+        reason = describe_invalid(error).partition(": ")[2]
         raise StartError(f"{origin.get(name, name)}={values.get(name)!r}: {reason}") from error
 
 

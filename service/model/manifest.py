@@ -9,7 +9,7 @@ import hashlib
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
@@ -268,15 +268,3 @@ AnyManifest = Manifest | TensorManifest
 def digest(content: bytes) -> str:
     """Return the SHA-256 digest of `content` as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
-
-
-def sentence(error: ValidationError, of: str = "a manifest") -> str:
-    """Return the first problem of a pydantic error as one sentence that names the field; `of` is what has fields."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{where} is not a field of {of}"
-    if first["type"] == "literal_error" and where == "task":  # pydantic was only asked about models that have a task
-        return "task is none of 'regression', 'binary', 'multiclass' and 'tensors'"
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.errors import ModelRefusedError
-from service.model.manifest import AnyManifest, Artifact, Manifest, TensorManifest, digest, sentence
+from service.errors import ModelRefusedError, describe_invalid
+from service.model.manifest import AnyManifest, Artifact, Manifest, TensorManifest, digest
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -52,7 +52,7 @@ def load_any_manifest(folder: Path) -> AnyManifest:
         has_task = not (isinstance(fields, dict) and fields.get("task") == "tensors")
         return (Manifest if has_task else TensorManifest).model_validate_json(json.dumps(fields))
     except ValidationError as error:
-        raise ModelRefusedError(f"{MANIFEST_FILE}: {sentence(error)}") from error
+        raise ModelRefusedError(f"{MANIFEST_FILE}: {describe_invalid(error)}") from error
 
 
 def load_artifact(folder: Path, artifact: Artifact) -> bytes:

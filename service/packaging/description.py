@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.errors import InvalidRequestError
-from service.model.manifest import Artifact, BackendName, Manifest, TensorManifest, digest, sentence
+from service.errors import InvalidRequestError, describe_invalid
+from service.model.manifest import Artifact, BackendName, Manifest, TensorManifest, digest
 from service.packaging.samples import Samples, read_samples
 
 _KINDS = {"regression": "value", "binary": "probability", "multiclass": "probabilities"}
@@ -41,7 +41,7 @@ def describe_tensors(contents: dict[BackendName, bytes], options: dict[str, Any]
             artifacts={"onnx": artifact},
         )
     except ValidationError as error:
-        raise InvalidRequestError(f"the manifest would not be valid: {sentence(error)}") from error
+        raise InvalidRequestError(f"the manifest would not be valid: {describe_invalid(error)}") from error
 
 
 def read_flagged_samples(options: dict[str, Any]) -> Samples | None:
@@ -75,7 +75,7 @@ def describe(
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        raise InvalidRequestError(f"the manifest would not be valid: {sentence(error)}") from error
+        raise InvalidRequestError(f"the manifest would not be valid: {describe_invalid(error)}") from error
 
 
 def _describe_columns(options: dict[str, Any], samples: Samples | None) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from service.errors import InvalidRequestError, ModelRefusedError
-from service.model.manifest import sentence
+from service.errors import InvalidRequestError, ModelRefusedError, describe_invalid
 from service.model.version_folder import MANIFEST_FILE, load_any_manifest
 
 logger = logging.getLogger("service")
@@ -185,7 +184,7 @@ def load_settings(root: Path, name: str) -> ModelSettings:
     except OSError as error:
         raise ModelRefusedError(f"{SETTINGS_FILE} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise ModelRefusedError(f"{SETTINGS_FILE}: {sentence(error, SETTINGS_FILE)}") from error
+        raise ModelRefusedError(f"{SETTINGS_FILE}: {describe_invalid(error, SETTINGS_FILE)}") from error
 
 
 def save_settings(root: Path, name: str, changes: dict[str, Any]) -> None:

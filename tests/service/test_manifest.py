@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.errors import ModelRefusedError
-from service.model.manifest import Feature, Manifest, digest, sentence
+from service.errors import ModelRefusedError, describe_invalid
+from service.model.manifest import Feature, Manifest, digest
 from service.model.version_folder import load_artifact, load_manifest
 from tests import fakes
 
@@ -124,7 +124,7 @@ def test_sentence_names_the_first_problem() -> None:
     """A pydantic error becomes one line with the field's path."""
     with pytest.raises(ValidationError) as caught:
         Manifest.model_validate({})
-    assert sentence(caught.value) == "name: Field required"
+    assert describe_invalid(caught.value) == "name: Field required"
 
 
 def test_any_flipped_byte_is_refused(tmp_path: Path) -> None:
