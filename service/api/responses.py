@@ -75,7 +75,8 @@ def split_fields(lines: bytes) -> list[tuple[bytes, bytes]]:
 def explain(method: str, path: str, error: HTTPException) -> ServiceError:
     """Return the failure that says in a sentence what Starlette says in a status."""
     if error.status_code == MethodNotAllowedError.status:
-        allowed = (error.headers or {}).get("Allow", "GET, HEAD")
+        named = (error.headers or {}).get("Allow", "GET, HEAD")
+        allowed = ", ".join(sorted(named.split(", ")))  # Starlette joins a set, in an order of its own
         return MethodNotAllowedError(f"{method} is not answered at {path}; it answers {allowed}", allow=allowed)
     if error.status_code == NotFoundError.status:
         return NotFoundError(f"there is nothing at {path}; see /docs for what there is")

@@ -36,7 +36,8 @@ def test_softmax_is_shift_invariant(logits: Array, shift: int) -> None:
 def test_softmax_does_not_overflow() -> None:
     """Finite logits of any size give probabilities, and numpy warns of nothing (warnings are errors here)."""
     logits = np.array([[3e38, -3e38, 0], [-3e38, -3e38, -3e38]], np.float32)
-    np.testing.assert_allclose(postprocess.softmax(logits), [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]], rtol=1e-6)
+    expected = [[1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]]
+    np.testing.assert_allclose(postprocess.softmax(logits), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("logit", "expected"), [(1e4, 1.0), (-1e4, 0.0), (0.0, 0.5), (88.8, 1.0), (-3e38, 0.0)])

@@ -21,7 +21,7 @@ from service.settings import Settings
 ROOT = Path(package).parent
 DIGIT = [0.5] * 784
 TENSOR = {"name": "inputs", "shape": [1, 784], "datatype": "FP32", "data": DIGIT}
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], int, int]] = {
     "/v1/models/mnist:predict": ({"instances": [DIGIT]}, 45, 12),
     "/v2/models/mnist/infer": ({"inputs": [TENSOR]}, 70, 16),
 }
