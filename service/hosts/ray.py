@@ -1,8 +1,8 @@
-"""The host beyond one machine: the same application as a Ray Serve deployment, `serve run service.hosts.ray:app`.
+"""The host for several machines: the application as a Ray Serve deployment, `serve run service.hosts.ray:app`.
 
-Ray Serve (https://docs.ray.io/en/latest/serve) starts replicas on the machines of its cluster, routes requests to them,
-scales their number and replaces those that die. A replica is one process with the whole application; its settings are
-the same `SERVICE_*` variables. How many replicas there are, and where, is Ray's: `deploy/ray/serve.yaml`.
+Ray Serve (https://docs.ray.io/en/latest/serve) starts replicas in its cluster, routes requests to them, scales their
+number and replaces those that die. A replica is one process with the whole application; its settings are the same
+`SERVICE_*` variables. The number and placement of replicas is configured in Ray: `deploy/ray/serve.yaml`.
 """
 
 import asyncio
@@ -26,14 +26,13 @@ from service.telemetry import log
 logger = logging.getLogger("service")
 
 TICK_SECONDS = 0.1
-SWITCH_SECONDS = 0.0005  # as in litserve_host: a thread that reads a large body gives way to the event loop
-EXPORT_TICKS = 20
-"""Figures go to Ray this often; it looks at them every few seconds itself."""
+SWITCH_SECONDS = 0.0005  # as in hosts.litserve: a thread that decodes a large body yields to the event loop
+EXPORT_TICKS = 20  # between exports of the metrics; Ray itself reads them every few seconds
 RETRY_SECONDS = UnavailableError.retry_after
 
 
 class Replica:
-    """One replica: the application, its housekeeping, and what Ray asks about its health."""
+    """One replica: the application and its health check."""
 
     def __init__(self) -> None:
         settings = load_settings({})
@@ -44,35 +43,34 @@ class Replica:
         self._was_ready = False
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Return the ASGI application; called by Ray, which runs its lifespan."""
+        """Return the ASGI application; Ray calls this, and runs the lifespan."""
         return HostedApp(self._app)
 
     def check_health(self) -> None:
-        """Raise where Ray should put another replica in the place of this one.
+        """Raise if Ray should replace this replica.
 
-        One that has never been ready takes no requests. One that has been keeps what it serves: another would find the
-        same folder, and a model that cannot be loaded would take the others with it. `/health/ready` says so.
+        A replica that has never been ready is unhealthy. One that was ready stays healthy while it serves any model: a
+        replacement would find the same folder, so one broken model would take down the others. `/health/ready` tells.
 
         Raises:
-            UnavailableError: it is not ready, or a run in it does not end.
+            UnavailableError: the replica is not ready, or a backend call does not end.
         """
         if stuck := self._app.find_stuck():
             raise UnavailableError(f"model {stuck} has been running for too long")
-        registry = self._app.registry
-        serves = any(model.versions for model in registry.models.values())
-        if registry.problem and not (self._was_ready and serves):
-            raise UnavailableError(registry.problem)
+        serves = any(model.versions for model in self._app.registry.models.values())
+        if (problem := self._app.problem) and not (self._was_ready and serves):
+            raise UnavailableError(problem)
         self._was_ready = True
 
 
 class HostedApp:
-    """The application as an ASGI callable behind Ray's proxy, with the ticks that our own HTTP server would give it."""
+    """The application behind Ray's proxy, with the ticks that our own HTTP server would give it."""
 
     def __init__(self, app: Application) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one ASGI connection; that of the lifespan lasts as long as the replica."""
+        """Answer one ASGI connection; the lifespan's lasts as long as the replica."""
         if scope["type"] == "lifespan":
             ticking = asyncio.create_task(self._tick())
             await self._app(scope, receive, send)
@@ -96,19 +94,19 @@ class HostedApp:
                 ticks += 1
                 if ticks % EXPORT_TICKS == 0:
                     export.write()
-            except Exception:  # predictions go on
-                logger.exception("the replica's figures could not be written")
+            except Exception:  # metrics must not end the ticks
+                logger.exception("cannot export metrics to Ray")
 
 
 class Export:
-    """The service's own figures as Ray's: Prometheus finds `ray_service_…` of every replica at each node's agent."""
+    """Exports our metrics through Ray: each node's agent serves those of its replicas, as `ray_service_…`."""
 
     def __init__(self) -> None:
         self._metrics: dict[str, Any] = {}
         self._written: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
     def write(self) -> None:
-        """Hand over what has changed; Ray adds the labels `deployment` and `replica`."""
+        """Export what has changed; Ray adds the labels `deployment` and `replica`."""
         for family in REGISTRY.collect():
             if family.name.startswith("service_"):
                 for sample in family.samples:
