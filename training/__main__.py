@@ -11,7 +11,7 @@ from training.errors import TrainingError
 
 AUTOGRAD = "autograd"
 SWEEP = "sweep"
-INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
+INTERRUPTED = 130  # as shells report a program ended by Ctrl-C
 TERMINATED = 143
 
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         " --help`: seeds and recipes side by side. A run that fails any check publishes nothing and exits 1.",
     )
     parser.add_argument("recipes", nargs="*", metavar="recipe", help=f"what to train, see --list; or {AUTOGRAD!r}")
-    parser.add_argument("--list", action="store_true", help="list the recipes and leave")
+    parser.add_argument("--list", action="store_true", help="list the recipes and exit")
     parser.add_argument("--all", action="store_true", help="train every recipe")
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where to publish (default: models)")
     parser.add_argument(
@@ -34,14 +34,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds",
         type=read_seeds,
         default=(0,),
-        help="of initial parameters and shuffling, such as 0-2 or 0,5; published is the best on validation, or the"
-        " first where a recipe has none (default: 0)",
+        help="of initial parameters and shuffling, such as 0-2 or 0,5; the best on validation is published, or the"
+        " first if the recipe has no validation split (default: 0)",
     )
     parser.add_argument(
         "--epochs", type=read_positive, help="passes over the training data (default: the recipe's own)"
     )
     parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto, a GPU where the recipe gains by it)"
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto, a GPU where the recipe benefits)"
     )
     parser.add_argument("--version", type=read_positive, help="version to publish as (default: the next free one)")
     return parser
@@ -86,7 +86,7 @@ def _train(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         parser.error("name a recipe, or give --all or --list")
     unknown = [name for name in names if name not in RECIPES]
     if unknown:
-        parser.error(f"no recipe is called {unknown[0]!r}; there are {', '.join(RECIPES)}")
+        parser.error(f"unknown recipe {unknown[0]!r}; choose from {', '.join(RECIPES)}")
     with distributed.launched(names, options.device) as device:
         seeds = tuple(options.seeds)
         request = Request(options.models_dir, options.data_dir, seeds, options.epochs, device, options.version)
@@ -111,7 +111,7 @@ def _summary(folder: Path) -> str:
 
 
 def _leave(_signal: int, _frame: object) -> None:
-    """Turn SIGTERM into an exception, so that what is half written is removed on the way out."""
+    """Turn SIGTERM into an exception, so that partial files are removed on the way out."""
     raise SystemExit(TERMINATED)
 
 

@@ -1,29 +1,29 @@
-"""Augmentation: each training picture as another hand, pen or camera might have made it.
+"""Augmentation: random distortions, stroke widths, resolutions and noise of training images.
 
-A batch is warped at once: one matrix product makes the sampling grid of every picture, one `grid_sample` reads them.
+A batch is warped at once: one matrix product makes the sampling grids of all images, one `grid_sample` reads them.
 Affine and elastic distortions are those of Simard et al. 2003 (Best practices for convolutional neural networks applied
-to visual document analysis); pen width, resolution and noise stand for pens, scanners and pads that MNIST has not seen.
+to visual document analysis); stroke width, resolution and noise stand for pens, scanners and pads not in MNIST.
 """
 
 import math
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - as everybody calls it
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor
 
 SIDE = 28
-_KNOTS = 5  # of the elastic field, a side
+_KNOTS = 5  # per side of the elastic field
 _AFFINE = 3  # x, y and 1
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far pictures are distorted. Lengths are pixels of 28; each amount is drawn for each picture anew.
+    """How far images are distorted. Lengths are pixels of 28; amounts are drawn anew for each image.
 
-    `rotation` (degrees), `scale` (share), `stretch` (share, width against height), `shear` and `shift` are the greatest
-    amounts of uniform draws; `elastic` is the standard deviation of the knots of a 5 × 5 grid. `pen`, `coarse` and
-    `noise` are the shares of pictures with thicker or thinner strokes, a resolution of 9 to 16 pixels, and grain.
+    `rotation` (degrees), `scale` (fraction), `stretch` (fraction, width against height), `shear` and `shift` bound
+    uniform draws; `elastic` is the standard deviation of the knots of a 5 × 5 grid. `pen`, `coarse` and `noise` are
+    the fractions of images with thicker or thinner strokes, a resolution of 9 to 16 pixels, and noise.
     """
 
     rotation: float = 12.0
@@ -36,14 +36,14 @@ class Augmentation:
     coarse: float = 0.0
     noise: float = 0.0
 
-    def distorting(self, share: float) -> "Augmentation":
-        """Return these amounts with affine and elastic distortions of that share; pens, resolutions and grain stay."""
+    def scale_distortions(self, factor: float) -> "Augmentation":
+        """Return these amounts with the affine and elastic ones multiplied by a factor."""
         lengths = ("rotation", "scale", "stretch", "shear", "shift", "elastic")
-        return replace(self, **{name: share * getattr(self, name) for name in lengths})
+        return replace(self, **{name: factor * getattr(self, name) for name in lengths})
 
 
 class Augmenter:
-    """Distorts batches of pictures with a random stream of its own, on the device of its generator."""
+    """Distorts batches of images on the device of its random generator."""
 
     def __init__(self, amounts: Augmentation, generator: torch.Generator) -> None:
         self._amounts = amounts
@@ -52,30 +52,30 @@ class Augmenter:
         self._basis = build_basis().to(self._device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return float32 (N, 784) in [0, 1], distorted; the pictures of a batch are taken to be in random order."""
-        pictures = self._warp(pixels.reshape(-1, 1, SIDE, SIDE))
-        count = len(pictures)
+        """Return distorted images, float32 (N, 784) in [0, 1]; it assumes that a batch is in random order."""
+        images = self._warp(pixels.reshape(-1, 1, SIDE, SIDE))
+        count = len(images)
         stages = (
             (self._amounts.pen, self._change_pen),
             (self._amounts.coarse, self._coarsen),
             (self._amounts.noise, self._add_noise),
         )
         start = 0
-        for share, change in stages:  # each its own part of the batch
+        for share, change in stages:  # each changes its own part of the batch
             stop = start + round(share * count)
             if stop > start:
-                pictures[start:stop] = change(pictures[start:stop])
+                images[start:stop] = change(images[start:stop])
             start = stop
-        return pictures.reshape(count, -1)
+        return images.reshape(count, -1)
 
-    def _warp(self, pictures: Tensor) -> Tensor:
-        count = len(pictures)
+    def _warp(self, images: Tensor) -> Tensor:
+        count = len(images)
         planes = self._draw_coefficients(count).reshape(2 * count, -1) @ self._basis  # x, then y, of every pixel
         grid = planes.reshape(count, 2, SIDE, SIDE).permute(0, 2, 3, 1)
-        return F.grid_sample(pictures, grid, align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False)
 
     def _draw_coefficients(self, count: int) -> Tensor:
-        """Return what the basis is multiplied by, (N, 2, 3 + 25): the affine map and the elastic knots."""
+        """Return the coefficients of the basis, (N, 2, 3 + 25): the affine map and the elastic knots."""
         amounts = self._amounts
         turn, size, stretch, shear, right, down = self._uniform(6, count)
         angle = turn * math.radians(amounts.rotation)
@@ -94,25 +94,25 @@ class Augmenter:
         knots = torch.randn(count, 2, _KNOTS**2, generator=self._generator, device=self._device)
         return torch.cat((affine, knots * (amounts.elastic * pixel)), dim=2)
 
-    def _change_pen(self, pictures: Tensor) -> Tensor:
+    def _change_pen(self, images: Tensor) -> Tensor:
         """Return thicker strokes for the first half and thinner ones for the second: blends with a 3 × 3 max or min."""
-        half = len(pictures) // 2
-        thick = F.max_pool2d(pictures[:half], 3, stride=1, padding=1)
-        thin = -F.max_pool2d(-pictures[half:], 3, stride=1, padding=1)
-        amount = self._share(len(pictures))
-        return torch.lerp(pictures, torch.cat((thick, thin)), 0.8 * amount)
+        half = len(images) // 2
+        thick = F.max_pool2d(images[:half], 3, stride=1, padding=1)
+        thin = -F.max_pool2d(-images[half:], 3, stride=1, padding=1)
+        amount = self._share(len(images))
+        return torch.lerp(images, torch.cat((thick, thin)), 0.8 * amount)
 
-    def _coarsen(self, pictures: Tensor) -> Tensor:
-        """Return pictures as from few pixels: averaged down, drawn up again, the ink made full as preparation does."""
+    def _coarsen(self, images: Tensor) -> Tensor:
+        """Return images averaged down to few pixels and scaled up again, at full contrast as after preparation."""
         size = int(torch.randint(9, 17, (1,), generator=self._generator, device=self._device))
-        small = F.interpolate(pictures, size=(size, size), mode="area")
+        small = F.interpolate(images, size=(size, size), mode="area")
         large = F.interpolate(small, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         peak = large.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
-        return (large / peak * (1 + 0.3 * self._share(len(pictures)))).clamp(max=1)
+        return (large / peak * (1 + 0.3 * self._share(len(images)))).clamp(max=1)
 
-    def _add_noise(self, pictures: Tensor) -> Tensor:
-        grain = torch.randn(pictures.shape, generator=self._generator, device=self._device)
-        return (pictures + 0.2 * self._share(len(pictures)) * grain).clamp(0, 1)
+    def _add_noise(self, images: Tensor) -> Tensor:
+        grain = torch.randn(images.shape, generator=self._generator, device=self._device)
+        return (images + 0.2 * self._share(len(images)) * grain).clamp(0, 1)
 
     def _uniform(self, rows: int, count: int) -> Tensor:
         return torch.rand(rows, count, generator=self._generator, device=self._device) * 2 - 1
@@ -122,7 +122,7 @@ class Augmenter:
 
 
 def build_basis() -> Tensor:
-    """Return what a sampling grid is a mixture of, float32 (3 + 25, 784): x, y, 1, and each knot's smooth bump."""
+    """Return the basis of sampling grids, float32 (3 + 25, 784): x, y, 1, and a smooth bump for each knot."""
     places = (torch.arange(SIDE) * 2 + 1) / SIDE - 1
     down, right = torch.meshgrid(places, places, indexing="ij")
     plane = torch.stack([right, down, torch.ones_like(right)]).reshape(_AFFINE, -1)

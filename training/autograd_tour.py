@@ -1,7 +1,6 @@
 """A tour of autograd in small examples, each a function that returns what it shows.
 
-`python -m training autograd` runs them all; read them from top to bottom. Every number printed is computed, none is
-written down.
+`python -m training autograd` runs them all; read them from top to bottom. Every number printed is computed.
 """
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 
 def graph() -> tuple[Tensor, Tensor, Tensor]:
-    """Build w = 1, x = 2, a = w + x, b = w + 1, y = a·b and return (w, a, b); y is their product."""
+    """Return (w, a, b) of w = 1, x = 2, a = w + x, b = w + 1; y is a·b."""
     w = torch.tensor([1.0], requires_grad=True)
     x = torch.tensor([2.0], requires_grad=True)
     return w, w + x, w + 1
@@ -26,8 +25,8 @@ def derive_twice() -> tuple[float, float, str]:
     """Go backward through one graph twice.
 
     Returns:
-        the gradient after the first pass, which keeps the graph (`retain_graph=True`); after the second, which adds to
-        it; and the first words of the error that a third pass raises, since the second freed the graph.
+        the gradient after the first pass, which keeps the graph (`retain_graph=True`); the gradient after the second,
+        which adds to it; and the first words of the error of a third pass, since the second freed the graph.
     """
     w, a, b = graph()
     y = a * b
@@ -54,20 +53,18 @@ def derive_weighted() -> float:
 
 
 def derive_repeatedly() -> list[tuple[Tensor, ...]]:
-    """Return the first, second and third derivative of x² at 3: 6, 2, 0, each as `torch.autograd.grad` gives it.
+    """Return the first, second and third derivative of x² at 3: 6, 2, 0, each as `torch.autograd.grad` returns it.
 
-    It gives a tuple, one gradient an input. `create_graph=True` makes the derivative itself a graph to derive again.
+    It returns a tuple, one gradient per input. `create_graph=True` lets the derivative be differentiated again.
     """
     x = torch.tensor([3.0], requires_grad=True)
     first = torch.autograd.grad(x**2, x, create_graph=True)
     second = torch.autograd.grad(first[0], x, create_graph=True)
-    # The second derivative is the constant 2: with nothing of x in it, autograd has to be told that 0 is meant.
-    third = torch.autograd.grad(second[0], x, allow_unused=True, materialize_grads=True)
-    return [first, second, third]
+    return [first, second, torch.autograd.grad(second[0], x)]
 
 
 def accumulate(zero: bool) -> list[float]:
-    """Return dy/dw after each of four backward passes over fresh graphs, setting it to zero in between or not.
+    """Return dy/dw after each of four backward passes over fresh graphs, zeroing it in between or not.
 
     Not zeroed, gradients add up: 5, 10, 15, 20. Zeroed: 5, 5, 5, 5.
     """
@@ -90,7 +87,7 @@ def inherit() -> tuple[bool, bool, bool, bool]:
 
 
 def keep_identity() -> tuple[bool, bool]:
-    """Return whether a is still the same tensor in memory after `a = a + 1` (it is new), and after `a += 1` (it is)."""
+    """Return whether a shares its memory after `a = a + 1` (no, it is new) and after `a += 1` (yes)."""
     a = torch.ones(1)
     address = a.data_ptr()
     b = a
@@ -101,9 +98,9 @@ def keep_identity() -> tuple[bool, bool]:
 
 
 def change_leaf_in_place() -> str:
-    """Return the error that an in-place change of a leaf with `requires_grad` raises.
+    """Return the error raised by changing a leaf with `requires_grad` in place.
 
-    The gradient is wanted at the value that went into the graph, and that value would be lost.
+    The gradient is needed at the value that went into the graph, and that value would be lost.
     """
     w = torch.tensor([1.0], requires_grad=True)
     try:
@@ -113,20 +110,20 @@ def change_leaf_in_place() -> str:
     return ""
 
 
-def descend(steps: int = 500, rate: float = 0.01, start: float = 10.0) -> float:
-    """Return where gradient descent on x² ends: every step multiplies x by 1 − 2·rate, so start·(1 − 2·rate)^steps."""
+def descend(steps: int = 500, lr: float = 0.01, start: float = 10.0) -> float:
+    """Return where gradient descent on x² ends: each step multiplies x by 1 − 2·lr, so start·(1 − 2·lr)^steps."""
     x = torch.tensor(start, requires_grad=True)
     for _ in range(steps):
         (x**2).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            x -= rate * gradient(x)
+            x -= lr * gradient(x)
         if x.grad is not None:
             x.grad.zero_()
     return x.item()
 
 
 def gradient(tensor: Tensor) -> float:
-    """Return the gradient of a one-element tensor, 0 where there is none yet."""
+    """Return the gradient of a one-element tensor, or 0 if there is none yet."""
     return 0.0 if tensor.grad is None else tensor.grad.item()
 
 
@@ -145,11 +142,11 @@ def main() -> None:
     print(f"  gradient not zeroed: {accumulate(zero=False)}")
     print(f"  gradient zeroed:     {accumulate(zero=True)}")
     a, b, y, leaf = inherit()
-    print("\nLeaves that require gradients hand it on")
+    print("\nResults of leaves that require gradients require them too")
     print(f"  requires_grad of a, b, y: {a}, {b}, {y}; a is a leaf: {leaf}")
     same_after_sum, same_in_place = keep_identity()
     print("\nIn place or not")
     print(f"  after a = a + 1 the same memory: {same_after_sum}; after a += 1: {same_in_place}")
     print(f"  w += 1 on a leaf that requires a gradient raises: {change_leaf_in_place()!r}")
-    print("\nGradient descent on x² from 10, 500 steps, rate 0.01")
+    print("\nGradient descent on x² from 10, 500 steps, lr 0.01")
     print(f"  ends at {descend():.3e}; 10·0.98^500 = {10 * 0.98**500:.3e}")

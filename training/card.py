@@ -1,6 +1,6 @@
 """The model card: `README.md` in a version's folder, after Mitchell et al. 2019 (Model cards for model reporting).
 
-Every number in it is computed by the run that publishes the version; nothing is typed.
+Every number in it is computed by the run that publishes the version.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,21 +20,21 @@ from training.cost import BATCHES, Cost
 from training.data import Split, Splits
 from training.evaluate import best_epoch, predict
 from training.recipes import Recipe
-from training.seeds import Candidate, mean_interval, wilson_interval
+from training.seeds import Candidate, Interval, mean_interval, wilson_interval
 
 CARD_FILE = "README.md"
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_MEANT: dict[Task, str] = {
+_ANSWERS: dict[Task, str] = {
     "regression": "a number",
     "binary": "one of two classes",
     "multiclass": "one of several classes",
 }
-_SHARES = ("accuracy", "ece", "auc")
+_PERCENTAGES = ("accuracy", "ece", "auc")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found out about the version that it publishes. `by_seed`: the test figures of each candidate."""
+    """What a run measured of the version it publishes. `by_seed`: the test figures of each candidate."""
 
     chosen: Candidate
     candidates: Sequence[Candidate]
@@ -47,26 +47,26 @@ class Report:
 def write_card(
     folder: Path, manifest: Manifest, recipe: Recipe, splits: Splits, predictor: Predictor, report: Report
 ) -> None:
-    """Write the card into a version's folder; the pictures that it shows stand there already."""
+    """Write the card into a version's folder, beside the plots it shows."""
     about = ABOUT[recipe.name]
     results = predict(predictor, splits.test)
     parts = [
         f"# {manifest.title} (`{manifest.name}` version {manifest.version})",
         manifest.description,
-        f"## What it is for\n{about.purpose}\n\nIt gives {_MEANT[manifest.task]}. {about.limits}",
-        f"## Data\n{about.data}\n\n{_tell_sizes(splits)}",
-        f"## Figures\n{_tell_figures(manifest, report, len(splits.test))}",
+        f"## What it is for\n{about.purpose}\n\nIt gives {_ANSWERS[manifest.task]}. {about.limits}",
+        f"## Data\n{about.data}\n\n{_write_sizes(splits)}",
+        f"## Figures\n{_write_figures(manifest, report, len(splits.test))}",
     ]
     if manifest.task != "regression":
-        parts.append(f"## By class\n{_tell_classes(results, splits.test, manifest)}")
-        parts.append(f"## Calibration\n{_tell_calibration(results, splits, report)}")
+        parts.append(f"## By class\n{_write_classes(results, splits.test, manifest)}")
+        parts.append(f"## Calibration\n{_write_calibration(results, splits, report)}")
     if manifest.task == "binary":
-        parts.append(f"## Threshold\n{_tell_thresholds(predictor, splits, manifest)}")
+        parts.append(f"## Threshold\n{_write_thresholds(predictor, splits, manifest)}")
     if report.robustness:
-        parts.append(f"## Robustness\n{_tell_robustness(report.robustness)}")
-    parts.append(f"## Pictures\n{_show(recipe)}")
-    parts.append(f"## Cost\n{_tell_cost(report)}")
-    parts.append(f"## How it was made\n{_tell_making(manifest, report)}")
+        parts.append(f"## Robustness\n{_write_robustness(report.robustness)}")
+    parts.append(f"## Plots\n{_write_plots(recipe)}")
+    parts.append(f"## Cost\n{_write_cost(report)}")
+    parts.append(f"## How it was made\n{_write_provenance(manifest, report)}")
     (folder / CARD_FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -76,36 +76,40 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def say(name: str, value: float) -> str:
-    """Return a figure as a reader wants it: shares in percent, the rest with four digits."""
-    return f"{value:.2%}".replace("%", " %") if name.startswith(_SHARES) else f"{value:.4g}"
+def show(name: str, value: float) -> str:
+    """Return shares in percent, and other figures with four digits."""
+    return f"{value:.2%}".replace("%", " %") if name.startswith(_PERCENTAGES) else f"{value:.4g}"
 
 
-def _tell_sizes(splits: Splits) -> str:
+def show_range(name: str, interval: Interval) -> str:
+    """Return the ends of an interval."""
+    return f"{show(name, interval.low)} … {show(name, interval.high)}"
+
+
+def _write_sizes(splits: Splits) -> str:
     named = {"training": splits.train, "validation": splits.validation, "test": splits.test}
     return "Instances: " + ", ".join(f"{name} {len(split):,}" for name, split in named.items() if split) + "."
 
 
-def _tell_figures(manifest: Manifest, report: Report, count: int) -> str:
-    """Return the figures of each seed on the test split, their mean with its interval, and the published one's."""
+def _write_figures(manifest: Manifest, report: Report, count: int) -> str:
+    """Return the test figures of each seed, their mean with its interval, and further figures of the published one."""
     names = list(next(iter(report.by_seed.values())))
     rows = [
-        [f"{seed}{', published' * (seed == report.chosen.seed)}", *(say(name, figures[name]) for name in names)]
+        [f"{seed}{', published' * (seed == report.chosen.seed)}", *(show(name, figures[name]) for name in names)]
         for seed, figures in report.by_seed.items()
     ]
     if len(rows) > 1:
         intervals = {name: mean_interval([each[name] for each in report.by_seed.values()]) for name in names}
-        rows.append(["mean", *(say(name, each.mean) for name, each in intervals.items())])
-        ends = [f"{say(name, each.low)} … {say(name, each.high)}" for name, each in intervals.items()]
-        rows.append(["95 % interval of the mean", *ends])
+        rows.append(["mean", *(show(name, each.mean) for name, each in intervals.items())])
+        rows.append(["95 % interval of the mean", *(show_range(name, each) for name, each in intervals.items())])
     text = "On the test split, by seed:\n\n" + table(["seed", *names], rows)
     if len(report.by_seed) > 1:
-        text += "\n\nThe interval is mean ± t·s/√n over the seeds: it holds the mean over all seeds in 95 of 100 cases."
+        text += "\n\nThe interval is mean ± t·s/√n: it contains the mean over all possible seeds in 95 % of cases."
     if manifest.task != "regression" and count >= LEAST_FOR_CALIBRATION:
-        sure = wilson_interval(round(manifest.metrics["accuracy"] * count), count)
+        interval = wilson_interval(round(manifest.metrics["accuracy"] * count), count)
         text += (
-            f"\n\nThe published version's accuracy of {say('accuracy', sure.mean)} is of {count:,} instances; over"
-            f" all of their kind, 95 % (Wilson): {say('accuracy', sure.low)} … {say('accuracy', sure.high)}."
+            f"\n\nThe published version's accuracy of {show('accuracy', interval.mean)} is of {count:,} instances;"
+            f" its 95 % interval (Wilson) is {show_range('accuracy', interval)}."
         )
     more = [
         f"`{name}` {value:.6g}"
@@ -115,48 +119,48 @@ def _tell_figures(manifest: Manifest, report: Report, count: int) -> str:
     return text + ("\n\n" + "; ".join(more) + "." if more else "")
 
 
-def _tell_classes(results: Array, test: Split, manifest: Manifest) -> str:
-    """Return, for each class, how many there are, how many of them are found, and how many of the found are right."""
+def _write_classes(results: Array, test: Split, manifest: Manifest) -> str:
+    """Return the number of instances, recall and precision of each class."""
     targets, decided = test.targets.numpy().reshape(-1), postprocess.decide(results, manifest)
     rows = []
     for index, label in enumerate(manifest.output.labels):
-        is_class, is_said = targets == index, decided == index
-        right = int((is_class & is_said).sum())
-        shares = [right / max(1, int(each.sum())) for each in (is_class, is_said)]
-        rows.append([label, str(int(is_class.sum())), *(say("accuracy", share) for share in shares)])
+        is_class, is_predicted = targets == index, decided == index
+        hits = int((is_class & is_predicted).sum())
+        shares = [hits / max(1, int(each.sum())) for each in (is_class, is_predicted)]
+        rows.append([label, str(int(is_class.sum())), *(show("accuracy", share) for share in shares)])
     return table(["class", "instances", "recall", "precision"], rows)
 
 
-def _tell_calibration(results: Array, splits: Splits, report: Report) -> str:
+def _write_calibration(results: Array, splits: Splits, report: Report) -> str:
     if len(splits.test) < LEAST_FOR_CALIBRATION:
-        return f"{len(splits.test)} instances cannot tell whether probabilities are right. Do not rely on them."
+        return f"{len(splits.test)} instances are too few to judge the probabilities. Do not rely on them."
     reliability = measure_reliability(results, splits.test.targets.numpy().reshape(-1))
     temperature = report.chosen.temperature
-    folded = (
+    scaling = (
         f"The logits are divided by a temperature of {temperature:.4f}, chosen on the validation split and folded into"
         " the last layer of the served graph."
         if temperature != 1
         else "No temperature is applied: none lowered the error on the validation split."
     )
     return (
-        f"Expected calibration error {say('ece', reliability.error)} on the test split: in 15 bins of equal width by"
-        " the predicted label's probability, the mean difference between that probability and the share that is right"
-        f" (Guo et al. 2017). {folded}\n\n![reliability diagram](reliability.png)"
+        f"Expected calibration error {show('ece', reliability.error)} on the test split: the difference between mean"
+        " probability of the predicted label and accuracy, averaged over 15 bins of equal width (Guo et al. 2017)."
+        f" {scaling}\n\n![reliability diagram](reliability.png)"
     )
 
 
-def _tell_thresholds(predictor: Predictor, splits: Splits, manifest: Manifest) -> str:
-    """Return what each of some thresholds gives, on validation where there is one."""
+def _write_thresholds(predictor: Predictor, splits: Splits, manifest: Manifest) -> str:
+    """Return accuracy, precision and recall at several thresholds, on the validation split if there is one."""
     name, split = ("training", splits.train) if splits.validation is None else ("validation", splits.validation)
     probabilities, targets = predict(predictor, split), split.targets.numpy().reshape(-1)
     second, chosen = manifest.output.labels[1], postprocess.choose_threshold(manifest)
-    shares = {threshold: _measure_threshold(probabilities, targets, manifest, threshold) for threshold in THRESHOLDS}
-    rows = [[f"{threshold}", *(say("accuracy", each) for each in found)] for threshold, found in shares.items()]
+    measured = {each: _measure_threshold(probabilities, targets, manifest, each) for each in THRESHOLDS}
+    rows = [[f"{each}", *(show("accuracy", share) for share in shares)] for each, shares in measured.items()]
     return (
-        f"`{second}` is predicted from a probability of {chosen} on, as in the tutorial. Were the probabilities exact,"
-        " no threshold would make fewer mistakes where both kinds are equally bad; where a wrong"
-        f" `{second}` costs r times as much as a missed one, the best is r / (1 + r). A request can set its own"
-        f' (`{{"parameters": {{"threshold": …}}}}`). On the {name} split:\n\n'
+        f"`{second}` is predicted if its probability is at least {chosen}, as in the tutorial. With exact"
+        f" probabilities, 0.5 makes the fewest errors; if a wrong `{second}` costs r times as much as a missed one, the"
+        ' best threshold is r / (1 + r). A request can set its own (`{"parameters": {"threshold": …}}`). On the'
+        f" {name} split:\n\n"
         + table(["threshold", "accuracy", f"precision of `{second}`", f"recall of `{second}`"], rows)
     )
 
@@ -166,32 +170,32 @@ def _measure_threshold(
 ) -> tuple[float, float, float]:
     """Return accuracy, and precision and recall of the second label, at a threshold."""
     decided = postprocess.decide(probabilities, manifest, threshold)
-    right = int(((decided == 1) & (targets == 1)).sum())
+    hits = int(((decided == 1) & (targets == 1)).sum())
     accuracy = float(np.mean(decided == targets))
-    return accuracy, right / max(1, int(decided.sum())), right / max(1, int(targets.sum()))
+    return accuracy, hits / max(1, int(decided.sum())), hits / max(1, int(targets.sum()))
 
 
-def _tell_robustness(found: Mapping[str, float]) -> str:
-    rows = [[name, say("accuracy", share)] for name, share in found.items()]
-    return "Accuracy on the test pictures, changed:\n\n" + table(["pictures", "accuracy"], rows)
+def _write_robustness(found: Mapping[str, float]) -> str:
+    rows = [[name, show("accuracy", share)] for name, share in found.items()]
+    return "Accuracy on changed test images:\n\n" + table(["images", "accuracy"], rows)
 
 
-def _show(recipe: Recipe) -> str:
+def _write_plots(recipe: Recipe) -> str:
     names = [file for file in recipe.plots if file != "reliability.png"]
     return "\n\n".join(f"![{Path(file).stem}]({file})" for file in names)
 
 
-def _tell_cost(report: Report) -> str:
-    heads = ["backend", "bytes", *(f"µs an instance, batch {size}" for size in BATCHES)]
+def _write_cost(report: Report) -> str:
+    heads = ["backend", "bytes", *(f"µs per instance, batch {size}" for size in BATCHES)]
     rows = [
         [name, f"{cost.bytes:,}", *(f"{each:.1f}" for each in cost.microseconds.values())]
         for name, cost in report.costs.items()
     ]
-    note = "One thread of the CPU that published it, the backend alone."
+    note = "Measured on one CPU thread of the machine that published it, the backend alone."
     return f"{report.parameters:,} parameters. {note}\n\n" + table(heads, rows)
 
 
-def _tell_making(manifest: Manifest, report: Report) -> str:
+def _write_provenance(manifest: Manifest, report: Report) -> str:
     training = manifest.training
     assert training is not None
     fitted, seeds = report.chosen.fitted, ",".join(str(each.seed) for each in report.candidates)

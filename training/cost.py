@@ -1,4 +1,4 @@
-"""Cost: what one version takes of memory and time."""
+"""Cost: the size of an artifact and the time it takes per instance."""
 
 import statistics
 import time
@@ -11,13 +11,13 @@ from service.model.backends import Array, Backend, open_backend
 from service.model.manifest import BackendName, Manifest
 
 BATCHES = (1, 64)
-_SECONDS = 0.2  # of measuring, for each batch size
+_SECONDS = 0.2  # spent measuring each batch size
 _LEAST_CALLS = 5
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an artifact costs: its bytes, and by batch size the microseconds of an instance, on one thread of a CPU."""
+    """The bytes of an artifact, and its microseconds per instance by batch size, on one CPU thread."""
 
     bytes: int
     microseconds: dict[int, float]
@@ -29,7 +29,7 @@ def measure_costs(manifest: Manifest, contents: dict[BackendName, bytes]) -> dic
     try:
         return {name: _measure(name, content, manifest) for name, content in contents.items()}
     finally:
-        torch.set_num_threads(threads)  # which TorchScript's backend sets for the whole process
+        torch.set_num_threads(threads)  # the TorchScript backend sets it for the whole process
 
 
 def _measure(name: BackendName, content: bytes, manifest: Manifest) -> Cost:
@@ -40,7 +40,7 @@ def _measure(name: BackendName, content: bytes, manifest: Manifest) -> Cost:
 
 
 def time_calls(backend: Backend, inputs: Array) -> float:
-    """Return the seconds that nine of ten calls exceed: what else the machine does is not the graph's cost."""
+    """Return the 10th percentile of the seconds of a call: it is hardly disturbed by other load."""
     for _ in range(2):
         backend.run(inputs)
     seconds: list[float] = []

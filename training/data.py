@@ -1,7 +1,6 @@
-"""The data sets, each drawn or loaded exactly as its tutorial does it, in splits that never overlap unless said.
+"""The data sets, each generated or loaded exactly as in its tutorial, in splits that do not overlap unless stated.
 
-This module knows nothing of nets. Every data set has a seed of its own, so that `--seeds` changes initial parameters
-and shuffling, never the data.
+Every data set has a seed of its own: `--seeds` changes initial parameters and shuffling, never the data.
 """
 
 import hashlib
@@ -22,16 +21,16 @@ from training.errors import DataError
 HALF_PLANE_DIRECTION = (0.5, -1.5)
 LINE_INTERCEPT = 14.5
 LINE_NOISE = 10.0
-MNIST_TRAINING_SHARE = 11 / 12  # 55,000 of 60,000; the other 5,000 choose the epoch
+MNIST_TRAINING_SHARE = 11 / 12  # 55,000 of 60,000; the other 5,000 are for validation
 
-FRESH_POINTS_SEED = 20_000  # held-out points come from a stream that no training set uses
+FRESH_POINTS_SEED = 20_000  # of held-out points, a stream no training set uses
 
 
 @dataclass(frozen=True)
 class Split:
     """Instances with their targets.
 
-    `inputs`: float32 (N, features), or uint8 (N, pixels) where 255 is full ink. `targets`: float32 (N, 1) values or
+    `inputs`: float32 (N, features), or uint8 (N, pixels) with 255 for full ink. `targets`: float32 (N, 1) values or
     0/1, or int64 (N,) class indices.
     """
 
@@ -58,7 +57,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run learns from (`train`), chooses by (`validation`: epoch, temperature, seed), and reports (`test`)."""
+    """`train` fits the net, `validation` chooses epoch, temperature and seed, `test` is reported."""
 
     train: Split
     test: Split
@@ -98,7 +97,7 @@ class IndexBatches:
 
 
 def as_floats(inputs: Tensor) -> Tensor:
-    """Return inputs as the graph takes them: float32 as it is, uint8 pixels divided by 255 into [0, 1]."""
+    """Return inputs as the graph takes them: float32 unchanged, uint8 pixels divided by 255 into [0, 1]."""
     return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
 
 
@@ -107,7 +106,7 @@ def load_half_plane() -> Splits:
 
     Returns:
         train: the tutorial's 1,000 points (`torch.manual_seed(123)`); validation and test: 10,000 fresh points each,
-        from the same rule, because the tutorial holds none out. Inputs float32 (N, 2), standard normal; targets
+        from the same rule, since the tutorial holds none out. Inputs float32 (N, 2), standard normal; targets
         float32 (N, 1).
     """
     fresh, more = FRESH_POINTS_SEED, FRESH_POINTS_SEED + 1
@@ -123,7 +122,7 @@ def _draw_half_plane(seed: int, count: int) -> Split:
 def load_hours() -> Splits:
     """Return the tutorial's three students: 1, 2 and 3 hours of study; only the third passed.
 
-    There is nothing to hold out: `test` is the same three points, and the model's card says so.
+    There is nothing to hold out: `test` is the same three points, and the description says so.
     """
     students = Split(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[0.0], [0.0], [1.0]]))
     return Splits(train=students, test=students)
@@ -133,7 +132,7 @@ def load_clouds() -> Splits:
     """Draw two Gaussian clouds: class 0 around (2.7, 2.7), class 1 around (−0.7, −0.7), standard deviation 1.
 
     Returns:
-        train: the tutorial's 100 points a class (`torch.manual_seed(10)`); validation and test: 5,000 fresh points a
+        train: the tutorial's 100 points per class (`torch.manual_seed(10)`); validation and test: 5,000 fresh ones per
         class. No rule does better than 99.19 % on fresh points: the clouds overlap.
     """
     fresh, more = FRESH_POINTS_SEED, FRESH_POINTS_SEED + 1
@@ -151,9 +150,9 @@ def load_line() -> Splits:
     """Draw points around a line, as scikit-learn's `make_regression` does for the tutorial.
 
     Returns:
-        train: the tutorial's 100 points (noise 10, bias 14.5, random_state 0); test: 1,000 fresh points from the same
-        line and noise. Inputs float32 (N, 1), targets float32 (N, 1): a column, since (N,) would broadcast against
-        the net's (N, 1) into N × N differences.
+        train: the tutorial's 100 points (noise 10, bias 14.5, random_state 0); test: 1,000 fresh points with the
+        same line and noise. Inputs float32 (N, 1), targets float32 (N, 1): a column, since (N,) would broadcast
+        against the net's (N, 1) into N × N differences.
     """
     inputs, targets, coefficient = _make_line()
     generator = torch.Generator().manual_seed(FRESH_POINTS_SEED)
@@ -184,7 +183,7 @@ def least_squares(split: Split) -> tuple[float, float]:
 
 
 def load_digits(data_dir: Path) -> Splits:
-    """Load MNIST (http://yann.lecun.com/exdb/mnist, CC BY-SA 3.0) through torchvision, downloading it if need be.
+    """Load MNIST (http://yann.lecun.com/exdb/mnist, CC BY-SA 3.0) through torchvision, which downloads it if needed.
 
     Returns:
         train and validation: 11/12 and 1/12 of the training images, split at random with a fixed seed; test: the test
@@ -206,11 +205,11 @@ def load_digits(data_dir: Path) -> Splits:
 
 
 def _load_mnist_part(data_dir: Path, train: bool) -> Split:
-    from torchvision.datasets import MNIST  # noqa: PLC0415 - the other recipes need no torchvision
+    from torchvision.datasets import MNIST  # noqa: PLC0415 - only the digits need torchvision
 
     try:
         part = MNIST(str(data_dir), train=train, download=True)
-    except Exception as error:  # no network, no such folder, a damaged file: its parsers raise all kinds
+    except Exception as error:  # no network, no such folder, a damaged file: many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"MNIST is not in {data_dir} and cannot be downloaded ({reason}); put its four *-ubyte.gz files into"

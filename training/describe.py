@@ -1,4 +1,4 @@
-"""Describe: what the manifest of a version says, as far as a run knows it."""
+"""Build the manifest of a version."""
 
 import subprocess
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxscrip
 def build_manifest(
     recipe: Recipe, number: int, splits: Splits, contents: dict[BackendName, bytes], serving: ServingNet
 ) -> Manifest:
-    """Return the manifest of a version as far as it is known before its figures."""
+    """Return the manifest of a version without metrics and training."""
     return Manifest(
         name=recipe.name,
         version=number,
@@ -52,7 +52,7 @@ def build_manifest(
 
 
 def add_ranges(described: Input, train: Split) -> Input:
-    """Return a tabular input whose features have the range of the training data, rounded outward to whole numbers."""
+    """Return a tabular input with each feature's range in the training data, rounded outward to integers."""
     if not isinstance(described, TabularInput):
         return described
     low, high = train.inputs.min(dim=0).values.floor(), train.inputs.max(dim=0).values.ceil()
@@ -64,21 +64,21 @@ def add_ranges(described: Input, train: Split) -> Input:
 
 
 def choose_golden(split: Split, serving: ServingNet) -> Golden:
-    """Return a few instances, evenly spread over a split, with the eager net's outputs."""
+    """Return a few instances, spread evenly over a split, with the eager net's outputs."""
     chosen = torch.linspace(0, len(split) - 1, min(GOLDEN_SAMPLES, len(split))).long()
     inputs: Array = as_floats(split.inputs[chosen]).numpy()
     return Golden(inputs=_rows(inputs), outputs=_rows(run_net(serving, inputs)))
 
 
 def _rows(array: Array) -> tuple[tuple[float, ...], ...]:
-    """Return rows as Python numbers with no more digits than float32 has; read back as float32 they are the same."""
+    """Return rows as Python numbers with the digits of float32; read back as float32 they are equal."""
     return tuple(tuple(float(np.format_float_scientific(number)) for number in row) for row in array)
 
 
 def describe_training(
     recipe: Recipe, chosen: Candidate, splits: Splits, differences: dict[BackendName, float]
 ) -> Training:
-    """Return where the artifacts come from."""
+    """Return the provenance of the artifacts."""
     return Training(
         recipe=recipe.name,
         seed=chosen.seed,
@@ -93,7 +93,7 @@ def describe_training(
 
 
 def list_libraries() -> dict[str, str]:
-    """Return the installed version of each library that shapes the result."""
+    """Return the installed version of each library that affects the result."""
     found = {}
     for name in LIBRARIES:
         try:
@@ -104,14 +104,14 @@ def list_libraries() -> dict[str, str]:
 
 
 def find_commit() -> str | None:
-    """Return the git commit that holds this code as it runs; None outside a repository, or where a file differs."""
+    """Return the git commit of this code; None outside a repository, or if a file differs from it."""
     root = Path(__file__).parents[1]
     changed = _git(root, "status", "--porcelain", "--", "training", "service")
     return _git(root, "rev-parse", "--verify", "--quiet", "HEAD") or None if changed == "" else None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what a git command prints, or None where it fails or there is no git."""
+    """Return what a git command prints, or None if it fails or there is no git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True

@@ -1,8 +1,8 @@
-"""One fit by several processes: `torchrun --nproc-per-node 2 -m training mnist`; without torchrun nothing here happens.
+"""One fit by several processes: `torchrun --nproc-per-node 2 -m training mnist`. Without torchrun it does nothing.
 
-Every rank draws the same batches in the same order, learns from its share of each, and takes the step of the mean
-gradient of the whole batch. So batch size and steps are those of one process, and the nets are equal up to rounding.
-The first rank alone speaks, exports and publishes.
+Every rank draws the same batches in the same order, computes the gradient of its share of each, and takes the step of
+the whole batch's mean gradient: batch size and steps are those of one process, and nets are equal up to rounding. Only
+the first rank prints, exports and publishes.
 """
 
 import os
@@ -17,7 +17,7 @@ from training.errors import DeviceError
 from training.progress import Epoch
 
 RECIPES = ("mnist",)
-"""Those that can be shared out; the courses draw distortions and batch statistics that ranks would not share."""
+"""Those several processes can train; the others draw augmentation or batch statistics that ranks would not share."""
 Result = TypeVar("Result")
 
 
@@ -27,25 +27,25 @@ def is_launched() -> bool:
 
 
 def is_first() -> bool:
-    """Tell whether this process is the one that publishes."""
+    """Tell whether this process prints, exports and publishes."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 @contextmanager
 def launched(names: list[str], device: str) -> Iterator[str]:
-    """Join the other ranks, if there are any, and give the device that this one trains on.
+    """Join the other ranks, if there are any, and yield the device to train on.
 
     Raises:
-        DeviceError: a recipe or the device cannot be shared out.
+        DeviceError: a recipe or the device does not work with several processes.
     """
     if not is_launched():
         yield device
         return
     alone = [name for name in names if name not in RECIPES]
     if alone:
-        raise DeviceError(f"{alone[0]} is trained by one process; several can train {', '.join(RECIPES)}")
+        raise DeviceError(f"{alone[0]} cannot be trained by several processes, only {', '.join(RECIPES)} can")
     if ":" in device:
-        raise DeviceError(f"device {device!r} is one, and there are several processes; give cuda or cpu")
+        raise DeviceError(f"device {device!r} is for one process, and there are several; use cuda or cpu")
     device = _join(device)
     try:
         with ExitStack() as silenced:
@@ -54,16 +54,16 @@ def launched(names: list[str], device: str) -> Iterator[str]:
                 silenced.enter_context(redirect_stdout(nowhere))
                 silenced.enter_context(redirect_stderr(nowhere))
             yield device
-    except RuntimeError as error:  # what a rank ends with that waits for one which is gone
+    except RuntimeError as error:  # raised by a rank waiting for one that has ended
         if is_first():
             raise
-        raise DeviceError(f"this process ends with another, whose message says why ({type(error).__name__})") from error
+        raise DeviceError(f"another process failed, and its message says why ({type(error).__name__})") from error
     finally:
         distributed.destroy_process_group()
 
 
 def _join(device: str) -> str:
-    """Meet the other ranks; return the device of this one."""
+    """Join the process group; return the device of this rank."""
     try:
         if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
             device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -73,12 +73,12 @@ def _join(device: str) -> str:
         distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     except (RuntimeError, ValueError, KeyError, AssertionError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DeviceError(f"the processes cannot be joined on {device}; start them by torchrun: {reason}") from error
+        raise DeviceError(f"cannot join the processes on {device}; start them with torchrun: {reason}") from error
     return device
 
 
 def first_alone(act: Callable[[], Result]) -> Result:
-    """Do something on the first rank and then on the others, such as a download."""
+    """Call a function on the first rank and then on the others, for example to download."""
     if distributed.is_initialized() and not is_first():
         distributed.barrier()
     result = act()
@@ -88,14 +88,14 @@ def first_alone(act: Callable[[], Result]) -> Result:
 
 
 def share(batch: Tensor) -> Tensor:
-    """Return this rank's part of a batch; a batch of fewer instances than ranks is every rank's."""
+    """Return this rank's part of a batch; a batch smaller than the number of ranks goes to all of them."""
     if not distributed.is_initialized() or len(batch) < distributed.get_world_size():
         return batch
     return batch[distributed.get_rank() :: distributed.get_world_size()]
 
 
 def average_gradients(net: nn.Module, count: int) -> None:
-    """Replace a net's gradients, means over this rank's `count` instances, by their means over those of all ranks."""
+    """Replace a net's gradients, means over this rank's `count` instances, by the means over all ranks."""
     if not distributed.is_initialized():
         return
     gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
@@ -108,7 +108,7 @@ def average_gradients(net: nn.Module, count: int) -> None:
 
 
 def average_epoch(epoch: Epoch, count: int) -> Epoch:
-    """Return the figures of an epoch over all ranks, of which this one saw `count` instances."""
+    """Return the figures of an epoch over all ranks, given this rank's, which saw `count` instances."""
     if not distributed.is_initialized():
         return epoch
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"

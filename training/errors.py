@@ -1,28 +1,28 @@
-"""Every way a training run fails on purpose, in the order of its path. Each is one line fit for its reader.
+"""The errors of a training run, in the order of its steps. Each message is one line.
 
 TrainingError
-├── DeviceError     settings: the device asked for is not there
-├── DataError       load: the data set is not there and cannot be fetched
+├── DeviceError     settings: the requested device cannot be used
+├── DataError       load: the data set is missing and cannot be downloaded
 ├── CheckError      fit, export, parity, evaluate: a check failed, so nothing is published
 └── PublishError    publish: the version exists, or models/ cannot be written
 """
 
 
 class TrainingError(Exception):
-    """Base of all failures that this package raises on purpose."""
+    """Base class of the errors below."""
 
 
 class DeviceError(TrainingError):
-    """The device asked for cannot be used here."""
+    """Raised when the requested device cannot be used."""
 
 
 class DataError(TrainingError):
-    """The data set is not there and cannot be fetched."""
+    """Raised when the data set is missing and cannot be downloaded."""
 
 
 class CheckError(TrainingError):
-    """A check of the trained net or of its artifacts failed."""
+    """Raised when a check of the net or of its artifacts fails."""
 
 
 class PublishError(TrainingError):
-    """The version exists already, or the models folder cannot be written."""
+    """Raised when the version exists already, or the models folder cannot be written."""

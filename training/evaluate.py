@@ -1,7 +1,4 @@
-"""Figures: on the test split, through the exported artifacts; and of the fitted parameters against what is known.
-
-What is reported as accuracy or loss is what will be served, for it is measured through the service's own backends.
-"""
+"""Metrics: on the test split, through the exported artifacts and the service's backends; and of fitted parameters."""
 
 import math
 
@@ -31,7 +28,7 @@ def predict(predictor: Predictor, split: Split) -> Array:
 
 
 def evaluate(predictors: dict[BackendName, Predictor], split: Split) -> dict[str, float]:
-    """Return the figures of a model on a split; see `measure_results`.
+    """Return the metrics of a model on a split; see `measure_results`.
 
     Raises:
         CheckError: the backends do not agree on every label.
@@ -46,7 +43,7 @@ def evaluate(predictors: dict[BackendName, Predictor], split: Split) -> dict[str
 
 
 def measure_results(results: Array, split: Split, manifest: Manifest) -> dict[str, float]:
-    """Return the figures of what a model gives for a split.
+    """Return the metrics of a model's results on a split.
 
     Args:
         results: values (N, 1), or probabilities (N, labels).
@@ -78,13 +75,13 @@ def _measure_values(values: Array, targets: NDArray[np.float32]) -> dict[str, fl
 
 
 def _mean_loss(probabilities: Array, targets: NDArray[np.float32]) -> float:
-    # Rounded to float32 the rows sum to 1 only nearly, and log_loss asks for exactly.
+    # Rounded to float32, rows sum to 1 only approximately; log_loss requires more.
     rows = probabilities.astype(np.float64)
     return float(log_loss(targets, rows / rows.sum(axis=1, keepdims=True), labels=np.arange(rows.shape[1])))
 
 
 def measure_direction(fitted: Fitted, splits: Splits) -> dict[str, float]:
-    """Return the cosine between the fitted and the true normal of the boundary; 1 is the same direction."""
+    """Return the cosine between the normals of the fitted and the true boundary; 1 is the same direction."""
     weights = parameters(fitted)[0].reshape(-1).double()
     truth = torch.tensor(HALF_PLANE_DIRECTION, dtype=torch.float64)
     cosine = (weights @ truth / (weights.norm() * truth.norm())).item()
@@ -92,14 +89,14 @@ def measure_direction(fitted: Fitted, splits: Splits) -> dict[str, float]:
 
 
 def measure_training_hits(fitted: Fitted, splits: Splits) -> dict[str, float]:
-    """Return the share of training points on the right side of the boundary."""
+    """Return the accuracy on the training points."""
     train = splits.train
     with torch.no_grad():
         return {"training_accuracy": count_correct(fitted.net(train.inputs), train.targets, "binary") / len(train)}
 
 
 def measure_hours(fitted: Fitted, splits: Splits) -> dict[str, float]:
-    """Return the summed loss after the last step, the hours at which pass and fail are even, and P(pass | 4 h)."""
+    """Return the summed loss after the last step, the hours at which P(pass) is 0.5, and P(pass | 4 h)."""
     weight, bias = (float(parameter) for parameter in parameters(fitted))
     with torch.no_grad():
         logits = fitted.net(splits.train.inputs)
@@ -112,7 +109,7 @@ def measure_hours(fitted: Fitted, splits: Splits) -> dict[str, float]:
 
 
 def measure_line(fitted: Fitted, splits: Splits) -> dict[str, float]:
-    """Return slope and intercept beside those of closed-form least squares, and the training error of both lines."""
+    """Return slope, intercept and training error, and those of closed-form least squares."""
     slope, intercept = (float(parameter) for parameter in parameters(fitted))
     best_slope, best_intercept = least_squares(splits.train)
     return {
@@ -130,13 +127,13 @@ def _line_mse(split: Split, slope: float, intercept: float) -> float:
 
 
 def measure_validation(fitted: Fitted, splits: Splits) -> dict[str, float]:
-    """Return the share of hits on the validation split, of the epoch that was kept."""
+    """Return the validation accuracy of the kept epoch."""
     del splits
     return {"validation_accuracy": best_epoch(fitted).validation_accuracy or 0.0}
 
 
 def best_epoch(fitted: Fitted) -> Epoch:
-    """Return the epoch whose net was kept: the one with the lowest validation loss, or the last without validation."""
+    """Return the kept epoch: the one with the lowest validation loss, or the last without a validation split."""
     checked = [epoch for epoch in fitted.history if epoch.validation_loss is not None]
     return min(checked, key=lambda epoch: epoch.validation_loss or 0.0) if checked else fitted.history[-1]
 

@@ -1,7 +1,7 @@
-"""Export: from a net to the bytes of one TorchScript file and one ONNX file.
+"""Export a net to the bytes of one TorchScript file and one ONNX file.
 
-Equal nets give equal bytes, whatever was exported before in the same process, and the bytes hold no path of the
-machine that made them: both exporters would embed the source lines of the Python that they traced.
+Equal nets give equal bytes, whatever was exported before in the same process. Both exporters embed the paths and lines
+of the Python source that they traced; these are removed.
 """
 
 import io
@@ -18,7 +18,7 @@ from training.errors import CheckError
 
 ARTIFACT_FILES: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
 INPUT_TENSOR, OUTPUT_TENSOR = "inputs", "outputs"
-_ALIGNMENT = 64  # bytes; PyTorch aligns tensors in its archives so that they can be memory-mapped
+_ALIGNMENT = 64  # bytes; PyTorch aligns tensors in its archives for memory mapping
 _LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
 _EXTRA_HEADER = 4  # bytes of a zip extra field before its content
 
@@ -41,7 +41,7 @@ def export_onnx(net: nn.Module, shape: tuple[int, ...]) -> bytes:
         CheckError: the exported graph is not valid ONNX or keeps its weights elsewhere.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
             net,
             (torch.zeros(2, *shape),),
@@ -53,7 +53,7 @@ def export_onnx(net: nn.Module, shape: tuple[int, ...]) -> bytes:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
     if program is None:
-        raise CheckError("the ONNX exporter gave no graph")
+        raise CheckError("the ONNX exporter returned no graph")
     model = program.model_proto
     strip(model)
     try:
@@ -67,7 +67,7 @@ def export_onnx(net: nn.Module, shape: tuple[int, ...]) -> bytes:
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove the stack traces and module names that the exporter leaves at every node and value."""
+    """Remove the stack traces and module names that the exporter adds to every node and value."""
     graph = model.graph
     del model.metadata_props[:]
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -76,10 +76,10 @@ def strip(model: onnx.ModelProto) -> None:
 
 
 def export_torchscript(net: nn.Module, shape: tuple[int, ...]) -> bytes:
-    """Return a TorchScript archive: traced, frozen into one class, and cleaned of what names this machine."""
+    """Return a TorchScript archive: traced, frozen into one class, and without the paths of this machine."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, works, and is this project's brief
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, but it works and is required here
         with torch.no_grad():
             traced = torch.jit.trace(net, torch.zeros(2, *shape), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(torch.jit.freeze(traced), buffer)
@@ -89,9 +89,9 @@ def export_torchscript(net: nn.Module, shape: tuple[int, ...]) -> bytes:
 def _clean(archive: io.BytesIO) -> bytes:
     """Rewrite a TorchScript archive without source locations, build counters and times.
 
-    `*.debug_pkl` holds file names and lines, `.data/` a digest over them, `traced_inputs` the example, and
+    `*.debug_pkl` contains file names and lines, `.data/` a digest of them, `traced_inputs` the example.
     `___torch_mangle_7` counts the classes exported before in this process; the frozen graph is one class and needs no
-    such number.
+    number.
     """
     cleaned = io.BytesIO()
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(cleaned, "w", zipfile.ZIP_STORED) as target:

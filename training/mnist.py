@@ -40,7 +40,7 @@ CNN = TrainConfig(
     ema_decay=0.998,
     augmentation=_CNN_AUGMENTATION,
     finetune=0.25,
-    finetune_augmentation=replace(_CNN_AUGMENTATION.distorting(0.4), pen=0.3),
+    finetune_augmentation=replace(_CNN_AUGMENTATION.scale_distortions(0.4), pen=0.3),
     mixed_precision=True,
 )
 

@@ -19,7 +19,7 @@ class LinearNet(nn.Linear):
 class Normalize(nn.Module):
     """Shift and scale inputs: (inputs − mean) / deviation.
 
-    It is a part of the net, so it happens once, in training as in serving, and clients need not know of it.
+    As part of the net it happens once, in training and in serving, and clients need not know about it.
     """
 
     mean: Tensor
@@ -50,10 +50,10 @@ class DigitsNet(nn.Sequential):
 
 
 class NormedDigitsNet(nn.Sequential):
-    """`DigitsNet` as it trains best: batch norm (Ioffe & Szegedy 2015) before each sigmoid keeps it off its flat ends.
+    """`DigitsNet` with batch norm (Ioffe & Szegedy 2015) before each sigmoid, which keeps sigmoids from saturating.
 
-    A fitted norm is one scale and one shift a unit, so `plain` can put it into the layer before: what is served is the
-    tutorial's architecture.
+    A fitted norm is one scale and one shift per unit; `plain` folds it into the layer before, so that the tutorial's
+    architecture is served.
     """
 
     def __init__(self, mean: float, deviation: float) -> None:
@@ -69,7 +69,7 @@ class NormedDigitsNet(nn.Sequential):
         )
 
     def plain(self) -> DigitsNet:
-        """Return the `DigitsNet` that gives the same logits as this net does in evaluation."""
+        """Return the `DigitsNet` with the same logits as this net in evaluation mode."""
         normalize, *layers = (layer for layer in fold_norms(self) if not isinstance(layer, nn.Identity))
         assert isinstance(normalize, Normalize)
         net = DigitsNet(normalize.mean.item(), normalize.deviation.item())
@@ -81,8 +81,8 @@ class DigitsCnn(nn.Sequential):
     """A small convolutional net: pixels float32 (N, 784) in [0, 1] -> logits (N, 10).
 
     28² –5×5→ 24² –pool→ 12² –3×3→ 10² –3×3→ 8² –pool→ 4² –3×3→ 4² –3×3→ 4² –pool→ 2² → 256 → 10. Convolutions
-    without padding and an early pool keep the large maps, where a CPU spends its time, few and narrow; the wide layers
-    see 4 × 4.
+    without padding and early pooling keep the large maps, where a CPU spends its time, few and narrow; the wide layers
+    work on 4 × 4 maps.
     """
 
     def __init__(self, mean: float, deviation: float) -> None:
@@ -112,7 +112,7 @@ def _convolution(inputs: int, outputs: int, padding: int = 0) -> tuple[nn.Module
 
 
 def fold_norms(net: nn.Sequential) -> nn.Sequential:
-    """Return a copy for evaluation whose batch norms are part of the layers before them, and identities themselves."""
+    """Return a copy in evaluation mode, its batch norms folded into the layers before and replaced by identities."""
     folded = copy.deepcopy(net).eval()
     for i in range(1, len(folded)):
         before, norm = folded[i - 1], folded[i]
@@ -125,16 +125,16 @@ def fold_norms(net: nn.Sequential) -> nn.Sequential:
 
 @torch.no_grad()
 def divide_logits(net: nn.Module, temperature: float) -> None:
-    """Make a net's logits smaller by a temperature, through the weights and bias of its last layer."""
+    """Divide a net's logits by a temperature, through the weights and bias of its last layer."""
     last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1]
     last.weight.div_(temperature)
     last.bias.div_(temperature)
 
 
 class ServingNet(nn.Module):
-    """What is exported: a net and the activation that turns its logits into what the service reports.
+    """The net to export: it adds the activation that turns logits into what the service reports.
 
-    regression: values (N, 1) as they are; binary: sigmoid, (N, 1) probabilities of the second label; multiclass:
+    regression: values (N, 1), unchanged; binary: sigmoid, (N, 1) probabilities of the second label; multiclass:
     softmax, (N, K), rows sum to 1.
     """
 

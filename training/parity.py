@@ -1,4 +1,4 @@
-"""Parity: the artifacts agree with the net they were exported from, through the backends that will serve them."""
+"""Parity: the artifacts agree with the exported net, run by the backends that will serve them."""
 
 import math
 
@@ -35,7 +35,7 @@ def check_parity(net: nn.Module, predictors: dict[BackendName, Predictor], seed:
     """Compare each backend with the eager serving net on random and edge inputs.
 
     Returns:
-        by backend, the largest |backend − net| that was seen.
+        the largest |backend − net| of each backend.
 
     Raises:
         CheckError: some output differs by more than 1e-5 + 1e-4·|net|, some label differs, or a graph fails.
@@ -67,8 +67,7 @@ def _compare(net: nn.Module, predictor: Predictor, seed: int) -> float:
 def build_batches(manifest: Manifest, seed: int) -> list[Array]:
     """Return random batches of several sizes over the input's range, and one batch of edges.
 
-    The edges are zeros, ones, every number at its least, and at its greatest: for a feature ten times its range, for a
-    pixel 0 and 1.
+    The edges are zeros, ones, all minima and all maxima: of pixels 0 and 1, of features ten times the range's.
     """
     shape = manifest.input.shape
     low, high = _ranges(manifest)

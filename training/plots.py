@@ -1,4 +1,4 @@
-"""Plots of a fitted model, written as PNG beside it: they show what training and the artifact gave."""
+"""Plots of a fitted model, written as PNG beside its artifacts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ _COLUMNS = 10
 
 @contextmanager
 def _canvas(path: Path, title: str, width: float = 6.4, height: float = 4.4) -> Iterator[Axes]:
-    """Give empty axes; on leaving, write them to `path`. No global matplotlib state is touched."""
+    """Yield empty axes, and write them to `path` on exit, without touching matplotlib's global state."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -43,7 +43,7 @@ def _canvas(path: Path, title: str, width: float = 6.4, height: float = 4.4) -> 
 
 
 def draw_loss(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
-    """Draw the loss of each epoch, and the validation loss with the kept epoch where there is one."""
+    """Draw the loss of each epoch, and the validation loss and the kept epoch if there is one."""
     del splits
     losses = [epoch.loss for epoch in fitted.history]
     checked = [epoch.validation_loss for epoch in fitted.history if epoch.validation_loss is not None]
@@ -70,7 +70,7 @@ def draw_loss(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) 
 
 
 def draw_line(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
-    """Draw the training points, the fitted line and the true line, each line with its own bias."""
+    """Draw the training points, the fitted line and the true line, each with its own bias."""
     slope, intercept = (float(parameter) for parameter in parameters(fitted))
     x, y = splits.train.inputs[:, 0].numpy(), splits.train.targets[:, 0].numpy()
     ends = np.array([x.min() - 0.2, x.max() + 0.2])
@@ -90,7 +90,7 @@ def draw_line(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) 
 
 
 def draw_hours(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
-    """Draw the probability of passing over hours of study, the three students, and where the odds are even."""
+    """Draw the probability of passing against hours of study, the three students, and where it is 0.5."""
     weight, bias = (float(parameter) for parameter in parameters(fitted))
     hours = np.linspace(0, 5, 200)
     students = splits.train
@@ -118,7 +118,7 @@ def draw_half_plane(path: Path, fitted: Fitted, splits: Splits, predictor: Predi
 
 
 def draw_clouds(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
-    """Draw both clouds, the boundary as it was at each check (paler is earlier), and the one that was measured last."""
+    """Draw both clouds, the boundary at each check (paler is earlier), and the last one."""
     weights, bias = parameters(fitted)
     with _canvas(path, predictor.manifest.title, width=6.2, height=5.2) as axes:
         _draw_classes(axes, splits.train, predictor)
@@ -133,7 +133,7 @@ def draw_clouds(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor
 
 def _draw_classes(axes: Axes, split: Split, predictor: Predictor) -> None:
     points, classes = split.inputs.numpy(), split.targets[:, 0].numpy()
-    size = 32 if len(split) <= 200 else 11  # noqa: PLR2004 - smaller where they would cover each other
+    size = 32 if len(split) <= 200 else 11  # noqa: PLR2004 - smaller where they would overlap
     for value, color in ((0, BLUE), (1, ORANGE)):
         of_class = points[classes == value]
         label = predictor.manifest.output.labels[value]
@@ -166,16 +166,16 @@ def draw_digits(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor
 
 
 def draw_misclassified(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
-    """Draw the 20 test images that the model was surest about, and wrong."""
+    """Draw the 20 errors on test images with the highest confidence."""
     del fitted
     probabilities = predict(predictor, splits.test)
     decided = postprocess.decide(probabilities, predictor.manifest)
-    sureness = probabilities.max(axis=1)
+    confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(decided != splits.test.targets.numpy())
-    surest = wrong[np.argsort(-sureness[wrong])][:20].tolist()
-    titles = [f"{int(splits.test.targets[i])}, not {decided[i]}\n{sureness[i]:.1%}" for i in surest]
+    chosen = wrong[np.argsort(-confidence[wrong])][:20].tolist()
+    titles = [f"{int(splits.test.targets[i])}, not {decided[i]}\n{confidence[i]:.1%}" for i in chosen]
     title = f"The surest of {len(wrong)} errors on {len(splits.test)} test images: label, not prediction, and how sure"
-    _draw_grid(path, title, splits.test, surest, titles, predictor)
+    _draw_grid(path, title, splits.test, chosen, titles, predictor)
 
 
 def _draw_grid(
@@ -196,7 +196,7 @@ def _draw_grid(
 
 
 def draw_confusion(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
-    """Draw how often each digit was taken for each other on the test images; shade counts errors only."""
+    """Draw the confusion matrix of the test images; only errors are shaded."""
     del fitted
     decided = postprocess.decide(predict(predictor, splits.test), predictor.manifest)
     counts = count_confusions(splits.test.targets.numpy(), decided, len(predictor.manifest.output.labels))
@@ -223,7 +223,7 @@ def count_confusions(labels: NDArray[np.int64], decided: NDArray[np.intp], class
 
 
 def draw_reliability(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
-    """Draw, by bin of sureness, the share of test instances that is right, and how many there are."""
+    """Draw the accuracy and number of test instances in each bin of confidence."""
     del fitted
     targets = splits.test.targets.numpy().reshape(-1)
     found = measure_reliability(predict(predictor, splits.test), targets)
@@ -232,7 +232,7 @@ def draw_reliability(path: Path, fitted: Fitted, splits: Splits, predictor: Pred
     with _canvas(path, f"{predictor.manifest.title}: sure and right", width=7.2, height=4.6) as axes:
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
         axes.bar(middles[filled], found.accuracy[filled], width=0.9 * width, color=BLUE, alpha=0.75, label="right")
-        axes.plot(found.sureness[filled], found.accuracy[filled], "o", color=INK, markersize=4, label="mean sureness")
+        axes.plot(found.confidence[filled], found.accuracy[filled], "o", color=INK, markersize=4, label="mean sureness")
         for middle, count, height in zip(middles[filled], found.counts[filled], found.accuracy[filled], strict=True):
             axes.text(middle, height + 0.02, str(count), ha="center", fontsize=7, color=INK)
         axes.set_xlim(0, 1)

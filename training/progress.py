@@ -1,4 +1,4 @@
-"""What a run shows while it learns: a bar with loss and accuracy on a terminal, about ten plain lines otherwise."""
+"""Progress of a fit: a bar with loss and accuracy on a terminal, about ten plain lines otherwise."""
 
 import sys
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ PLAIN_LINES = 10
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training split gave. Accuracies are shares in [0, 1], None for regression.
+    """Figures of one pass over the training split. Accuracies are in [0, 1], None for regression.
 
-    `loss` is the mean over instances (or their sum, where the criterion sums), each measured before the step that
-    learned from it. The validation figures are of the net after the epoch.
+    `loss` is the mean over instances (or the sum, if the criterion sums), each measured before the step on its batch.
+    Validation figures are measured after the epoch.
     """
 
     loss: float
@@ -24,18 +24,18 @@ class Epoch:
     validation_accuracy: float | None = None
 
     def __str__(self) -> str:
-        """Return the figures that are there, as `loss 0.1234 accuracy 0.9876`."""
+        """Return the figures that are set, such as `loss 0.1234  accuracy 0.9876`."""
         figures = {name.replace("_", " "): value for name, value in vars(self).items() if value is not None}
         return "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
 
 
 class Progress:
-    """A context manager that is told of every step and epoch."""
+    """A context manager that shows the steps and epochs reported to it."""
 
     def __init__(self, title: str, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
         self._title = title
         self._epochs = epochs
-        self._done = done  # epochs of an earlier run that is taken up again
+        self._done = done  # epochs of the run that is resumed
         self._every = max(1, epochs // PLAIN_LINES)
         self._plain = not sys.stderr.isatty()
         self._bar = tqdm(
@@ -55,7 +55,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the terminal in order."""
+        """Close the bar."""
         self._bar.close()
 
     def step(self) -> None:

@@ -1,8 +1,8 @@
 """Publish: a version appears in `models/` complete, or not at all.
 
-Everything is written into a hidden folder beside, `models/.staging-…/<name>/<version>/`, the manifest last; each file
-is flushed to the disk; then one rename puts it into place. An end at any moment leaves `models/` as it was, at worst
-with a hidden folder that the next run removes.
+Everything is written into a hidden folder, `models/.staging-…/<name>/<version>/`, the manifest last; each file is
+flushed to disk; then one rename moves it into place. A run interrupted at any moment leaves `models/` unchanged, at
+worst with a hidden folder that a later run removes.
 """
 
 import json
@@ -20,11 +20,11 @@ from service.model.version_folder import MANIFEST_FILE
 from training.errors import PublishError
 
 _STAGING = ".staging-"
-_ABANDONED_AFTER = 3600  # seconds; a staging folder lives for a few
+_ABANDONED_AFTER = 3600  # seconds; a staging folder is normally used for a few
 
 
 def choose_version(models_dir: Path, name: str, wanted: int | None) -> int:
-    """Return the version to publish: `wanted`, or the next after the highest there is.
+    """Return the version to publish: `wanted`, or the one after the highest.
 
     Raises:
         PublishError: the wanted version exists.
@@ -39,39 +39,39 @@ def choose_version(models_dir: Path, name: str, wanted: int | None) -> int:
 
 @contextmanager
 def staging(models_dir: Path, name: str, version: int) -> Iterator[Path]:
-    """Give an empty hidden folder `…/<name>/<version>` to write a version into; it is gone afterwards.
+    """Yield an empty hidden folder `…/<name>/<version>` to write a version into, and remove it on exit.
 
     Raises:
-        PublishError: the folder cannot be made, or written into.
+        PublishError: the folder cannot be created or written.
     """
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(models_dir)
         root = Path(tempfile.mkdtemp(prefix=_STAGING, dir=models_dir))
     except OSError as error:
-        raise PublishError(f"{models_dir} cannot be written: {error.strerror}") from error
+        raise PublishError(f"cannot write {models_dir}: {error.strerror}") from error
     try:
         folder = root / name / str(version)
         folder.mkdir(parents=True)
         yield folder
     except OSError as error:
-        raise PublishError(f"{models_dir} cannot be written: {error.strerror}") from error
+        raise PublishError(f"cannot write {models_dir}: {error.strerror}") from error
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest into a version folder, rows of numbers on one line each."""
+    """Write the manifest into a version folder, each row of numbers on one line."""
     fields = manifest.model_dump(mode="json", exclude_none=True)
     text = re.sub(r"\[[-+.,\deE\s]+\]", lambda row: " ".join(row[0].split()), json.dumps(fields, indent=2))
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def publish(folder: Path, models_dir: Path) -> Path:
-    """Move a complete version from its staging folder into place and return where it stands.
+    """Move a complete version from its staging folder into place and return its path.
 
     Raises:
-        PublishError: it has no manifest, or the version has come to exist meanwhile.
+        PublishError: it has no manifest, or the version has appeared meanwhile.
     """
     if not (folder / MANIFEST_FILE).is_file():
         raise PublishError(f"{folder.parent.name}/{folder.name} has no manifest")
@@ -83,20 +83,20 @@ def publish(folder: Path, models_dir: Path) -> Path:
     model = models_dir / folder.parent.name
     target = model / folder.name
     try:
-        # A new model is moved with its folder: two steps could be interrupted between them.
+        # A new model is moved with its folder: two steps could be interrupted in between.
         if model.exists():
             folder.rename(target)
         else:
             folder.parent.rename(model)
     except OSError as error:
-        raise PublishError(f"{target} cannot be put into place: {error.strerror}") from error
+        raise PublishError(f"cannot create {target}: {error.strerror}") from error
     _flush(model)
     _flush(models_dir)
     return target
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

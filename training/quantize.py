@@ -1,8 +1,8 @@
-"""Quantise: an ONNX graph with weights and activations of 8 bits, a quarter of the bytes and faster on most CPUs.
+"""Quantize an ONNX graph to weights and activations of 8 bits: a quarter of the size, and faster on most CPUs.
 
-Static quantisation by onnxruntime (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html):
-the range of each activation is measured on training pictures. Weights take 7 of the 8 bits: sums of full ones overflow
-in the 16 bits that AVX2 adds them in, so that CPUs with and without VNNI would disagree.
+Static quantization by onnxruntime (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html): the
+range of each activation is measured on training images. Weights use 7 of the 8 bits: with all 8, sums overflow the 16
+bits that AVX2 adds in, and CPUs with and without VNNI would disagree.
 """
 
 import logging
@@ -20,66 +20,66 @@ from service.model.manifest import Artifact, digest
 from service.model.predictor import Predictor
 from training.data import Split, Splits, as_floats
 from training.export import INPUT_TENSOR, strip
-from training.robustness import count_hits
+from training.robustness import measure_accuracy
 
 QUANTIZED_FILE = "model.int8.onnx"
-MOST_LOST = 0.0005  # of accuracy on validation
+MAX_ACCURACY_DROP = 0.0005  # of accuracy on the validation split
 _SAMPLES, _BATCH = 1000, 100
-_LEAST_TOLERANCE = 0.02
+_MIN_TOLERANCE = 0.02
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Gives onnxruntime batches of pictures, one after the other."""
+    """Yields batches of training images to onnxruntime."""
 
     def __init__(self, split: Split) -> None:
-        pictures = as_floats(split.inputs[:_SAMPLES]).cpu().numpy()
-        self._batches: Iterator[Array] = iter(np.array_split(pictures, max(1, len(pictures) // _BATCH)))
+        images = as_floats(split.inputs[:_SAMPLES]).cpu().numpy()
+        self._batches: Iterator[Array] = iter(np.array_split(images, max(1, len(images) // _BATCH)))
 
     def get_next(self) -> dict[str, Array] | None:
-        """Return the next batch by its tensor's name, or None at the end."""
+        """Return the next batch under its tensor's name, or None at the end."""
         batch = next(self._batches, None)
         return None if batch is None else {INPUT_TENSOR: batch}
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantised graph, and a predictor of it whose manifest has it among its artifacts."""
+    """A quantized graph, and a predictor of it whose manifest lists it."""
 
     content: bytes
     predictor: Predictor
 
 
 def quantize(content: bytes, plain: Predictor, splits: Splits) -> Quantized | None:
-    """Quantise a graph, or return None where that loses more accuracy on validation than it may.
+    """Quantize a graph; return None if that loses more than `MAX_ACCURACY_DROP`.
 
     Args:
         content: the float32 graph.
-        plain: a predictor of it, with golden samples.
-        splits: ranges are measured on `train`, accuracy on `validation`.
+        plain: its predictor, with golden samples.
+        splits: `train` gives the ranges, `validation` the accuracy.
     """
     if splits.validation is None or plain.manifest.golden is None:
         return None
     rounded = build_graph(content, splits.train)
     manifest, golden = plain.manifest, plain.manifest.golden
     opened = Predictor(manifest, open_backend("onnx-int8", rounded, manifest, "cpu", threads=1))
-    if count_hits(plain, splits.validation) - count_hits(opened, splits.validation) > MOST_LOST:
+    if measure_accuracy(plain, splits.validation) - measure_accuracy(opened, splits.validation) > MAX_ACCURACY_DROP:
         return None
     outputs = opened.run(np.array(golden.inputs, np.float32).reshape(-1, *manifest.input.shape))
-    apart = float(np.abs(outputs - np.array(golden.outputs, np.float32)).max())
-    tolerance = round(max(_LEAST_TOLERANCE, 2 * apart), 3)
+    difference = float(np.abs(outputs - np.array(golden.outputs, np.float32)).max())
+    tolerance = round(max(_MIN_TOLERANCE, 2 * difference), 3)
     artifact = Artifact(file=QUANTIZED_FILE, sha256=digest(rounded), bytes=len(rounded), tolerance=tolerance)
     described = manifest.model_copy(update={"artifacts": manifest.artifacts | {"onnx-int8": artifact}})
     return Quantized(rounded, Predictor(described, opened.backend))
 
 
 def build_graph(content: bytes, train: Split) -> bytes:
-    """Return the quantised graph of a float32 one; equal graphs and pictures give equal bytes."""
+    """Return the quantized graph of a float32 one; equal graphs and images give equal bytes."""
     model = onnx.load_from_string(content)
-    del model.graph.value_info[:]  # shapes from before the exporter's own rewriting
+    del model.graph.value_info[:]  # shapes from before the exporter's optimizations
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "source.onnx", Path(folder) / "target.onnx"
         onnx.save(model, source)
-        logging.disable(logging.WARNING)  # it advises a step that is not for graphs like these
+        logging.disable(logging.WARNING)  # it recommends a step that these graphs do not need
         try:
             quantize_static(
                 source,

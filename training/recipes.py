@@ -1,9 +1,7 @@
-"""The recipes: what makes one training run; the digits' are fitted in `mnist.py`.
+"""The recipes: data set, net, hyperparameters and plots of each model. Those of the digits are fitted in `mnist.py`.
 
-Each is a tutorial's model, faithful to what it teaches and correct where its code is not; the docstring of each `fit_`
+Each is a tutorial's model: it keeps what the tutorial teaches, and corrects its code. The docstring of each `fit_`
 function says what was decided and why.
-
-A recipe knows its data set, net and figures. It does not know files, artifacts or the service.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,10 +25,10 @@ CLOUDS_CHECK_EVERY = 20  # iterations
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model: what it is, how it is loaded, fitted, measured and drawn.
+    """One model: what it is, and how it is loaded, fitted, measured and plotted.
 
-    `figures` gives what only this recipe can say, on top of the test metrics. `plots` maps file names to the functions
-    that draw them. `gains_from_gpu` is False where a step is too small to be worth a kernel launch.
+    `figures` returns metrics that only this recipe has. `plots` maps file names to the functions that draw them.
+    `benefits_from_gpu` is False if a step is too small to be worth a kernel launch.
     """
 
     name: str
@@ -44,7 +42,7 @@ class Recipe:
     fit: Callable[[Splits, Settings], Fitted]
     figures: Callable[[Fitted, Splits], dict[str, float]]
     plots: Mapping[str, plots.Draw]
-    gains_from_gpu: bool = False
+    benefits_from_gpu: bool = False
 
 
 def fit_logistic_by_hand(splits: Splits, settings: Settings) -> Fitted:
@@ -172,7 +170,7 @@ def _digits(name: str, title: str, description: str, epochs: int, fit: Callable[
             "misclassified.png": plots.draw_misclassified,
             "reliability.png": plots.draw_reliability,
         },
-        gains_from_gpu=True,
+        benefits_from_gpu=True,
     )
 
 

@@ -1,9 +1,9 @@
 """One training run, from a recipe to a published version.
 
-    load → fit each seed → choose → serving graph → export → parity → evaluate → quantise → plots → card → manifest
-    → prove as served → publish
+    load → fit each seed → choose → serving graph → export → parity → evaluate → quantize → plots → card → manifest
+    → check as served → publish
 
-Nothing is written before training is over but checkpoints, and nothing stays in the models folder when a step fails.
+Until training is over only checkpoints are written, and a failed step leaves nothing in the models folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from training.parity import check_parity, open_predictors
 from training.publish import choose_version, publish, staging, write_manifest
 from training.quantize import quantize
 from training.recipes import Recipe
-from training.robustness import count_hits, measure_robustness
+from training.robustness import measure_accuracy, measure_robustness
 from training.seeds import Candidate, choose_candidate, fit_seed, mean_interval, measure_candidate
 from training.trainer import Settings
 
@@ -37,7 +37,7 @@ CHECKPOINTS = ".checkpoints"  # in the data folder
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller asks of a run; None means the recipe's or the folder's own choice."""
+    """Options of a run. `epochs` None: the recipe's. `version` None: the next free one."""
 
     models_dir: Path = Path("models")
     data_dir: Path = Path("data")
@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Draft:
-    """A version before it is published: all that will stand in its folder but the pictures."""
+    """A version before it is published: everything but its plots."""
 
     manifest: Manifest
     contents: dict[BackendName, bytes]
@@ -58,17 +58,17 @@ class Draft:
 
 
 def run(recipe: Recipe, request: Request) -> Path:
-    """Train, export, prove and publish one model.
+    """Train, export, check and publish one model.
 
     Returns:
         the version folder.
 
     Raises:
-        TrainingError: the run failed and published nothing; its text is one line that says why.
+        TrainingError: the run failed and published nothing; the message is one line.
     """
     number = choose_version(request.models_dir, recipe.name, request.version)
     splits = load(recipe, request)
-    draft = prove(recipe, number, splits, fit_seeds(recipe, splits, request))
+    draft = build_draft(recipe, number, splits, fit_seeds(recipe, splits, request))
     with staging(request.models_dir, recipe.name, number) as folder:
         for name, content in draft.contents.items():
             (folder / draft.manifest.artifacts[name].file).write_bytes(content)
@@ -84,17 +84,17 @@ def run(recipe: Recipe, request: Request) -> Path:
 
 
 def assist(recipe: Recipe, request: Request) -> None:
-    """Take part in the fits of a run that the first rank makes; see `distributed`."""
+    """Take part in the fits of the first rank's run; see `distributed`."""
     fit_seeds(recipe, load(recipe, request), request)
 
 
 def load(recipe: Recipe, request: Request) -> Splits:
-    """Return a recipe's data; of several processes, the first one downloads it."""
+    """Return a recipe's data; of several processes, the first downloads it."""
     return distributed.first_alone(lambda: recipe.load(request.data_dir))
 
 
-def prove(recipe: Recipe, number: int, splits: Splits, candidates: Sequence[Candidate]) -> Draft:
-    """Export the best candidate, prove its artifacts, and measure everything that manifest and card will say."""
+def build_draft(recipe: Recipe, number: int, splits: Splits, candidates: Sequence[Candidate]) -> Draft:
+    """Export the best candidate, check its artifacts, and measure what manifest and card contain."""
     chosen = choose_candidate(candidates)
     serving = ServingNet(chosen.fitted.net, recipe.task).eval()
     contents = export(serving, recipe.input.shape)
@@ -106,9 +106,9 @@ def prove(recipe: Recipe, number: int, splits: Splits, candidates: Sequence[Cand
     if chosen.temperature != 1:
         metrics["temperature"] = chosen.temperature
     is_image = recipe.input.kind == "image"
-    if is_image and (rounded := quantize(contents["onnx"], predictors["onnx"], splits)) is not None:
-        contents, manifest = contents | {"onnx-int8": rounded.content}, rounded.predictor.manifest
-        metrics["int8_accuracy"] = count_hits(rounded.predictor, splits.test)
+    if is_image and (quantized := quantize(contents["onnx"], predictors["onnx"], splits)) is not None:
+        contents, manifest = contents | {"onnx-int8": quantized.content}, quantized.predictor.manifest
+        metrics["int8_accuracy"] = measure_accuracy(quantized.predictor, splits.test)
     report = Report(
         chosen=chosen,
         candidates=candidates,
@@ -122,7 +122,7 @@ def prove(recipe: Recipe, number: int, splits: Splits, candidates: Sequence[Cand
 
 
 def fit_seeds(recipe: Recipe, splits: Splits, request: Request) -> list[Candidate]:
-    """Fit a recipe from each seed, taking up where an earlier run of the same fit was cut short."""
+    """Fit a recipe from each seed, resuming interrupted fits."""
     epochs = recipe.epochs if request.epochs is None else request.epochs
     device = choose_device(request.device, recipe)
     settings = [(seed, Settings(epochs, device, find_checkpoint(recipe, seed, request))) for seed in request.seeds]
@@ -130,13 +130,13 @@ def fit_seeds(recipe: Recipe, splits: Splits, request: Request) -> list[Candidat
 
 
 def find_checkpoint(recipe: Recipe, seed: int, request: Request) -> Path:
-    """Return where a long fit keeps its state until it is published; a trial of fewer epochs has a place of its own."""
+    """Return the checkpoint file of a fit; a trial with fewer epochs has its own."""
     epochs = recipe.epochs if request.epochs is None else request.epochs
     return request.data_dir / CHECKPOINTS / f"{recipe.name}-seed{seed}-epochs{epochs}.pt"
 
 
 def summarize_seeds(by_seed: Mapping[int, dict[str, float]]) -> dict[str, float]:
-    """Return mean and 95 % interval of the first test figure (accuracy, or mse) where there are several seeds."""
+    """Return mean and 95 % interval of the first test metric (accuracy, or mse) if there are several seeds."""
     if len(by_seed) == 1:
         return {}
     name = next(iter(next(iter(by_seed.values()))))
@@ -145,23 +145,23 @@ def summarize_seeds(by_seed: Mapping[int, dict[str, float]]) -> dict[str, float]
 
 
 def choose_device(wanted: str, recipe: Recipe) -> torch.device:
-    """Return the device to train on; "auto" is the GPU where there is one and the recipe gains from it.
+    """Return the device to train on; "auto" is the GPU if there is one and the recipe benefits from it.
 
     Raises:
-        DeviceError: the device is not there.
+        DeviceError: the device cannot be used.
     """
     if wanted == "auto":
-        return torch.device("cuda" if recipe.gains_from_gpu and torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if recipe.benefits_from_gpu and torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DeviceError(f"device {wanted!r} cannot be used here; give cpu, or auto for what there is") from error
+        raise DeviceError(f"device {wanted!r} cannot be used here; use cpu or auto") from error
     return device
 
 
 def check_as_served(folder: Path, names: Sequence[BackendName]) -> None:
-    """Load a staged version as the service will: manifest, digests, golden samples, each artifact.
+    """Load a staged version as the service will, with each of its artifacts.
 
     Raises:
         CheckError: the service would refuse it.

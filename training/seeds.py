@@ -1,4 +1,4 @@
-"""Seeds: the same recipe fitted several times, one of them chosen, and what chance makes of the figures."""
+"""Seeds: fit a recipe several times, choose one fit, and estimate the spread of the metrics."""
 
 import math
 import time
@@ -20,12 +20,12 @@ from training.recipes import Recipe
 from training.trainer import EVALUATION_BATCH, Fitted, Settings
 
 CONFIDENCE = 0.95
-_NORMAL = 1.959964  # of the normal distribution, within so many deviations lie 95 %
+_NORMAL = 1.959964  # standard deviations that contain 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One fit of a recipe: its seed, the temperature that its net's logits have been divided by, and its seconds."""
+    """One fit of a recipe; `temperature` is what its net's logits have been divided by."""
 
     seed: int
     fitted: Fitted
@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and the ends of what probably holds the true one."""
+    """A mean, and the ends of its confidence interval."""
 
     mean: float
     low: float
@@ -43,7 +43,7 @@ class Interval:
 
 
 def fit_seed(recipe: Recipe, splits: Splits, seed: int, settings: Settings) -> Candidate:
-    """Fit a recipe from one seed, and calibrate it where there is a validation split to do it on."""
+    """Fit a recipe from one seed, and calibrate it if it is a classifier with a validation split."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     fitted = recipe.fit(splits, settings)
@@ -56,9 +56,9 @@ def fit_seed(recipe: Recipe, splits: Splits, seed: int, settings: Settings) -> C
 
 
 def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate that is right most often on validation, then the one of the lowest loss there.
+    """Return the candidate with the highest validation accuracy, then the lowest validation loss.
 
-    Where no epoch was measured on validation, the first.
+    Without validation figures, return the first.
     """
 
     def rank(candidate: Candidate) -> tuple[float, float]:
@@ -69,7 +69,7 @@ def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def measure_candidate(candidate: Candidate, splits: Splits, manifest: Manifest) -> dict[str, float]:
-    """Return the figures of a candidate on the test split, through its net as it would be served."""
+    """Return the metrics of a candidate's serving net on the test split."""
     serving = ServingNet(candidate.fitted.net, manifest.task)
     batches = torch.split(as_floats(splits.test.inputs), EVALUATION_BATCH)
     outputs = np.concatenate([run_net(serving, batch.numpy()) for batch in batches])
@@ -77,7 +77,7 @@ def measure_candidate(candidate: Candidate, splits: Splits, manifest: Manifest) 
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of several seeds with the interval mean ± t·s/√n that holds the true mean in 95 of 100 cases."""
+    """Return the mean of several seeds with its 95 % confidence interval, mean ± t·s/√n."""
     mean = float(np.mean(values))
     if len(values) == 1:
         return Interval(mean, mean, mean)
@@ -86,7 +86,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def wilson_interval(hits: int, count: int) -> Interval:
-    """Return a share of hits with its 95 % interval (Wilson 1927), which holds the true share in 95 of 100 cases."""
+    """Return a proportion with its 95 % confidence interval (Wilson 1927)."""
     share, z = hits / count, _NORMAL
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     reach = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))

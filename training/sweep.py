@@ -1,8 +1,7 @@
 """`python -m training sweep mnist --seeds 0-3`: recipes and seeds side by side, on one machine or a Ray cluster.
 
-Each fit is a Ray task that runs the recipe's own code. The table is ranked by validation, where a recipe has such a
-split, and in the order of the seeds elsewhere; the test figure stands beside it and chooses nothing. Nothing is
-published unless `--publish` is given.
+Each fit is a Ray task that runs the recipe's own code. The table is ranked by validation figures, or by seed if there
+are none; the test figure beside them chooses nothing. Nothing is published without `--publish`.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from training.errors import DataError, TrainingError
 
 @dataclass(frozen=True)
 class Trial:
-    """What one fit gave; `error` is set where it failed."""
+    """The result of one fit; `error` is set if it failed."""
 
     recipe: str
     seed: int
@@ -30,7 +29,7 @@ class Trial:
 
     @property
     def rank(self) -> tuple[str, bool, float, float]:
-        """Order by recipe, then the best on validation first, as `seeds.choose_candidate` does; failures last."""
+        """Order by recipe, then best on validation first, as `seeds.choose_candidate` does; failures last."""
         figures = self.figures
         hits, loss = figures.get("validation_accuracy", 0.0), figures.get("validation_loss", 0.0)
         return self.recipe, bool(self.error), -hits, loss
@@ -40,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training sweep",
-        description="Fit recipes from several seeds side by side, print a table, and publish nothing unless asked.",
+        description="Fit recipes from several seeds side by side and print a table; publish nothing unless asked.",
     )
     parser.add_argument("recipes", nargs="+", metavar="recipe", help="see python -m training --list")
     parser.add_argument("--seeds", type=read_seeds, default=range(4), help="0-3, or 1,5,9 (default: 0-3)")
@@ -48,26 +47,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--epochs", type=read_positive, help="passes over the training data (default: the recipe's own)"
     )
     parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda (default: auto, a GPU where --gpus gives one)"
+        "--device", default="auto", help="auto, cpu or cuda (default: auto, a GPU if --gpus provides one)"
     )
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where data sets are (default: data)")
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where to publish (default: models)")
-    parser.add_argument("--publish", action="store_true", help="publish each recipe's best seed, fitted once more")
-    parser.add_argument("--cpus", type=int, default=1, help="cores that one fit takes (default: 1)")
-    parser.add_argument("--gpus", type=float, default=0.0, help="share of a GPU that one fit takes (default: 0)")
-    parser.add_argument("--address", help="of a Ray cluster, such as auto (default: this machine alone)")
+    parser.add_argument("--publish", action="store_true", help="fit each recipe's best seed again and publish it")
+    parser.add_argument("--cpus", type=int, default=1, help="cores per fit (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0.0, help="fraction of a GPU per fit (default: 0)")
+    parser.add_argument("--address", help="of a Ray cluster, or auto (default: start Ray on this machine)")
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the sweep; return the exit status: 1 where a fit failed or there is no Ray."""
+    """Run the sweep; return the exit status, 1 if a fit failed or Ray is missing."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     from training.recipes import RECIPES  # noqa: PLC0415 - `--help` should not wait for torch
 
     for name in options.recipes:
         if name not in RECIPES:
-            parser.error(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
+            parser.error(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
     try:
         trials = sweep(options)
         print_table(trials)
@@ -83,17 +82,17 @@ def sweep(options: argparse.Namespace) -> list[Trial]:
     """Return the trials, each recipe's best first.
 
     Raises:
-        DataError: Ray is not installed, or a data set is not there and cannot be fetched.
+        DataError: Ray is not installed, or a data set is missing and cannot be downloaded.
     """
     try:
-        import ray  # noqa: PLC0415 - an extra that nothing else of training needs
+        import ray  # noqa: PLC0415 - an extra that only sweeps need
     except ImportError as error:
         raise DataError("a sweep needs Ray: pip install '.[train,ray]'") from error
     from training.recipes import RECIPES  # noqa: PLC0415
 
     names, folder = list(dict.fromkeys(options.recipes)), options.data_dir.resolve()
     for name in names:
-        RECIPES[name].load(folder)  # once, before many would download it at the same time
+        RECIPES[name].load(folder)  # once, so that the tasks do not all download it
     root = str(Path(__file__).parents[1])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     threads = {"OMP_NUM_THREADS": str(options.cpus), "PYTHONPATH": paths}
@@ -117,10 +116,10 @@ def sweep(options: argparse.Namespace) -> list[Trial]:
 
 
 def collect(read: Callable[[], Trial], name: str, seed: int) -> Trial:
-    """Return a trial; one whose process died, such as for want of memory, becomes a line of the table too."""
+    """Return a trial; if its process died, for example out of memory, that becomes its error."""
     try:
         return read()
-    except Exception as error:  # Ray's own, of many kinds
+    except Exception as error:  # Ray has many of its own
         return Trial(name, seed, {}, error=describe(error))
 
 
@@ -153,13 +152,13 @@ def fit_one(name: str, seed: int, epochs: int | None, device: str, data_dir: Pat
         manifest = build_manifest(recipe, 1, splits, export(serving, recipe.input.shape), serving)
         learned = {key: value for key, value in vars(best_epoch(candidate.fitted)).items() if value is not None}
         tested = {f"test_{key}": value for key, value in measure_candidate(candidate, splits, manifest).items()}
-    except Exception as error:  # such as no memory left: the other fits go on
+    except Exception as error:  # for example out of memory: the other fits go on
         return Trial(name, seed, {}, time.perf_counter() - started, describe(error))
     return Trial(name, seed, learned | tested, candidate.seconds)
 
 
 def print_table(trials: Sequence[Trial]) -> None:
-    """Print a line a trial: what was learned, the first test figure, and the seconds."""
+    """Print one line per trial: seconds, training and validation figures, the first test figure."""
     for trial in trials:
         test = next((key for key in trial.figures if key.startswith("test_")), "")
         shown = [key for key in trial.figures if not key.startswith("test_")] + ([test] if test else [])
@@ -168,7 +167,7 @@ def print_table(trials: Sequence[Trial]) -> None:
 
 
 def publish_best(trials: Sequence[Trial], options: argparse.Namespace) -> None:
-    """Publish each recipe's best trial by an ordinary run, which proves all that a run proves."""
+    """Publish each recipe's best trial by an ordinary run, with all its checks."""
     from training.recipes import RECIPES  # noqa: PLC0415
     from training.run import Request, run  # noqa: PLC0415
 

@@ -16,7 +16,7 @@ PUBLISHED = Path(__file__).parents[2] / "models"
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Keep every test to one thread: an opened backend sets the number for all, and tests run side by side."""
+    """Limit every test to one thread: an opened backend sets the number globally, and tests run in parallel."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,7 +25,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with 5,000 real digits, 1,000 of them as the test set, laid out as torchvision wants them."""
+    """A data folder with 5,000 real digits, 1,000 of them as the test set, laid out as torchvision expects."""
     root: Path = tmp_path_factory.mktemp("mnist")
     pixels, labels = mnist_data()  # sorted by digit
     order = np.random.default_rng(0).permutation(len(labels))

@@ -36,7 +36,7 @@ def test_accumulation(zero: bool, seen: list[float]) -> None:
 
 
 def test_requires_grad_is_inherited() -> None:
-    """Results of operations on leaves that require gradients require them too, and are no leaves."""
+    """Results of operations on leaves that require gradients require them too, and are not leaves."""
     assert tour.inherit() == (True, True, True, False)
 
 
@@ -51,7 +51,7 @@ def test_leaf_in_place() -> None:
 
 
 def test_descent() -> None:
-    """500 steps on x² from 10 with rate 0.01 end at 10·0.98⁵⁰⁰."""
+    """500 steps on x² from 10 with lr 0.01 end at 10·0.98⁵⁰⁰."""
     assert tour.descend() == pytest.approx(10 * 0.98**500, rel=1e-3)
 
 

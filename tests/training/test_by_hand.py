@@ -1,4 +1,4 @@
-"""The parts written by hand equal torch's own, and survive what the tutorials' versions do not."""
+"""The parts written by hand equal torch's, and work where the tutorials' versions fail."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_sgd_equals_torch() -> None:
 
 
 def test_every_instance_once_in_a_new_order() -> None:
-    """The shuffling loader gives all 100 instances once an epoch, the last 4 too, in an order that changes."""
+    """Every epoch yields all 100 instances once, including the last 4, in a new order."""
     torch.manual_seed(0)
     x = torch.arange(100.0).reshape(100, 1)
     epochs = [list(by_hand.shuffled_batches(x, 2 * x, 16)) for _ in range(2)]
@@ -80,7 +80,7 @@ def test_broadcasting_trap_is_refused() -> None:
 
 
 def test_broadcasting_trap_fits_a_flat_line() -> None:
-    """What the trap costs the recipe `linear`: with (16, 1) − (16,), the figures of docs/training.md."""
+    """The recipe `linear` with (16, 1) − (16,) gives the figures in docs/training.md."""
     train = load_line().train
     flat = Split(train.inputs, train.targets.reshape(-1))
     torch.manual_seed(0)
@@ -108,11 +108,11 @@ def test_line_is_the_closed_form(seed: int) -> None:
 
 
 def test_logistic_finds_the_direction() -> None:
-    """Five epochs of larger steps, one point a step, already point along (0.5, −1.5)."""
+    """After five epochs of larger steps the weights point along (0.5, −1.5)."""
     torch.manual_seed(0)
     train = load_half_plane().train
     with Progress("logistic-by-hand", 5, 1000) as progress:
-        w, _, history = by_hand.fit_logistic(train.inputs, train.targets, 5, progress, learning_rate=0.05)
+        w, _, history = by_hand.fit_logistic(train.inputs, train.targets, 5, progress, lr=0.05)
     truth = torch.tensor([0.5, -1.5])
     assert torch.cosine_similarity(w.reshape(-1), truth, dim=0) > 0.999
     assert history[-1].loss < history[0].loss
@@ -125,7 +125,7 @@ def test_logistic_equals_torch() -> None:
     inputs, targets = train.inputs[:50], train.targets[:50]
     torch.manual_seed(3)
     with Progress("logistic-by-hand", 1, 50) as progress:
-        w, b, _ = by_hand.fit_logistic(inputs, targets, 1, progress, learning_rate=0.1)
+        w, b, _ = by_hand.fit_logistic(inputs, targets, 1, progress, lr=0.1)
     torch.manual_seed(3)
     net = nn.Linear(2, 1)
     torch.manual_seed(3)

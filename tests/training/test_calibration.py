@@ -1,4 +1,4 @@
-"""Calibration is measured by its definition, and one temperature mends what is too sure or not sure enough."""
+"""Calibration error follows its definition, and a temperature corrects too high or too low confidence."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from training.nets import LinearNet
 
 
 def test_error_by_hand() -> None:
-    """Two bins, 0.9 sure and half right, 0.6 sure and all right, weigh as their counts."""
+    """Two bins, confidence 0.9 with accuracy 0.5 and 0.6 with 1.0, are weighted by their counts."""
     rows = np.array([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]])
     found = measure_reliability(rows, np.array([0, 0, 0, 1]))
     assert found.error == pytest.approx((2 * 0.4 + 2 * 0.4) / 4)
@@ -21,7 +21,7 @@ def test_error_by_hand() -> None:
 
 
 def test_edges_have_a_bin() -> None:
-    """A probability of exactly 1 is in the last bin, and an even one of two classes has its own."""
+    """A probability of exactly 1 is in the last bin, and one of 0.5 in the middle."""
     found = measure_reliability(np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([0, 0]))
     assert found.counts[-1] == 1
     assert found.counts[7] == 1
@@ -29,7 +29,7 @@ def test_edges_have_a_bin() -> None:
 
 
 def test_exact_probabilities_have_no_error() -> None:
-    """Labels drawn with the very probabilities that are reported: the error falls to what chance leaves."""
+    """With labels drawn from the reported probabilities, only sampling error remains."""
     generator = np.random.default_rng(0)
     sure = generator.uniform(0.5, 1, 100_000)
     targets = (generator.random(len(sure)) > sure).astype(int)
@@ -38,7 +38,7 @@ def test_exact_probabilities_have_no_error() -> None:
 
 @pytest.mark.parametrize("truth", [0.4, 1.0, 2.5])
 def test_temperature_is_found_for_many_classes(truth: float) -> None:
-    """Logits that are too large by a factor get that factor back."""
+    """Logits too large by a factor get that factor as temperature."""
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(20_000, 5, generator=generator, dtype=torch.float64)
     targets = torch.multinomial(torch.softmax(logits, dim=1), 1, generator=generator)[:, 0]
@@ -55,7 +55,7 @@ def test_temperature_is_found_for_two_classes() -> None:
 
 
 def test_temperature_only_where_it_helps() -> None:
-    """A net that is as sure as it is right stays as it is; one too sure by far does not."""
+    """A calibrated net is unchanged; a far too confident one is not."""
     generator = torch.Generator().manual_seed(1)
     points = torch.randn(5000, 1, generator=generator)
     targets = torch.bernoulli(torch.sigmoid(2 * points), generator=generator)

@@ -1,4 +1,4 @@
-"""Cost is that of the artifact's own graph, on one thread."""
+"""The cost is that of the artifact's graph alone, on one thread."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from training.cost import BATCHES, measure_costs, time_calls
 
 
 class SleepingBackend:
-    """Takes as long as it is told, now and then longer."""
+    """Takes a fixed time, and now and then longer."""
 
     name: BackendName = "onnx"
     device = provider = "cpu"
@@ -22,21 +22,21 @@ class SleepingBackend:
         self.calls = 0
 
     def run(self, inputs: Array) -> Array:
-        """Let 10 ms go by; 500 ms in every third call."""
+        """Advance the clock by 10 ms; by 500 ms in every third call."""
         self.calls += 1
         self.clock[0] += 0.5 if self.calls % 3 == 0 else 0.01
         return inputs
 
 
 def test_disturbed_calls_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What makes single calls slow is not the graph's."""
+    """Single slow calls are not counted."""
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     assert time_calls(SleepingBackend(clock), np.zeros((1, 1), np.float32)) == pytest.approx(0.01)
 
 
 def test_each_artifact_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes and a time for each batch size; the threads of the process are as before."""
+    """Each has its bytes and a time per batch size; the process's threads are restored."""
     monkeypatch.setattr(module, "_SECONDS", 0.001)
     threads = torch.get_num_threads()
     fake = fakes.doubler()

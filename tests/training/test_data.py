@@ -1,4 +1,4 @@
-"""The data sets are the tutorials', and their splits keep apart."""
+"""The data sets are the tutorials', and their splits do not overlap."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_clouds_are_the_tutorials() -> None:
 
 
 def test_line_and_its_closed_form() -> None:
-    """scikit-learn's true slope and the least squares line are the known ones, and targets are a column."""
+    """scikit-learn's true slope and the least squares line have the known values, and targets are a column."""
     train = data.load_line().train
     assert train.targets.shape == (100, 1)
     assert data.true_slope() == pytest.approx(42.3855, abs=1e-4)
@@ -43,7 +43,7 @@ def test_line_and_its_closed_form() -> None:
 
 
 def test_data_does_not_depend_on_the_seed_of_a_run() -> None:
-    """Loading neither reads nor moves torch's global generator."""
+    """Loading neither depends on torch's global generator nor advances it."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
     digests = [load().digests() for load in (data.load_half_plane, data.load_clouds, data.load_line)]
@@ -74,7 +74,7 @@ def test_digest_sees_every_value_shape_and_dtype() -> None:
 
 
 def test_index_batches() -> None:
-    """An epoch gives every instance once as float32 in [0, 1], in an order that changes and that the seed decides."""
+    """An epoch yields every instance once as float32 in [0, 1], in a new order that depends on the seed."""
     split = Split(torch.arange(250, dtype=torch.uint8).reshape(250, 1), torch.arange(250))
     orders = []
     for _ in range(2):
@@ -92,7 +92,7 @@ def test_index_batches() -> None:
 
 
 def test_digits(mnist_dir: Path) -> None:
-    """11/12 of the training images train, 1/12 validate, no image is in both, and the test images are apart."""
+    """Training images are split 11/12 to 1/12 without overlap; the test images are separate."""
     splits = data.load_digits(mnist_dir)
     assert splits.validation is not None
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (3667, 333, 1000)
@@ -104,7 +104,7 @@ def test_digits(mnist_dir: Path) -> None:
 
 
 def test_missing_mnist_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without files and network, the error names the folder, the option and what to put where, in one line."""
+    """Without files and network, the error names the folder, the option and the files to put there, in one line."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")

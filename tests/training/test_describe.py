@@ -1,4 +1,4 @@
-"""The manifest says what the data, the net and the checkout are."""
+"""The manifest describes the data, the net and the checkout."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from training.recipes import RECIPES, Recipe
 
 
 def test_ranges_are_those_of_the_training_data() -> None:
-    """Feature ranges hold every training point and are whole numbers."""
+    """Feature ranges contain every training point and are integers."""
     recipe: Recipe = RECIPES["logistic-by-hand"]
     train = recipe.load(Path()).train
     described = module.add_ranges(recipe.input, train)
@@ -23,7 +23,7 @@ def test_ranges_are_those_of_the_training_data() -> None:
 
 
 def test_golden_rows_read_back_exactly() -> None:
-    """Short decimal numbers, read as float32, are the inputs and outputs bit for bit."""
+    """Short decimal numbers, read as float32, equal the inputs and outputs bit for bit."""
     array = np.random.default_rng(0).standard_normal((4, 9)).astype(np.float32)
     assert np.array_equal(np.array(module._rows(array), dtype=np.float32), array)
 
@@ -35,6 +35,6 @@ def test_golden_rows_read_back_exactly() -> None:
 def test_commit_is_that_of_the_code(
     status: str | None, head: str | None, commit: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit is recorded only if it holds the code as it ran."""
+    """A commit is recorded only if the code does not differ from it."""
     monkeypatch.setattr(module, "_git", lambda _, command, *__: status if command == "status" else head)
     assert module.find_commit() == commit

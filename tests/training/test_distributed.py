@@ -1,4 +1,4 @@
-"""Several processes train what one would have trained."""
+"""Several processes train the same net as one."""
 
 import subprocess
 import sys
@@ -34,13 +34,13 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def read_weights(models: Path) -> dict[str, np.ndarray]:
-    """Return the numbers in a published graph."""
+    """Return the weights of a published graph."""
     graph = onnx.load(str(models / "mnist" / "1" / "model.onnx")).graph
     return {each.name: numpy_helper.to_array(each) for each in graph.initializer}
 
 
 def test_two_processes_train_what_one_does(mnist_dir: Path, tmp_path: Path) -> None:
-    """Two ranks publish one version, said once, whose weights are those of one process up to rounding."""
+    """Two ranks publish one version, reported once, whose weights are those of one process up to rounding."""
     shared = ("mnist", "--epochs", "1", "--device", "cpu", "--data-dir", str(mnist_dir))
     assert main([*shared, "--models-dir", str(tmp_path / "one")]) == 0
     done = launch(*shared, "--models-dir", str(tmp_path / "two"))
@@ -54,28 +54,28 @@ def test_two_processes_train_what_one_does(mnist_dir: Path, tmp_path: Path) -> N
         np.testing.assert_allclose(two[name], one[name], atol=1e-4)
 
 
-def test_what_cannot_be_shared_out_is_said(tmp_path: Path) -> None:
-    """A recipe whose random numbers ranks would not share ends with one line on each rank."""
+def test_recipe_for_one_process_is_refused(tmp_path: Path) -> None:
+    """A recipe whose random numbers ranks would not share fails with one line on each rank."""
     done = launch("linear", "--models-dir", str(tmp_path))
     assert done.returncode != 0
-    assert "error: linear is trained by one process; several can train mnist" in done.stderr
+    assert "error: linear cannot be trained by several processes, only mnist can" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_failure_of_one_is_one_line_of_each(mnist_dir: Path, tmp_path: Path) -> None:
-    """What the first process fails for is said by it; the others, which wait for it, end with a line too."""
+    """The first process says why it failed; the others, which wait for it, end with one line too."""
     (tmp_path / "mnist" / "1").mkdir(parents=True)
     done = launch("mnist", "--version", "1", "--data-dir", str(mnist_dir), "--models-dir", str(tmp_path))
     assert done.returncode != 0
     ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert any("versions are never overwritten" in line for line in ours)
-    assert any("this process ends with another" in line for line in ours)
+    assert any("another process failed" in line for line in ours)
     assert "training/run.py" not in done.stderr  # no traceback of ours; torchrun adds its own
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_processes_that_cannot_meet_are_said(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU, or variables that torchrun would have set: one sentence."""
+def test_processes_that_cannot_join_are_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, or no variables of torchrun: one sentence."""
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": None, "MASTER_ADDR": None}.items():
         monkeypatch.delenv(name, raising=False)
         if value is not None:
@@ -85,12 +85,12 @@ def test_processes_that_cannot_meet_are_said(device: str, monkeypatch: pytest.Mo
         raise RuntimeError("Found no NVIDIA driver\nand more")
 
     monkeypatch.setattr(torch.cuda, "set_device", refuse)
-    with pytest.raises(DeviceError, match="cannot be joined") as refused, distributed.launched(["mnist"], device):
+    with pytest.raises(DeviceError, match="cannot join") as refused, distributed.launched(["mnist"], device):
         pass
     assert "\n" not in str(refused.value)
 
 
-def test_one_process_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_is_unaffected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torchrun nothing is shared, averaged or waited for."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with distributed.launched(["linear"], "cuda:3") as device:
@@ -113,7 +113,7 @@ def test_device_of_one_is_refused_for_several(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("count", "sizes"), [(7, (4, 3)), (2, (1, 1)), (1, (1, 1))])
 def test_shares_are_the_batch(count: int, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each instance is one rank's; a batch too small for all is everybody's."""
+    """Each instance goes to one rank; a batch too small to share goes to all."""
     shares = []
     for rank in range(2):
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

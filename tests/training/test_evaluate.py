@@ -1,4 +1,4 @@
-"""Figures are what their names say, and are measured through the artifacts."""
+"""Metrics follow their formulas, and are measured through the artifacts."""
 
 import math
 
@@ -19,7 +19,7 @@ from training.trainer import Fitted
 
 
 class FixedBackend:
-    """Gives the first input column, as probabilities of as many classes as the manifest has."""
+    """Returns fixed outputs."""
 
     device = "cpu"
     provider = "fixed"
@@ -34,7 +34,7 @@ class FixedBackend:
 
 
 def build_predictor(task: Task, outputs: list[list[float]], name: str = "onnx") -> Predictor:
-    """Return a predictor of a shipped model's manifest over a fixed backend."""
+    """Return a predictor of a manifest of this task over a fixed backend."""
     recipe = RECIPES[{"regression": "linear", "binary": "logistic-hours", "multiclass": "mnist"}[task]]
     artifacts = {"onnx": {"file": "model.onnx", "sha256": "0" * 64, "bytes": 1}}
     fields = {"name": "fixed", "version": 1, "task": task, "input": recipe.input.model_dump(), "artifacts": artifacts}
@@ -43,7 +43,7 @@ def build_predictor(task: Task, outputs: list[list[float]], name: str = "onnx") 
 
 
 def test_binary_figures() -> None:
-    """Accuracy counts 0.5 as positive; loss, Brier score and AUC are those of the formulas."""
+    """Accuracy counts 0.5 as positive; loss, Brier score and AUC follow their formulas."""
     predictor = build_predictor("binary", [[0.9], [0.5], [0.2], [0.6]])
     split = Split(torch.zeros(4, 1), torch.tensor([[1.0], [1.0], [0.0], [0.0]]))
     figures = evaluate({"onnx": predictor}, split)
@@ -98,7 +98,7 @@ def test_true_parameters_measure_as_true() -> None:
 
 
 def test_hours_from_zero_parameters() -> None:
-    """A net of zeros loses 3·log 2 on three students and gives even odds at 4 hours."""
+    """A net of zeros has a loss of 3·log 2 on three students and a probability of 0.5 at 4 hours."""
     net = linear_net(torch.tensor([1e-9]), torch.zeros(1))
     figures = measure_hours(Fitted(net, []), load_hours())
     assert figures["summed_loss"] == pytest.approx(3 * math.log(2))

@@ -1,4 +1,4 @@
-"""Artifacts are single files with a dynamic batch, equal for equal nets, and name no place on the machine."""
+"""Artifacts are single files with a dynamic batch, equal for equal nets, and contain no path of the machine."""
 
 import io
 import re
@@ -29,7 +29,7 @@ def contents() -> dict[BackendName, bytes]:
 
 
 def test_onnx_tensors(contents: dict[BackendName, bytes]) -> None:
-    """The graph has one input "inputs" and one output "outputs", both with a free batch, and no outside weights."""
+    """The graph has one input "inputs" and one output "outputs", both with a dynamic batch, and no external weights."""
     model = onnx.load_from_string(contents["onnx"])
     for values, name, width in ((model.graph.input, "inputs", 784), (model.graph.output, "outputs", 10)):
         assert [value.name for value in values] == [name]
@@ -41,7 +41,7 @@ def test_onnx_tensors(contents: dict[BackendName, bytes]) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 300])
 def test_any_batch_size(contents: dict[BackendName, bytes], size: int) -> None:
-    """Graphs traced with two instances give the net's outputs for any number."""
+    """Graphs traced with two instances work for any number."""
     inputs = torch.rand(size, 784, generator=torch.Generator().manual_seed(size))
     with torch.no_grad():
         expected = build_serving_net()(inputs).numpy()
@@ -59,7 +59,7 @@ def test_equal_nets_give_equal_bytes(contents: dict[BackendName, bytes]) -> None
 
 
 def test_no_path_of_this_machine(contents: dict[BackendName, bytes]) -> None:
-    """Neither artifact holds a path, a module of this machine or a stack trace."""
+    """Neither artifact contains a path, a module of this machine or a stack trace."""
     archive = zipfile.ZipFile(io.BytesIO(contents["torchscript"]))
     readable = [
         contents["onnx"],

@@ -33,7 +33,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--list` gives one line a recipe, its name first."""
+    """`--list` prints one line per recipe, its name first."""
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
@@ -49,14 +49,14 @@ def test_tour(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "complaint"),
     [
         ([], "name a recipe"),
-        (["nothing"], "no recipe is called 'nothing'"),
-        (["linear", "--epochs", "0"], "'0' is not a whole number from 1"),
-        (["linear", "--seeds", "0,-1"], "'0,-1' is not like 0-3 or 1,5,9"),
-        (["linear", "--epochs", "many"], "'many' is not a whole number"),
+        (["nothing"], "unknown recipe 'nothing'"),
+        (["linear", "--epochs", "0"], "'0' is not an integer from 1"),
+        (["linear", "--seeds", "0,-1"], "'0,-1' is not a list of seeds such as 0-3 or 1,5,9"),
+        (["linear", "--epochs", "many"], "'many' is not an integer"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Arguments that make no sense exit 2 and say why."""
+    """Invalid arguments exit 2 and say why."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -64,7 +64,7 @@ def test_wrong_arguments(arguments: list[str], complaint: str, capsys: pytest.Ca
 
 
 def test_several_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Recipes run one after the other; a last line for each says where it stands and what it reached."""
+    """Recipes run one after the other; a line for each says where it was published, with its metrics."""
     assert main(["linear", "logistic-hours", "linear", "--epochs", "1", "--models-dir", str(tmp_path)]) == 0
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["linear/1", "logistic-hours/1"]
     assert "linear: published" in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_failed_parity(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
 
 
 def test_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data set that is not there: exit 1, one line."""
+    """A missing data set: exit 1, one line."""
 
     def refuse(*_: object) -> None:
         raise DataError("MNIST is not in nowhere")
@@ -107,7 +107,7 @@ def test_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while a plot is drawn: exit 130, one line, no file left, hidden ones included."""
+    """Ctrl-C while the version is written: exit 130, one line, no file left, hidden ones included."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -120,7 +120,7 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 @pytest.fixture
 def hears_interrupts() -> Iterator[None]:
-    """Processes started here hear SIGINT, also where a shell has started the tests in the background, without."""
+    """Let processes started here receive SIGINT, even if a shell started the tests in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -129,7 +129,7 @@ def hears_interrupts() -> Iterator[None]:
 @pytest.mark.usefixtures("hears_interrupts")
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_process_ended_while_it_trains(tmp_path: Path, sent: signal.Signals, status: int) -> None:
-    """A real process, ended by a signal in the middle of training, leaves the models folder as it was."""
+    """A process ended by a signal during training leaves the models folder unchanged."""
     (tmp_path / "models" / "other" / "1").mkdir(parents=True)
     command = [
         sys.executable,
@@ -160,7 +160,7 @@ def test_process_ended_while_it_trains(tmp_path: Path, sent: signal.Signals, sta
 
 
 def test_main_leaves_torch_alone() -> None:
-    """Importing the command line does not import torch, so that `--help` answers at once."""
+    """Importing the command line does not import torch, so that `--help` is fast."""
     code = "import sys, training.__main__; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"

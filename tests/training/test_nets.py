@@ -31,7 +31,7 @@ def test_normalize() -> None:
 
 @pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
 def test_serving_net(task: Task) -> None:
-    """Values stay as they are, binary outputs are in [0, 1], multiclass rows sum to 1; extremes stay finite."""
+    """Values are unchanged, binary outputs are in [0, 1], multiclass rows sum to 1; extremes stay finite."""
     net = torch.nn.Linear(2, 3) if task == "multiclass" else LinearNet(2)
     inputs = torch.cat((torch.randn(5, 2), torch.full((1, 2), 1e6), torch.full((1, 2), -1e6)))
     outputs = ServingNet(net, task)(inputs)
@@ -51,7 +51,7 @@ def test_linear_net_holds_the_parameters() -> None:
 
 
 def train_norms(net: torch.nn.Sequential) -> None:
-    """Give batch norms statistics and gains of their own."""
+    """Give batch norms statistics and random parameters."""
     net.train()
     for _ in range(3):
         net(torch.rand(16, 784))
@@ -63,7 +63,7 @@ def train_norms(net: torch.nn.Sequential) -> None:
 
 
 def test_plain_net_is_the_normed_one() -> None:
-    """With its norms in its linear layers the net is the tutorial's architecture and gives the same logits."""
+    """With its norms folded the net has the tutorial's architecture and the same logits."""
     net = NormedDigitsNet(mean=0.13, deviation=1.0)
     train_norms(net)
     inputs = torch.rand(8, 784)
@@ -73,7 +73,7 @@ def test_plain_net_is_the_normed_one() -> None:
 
 
 def test_cnn_folds() -> None:
-    """At most a million parameters; folded, there is no norm, and the logits are the same."""
+    """It has at most a million parameters; folded, it has no norms and the same logits."""
     net = DigitsCnn(mean=0.13, deviation=0.3)
     train_norms(net)
     folded = fold_norms(net)
@@ -85,7 +85,7 @@ def test_cnn_folds() -> None:
 
 @pytest.mark.parametrize("net", [DigitsNet(0.0, 1.0), LinearNet(784)], ids=["digits", "linear"])
 def test_temperature_divides_the_logits(net: torch.nn.Module) -> None:
-    """Dividing the last layer's parameters divides what the net returns."""
+    """Dividing the last layer's parameters divides the net's outputs."""
     inputs = torch.rand(4, 784)
     before = net(inputs)
     divide_logits(net, 2.5)

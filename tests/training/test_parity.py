@@ -1,4 +1,4 @@
-"""Parity finds what differs, and lets pass what does not."""
+"""Parity passes equal artifacts and refuses different ones."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ MANIFEST = Manifest(
 
 
 class ShiftedBackend:
-    """Gives another backend's outputs plus a shift."""
+    """Adds a constant to another backend's outputs."""
 
     name = "onnx"
     device = "cpu"
@@ -74,13 +74,13 @@ def test_another_net_is_found(serving: ServingNet) -> None:
 
 
 def test_what_does_not_open_is_one_line() -> None:
-    """Bytes that are no graph are refused with a sentence."""
+    """Bytes that are no graph are refused with one sentence."""
     with pytest.raises(CheckError, match="does not open"):
         open_predictors(MANIFEST, {"onnx": b"no graph"})
 
 
 def test_batches() -> None:
-    """There is a batch of each size within the features' ranges, and one of edges far beyond them."""
+    """There is a batch of each size within the features' ranges, and one of values far outside."""
     *random, edges = build_batches(MANIFEST, seed=0)
     assert [len(batch) for batch in random] == list(BATCH_SIZES)
     for batch in random:

@@ -1,4 +1,4 @@
-"""Plots are pictures of a sensible size; what they count is right."""
+"""Plots count correctly."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""A version appears complete or not at all, whatever ends the process and when."""
+"""A version appears complete or not at all, however and whenever the process ends."""
 
 import errno
 import os
@@ -46,7 +46,7 @@ def list_files(models_dir: Path, hidden: bool = False) -> list[str]:
 
 
 def test_published_version_is_complete(tmp_path: Path) -> None:
-    """The folder holds the artifact and a manifest that reads back the same, and no staging folder is left."""
+    """The folder contains the artifact and an equal manifest, and no staging folder is left."""
     folder = publish_line(tmp_path / "models")
     assert folder == tmp_path / "models" / "line" / "1"
     assert load_manifest(folder) == build_manifest()
@@ -59,7 +59,7 @@ def test_published_version_is_complete(tmp_path: Path) -> None:
 
 
 def test_versions_count_up(tmp_path: Path) -> None:
-    """The next version follows the highest there is, counted as a number; what is no version does not count."""
+    """The next version follows the highest there is, as a number; other names are ignored."""
     assert choose_version(tmp_path, "line", None) == 1
     for name in ("2", "10", "1x", ".staging-1"):
         (tmp_path / "line" / name).mkdir(parents=True)
@@ -73,7 +73,7 @@ def test_existing_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="exists"):
         choose_version(tmp_path, "line", 1)
     before = list_files(tmp_path, hidden=True)
-    with pytest.raises(PublishError, match="cannot be put into place"):
+    with pytest.raises(PublishError, match="cannot create"):
         publish_line(tmp_path)
     assert list_files(tmp_path, hidden=True) == before
 
@@ -86,14 +86,14 @@ def test_no_manifest_no_version(tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    """A models folder that is a file is one clear error."""
+    """A models folder that is a file is refused with a clear error."""
     (tmp_path / "models").write_text("")
-    with pytest.raises(PublishError, match="cannot be written"):
+    with pytest.raises(PublishError, match="cannot write"):
         publish_line(tmp_path / "models")
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    """A write that fails is one clear error, and nothing stays."""
+    """A failed write raises a clear error and leaves nothing."""
     with pytest.raises(PublishError, match="No space left"), staging(tmp_path, "line", 1):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert list_files(tmp_path, hidden=True) == []
@@ -154,7 +154,7 @@ def test_kill_at_any_step(tmp_path: Path, step: int) -> None:
 
 
 def test_what_a_killed_run_leaves_is_removed_later(tmp_path: Path) -> None:
-    """A run removes staging folders that nobody has touched for an hour, and leaves younger ones alone."""
+    """A run removes staging folders older than an hour, and no younger ones."""
     old, young = tmp_path / ".staging-old", tmp_path / ".staging-young"
     (old / "line" / "1").mkdir(parents=True)
     young.mkdir()
@@ -165,7 +165,7 @@ def test_what_a_killed_run_leaves_is_removed_later(tmp_path: Path) -> None:
 
 
 def test_rows_of_numbers_stand_on_one_line(tmp_path: Path) -> None:
-    """The manifest is for people too: a row of numbers is one line, and text that looks like one is not touched."""
+    """For readability a row of numbers is one line; text that looks like one is unchanged."""
     manifest = build_manifest().model_copy(update={"description": "[1,\n 2]"})
     write_manifest(tmp_path, manifest)
     text = (tmp_path / MANIFEST_FILE).read_text()

@@ -1,4 +1,4 @@
-"""A quantised graph is smaller, nearly as right, and left out where it is not."""
+"""A quantized graph is smaller and nearly as accurate, or it is left out."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from training.nets import ServingNet
 from training.parity import open_predictors
 from training.quantize import quantize
 from training.recipes import RECIPES
-from training.robustness import count_hits
+from training.robustness import measure_accuracy
 from training.trainer import Settings
 
 
 @pytest.fixture(scope="module")
 def splits(mnist_dir: Path) -> Splits:
-    """Few real digits."""
+    """A few real digits."""
     return data.load_digits(mnist_dir)
 
 
@@ -42,9 +42,9 @@ def trained(splits: Splits) -> tuple[dict[BackendName, bytes], Predictor]:
 def test_quantized_graph(
     trained: tuple[dict[BackendName, bytes], Predictor], splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quarter of the bytes, the same bytes each time, probabilities near by, and a manifest that says so."""
+    """It has a quarter of the bytes, equal each time, similar probabilities, and an entry in the manifest."""
     contents, plain = trained
-    monkeypatch.setattr(module, "MOST_LOST", 0.01)  # of 333 pictures one is 0.3 %
+    monkeypatch.setattr(module, "MAX_ACCURACY_DROP", 0.01)  # of 333 pictures one is 0.3 %
     first, second = (quantize(contents["onnx"], plain, splits) for _ in range(2))
     assert first is not None
     assert second is not None
@@ -57,14 +57,14 @@ def test_quantized_graph(
     assert artifact.tolerance >= 0.02
     apart = np.abs(predict(first.predictor, splits.test) - predict(plain, splits.test))
     assert np.mean(apart.max(axis=1)) < 0.02
-    assert abs(count_hits(first.predictor, splits.test) - count_hits(plain, splits.test)) <= 0.01
+    assert abs(measure_accuracy(first.predictor, splits.test) - measure_accuracy(plain, splits.test)) <= 0.01
 
 
 def test_graph_that_loses_too_much_is_left_out(
     trained: tuple[dict[BackendName, bytes], Predictor], splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With nothing to lose, any loss is too much; without a validation split there is nothing to tell by."""
+    """It is left out if it loses more than allowed, or if there is no validation split to measure that."""
     contents, plain = trained
-    monkeypatch.setattr(module, "MOST_LOST", -1.0)
+    monkeypatch.setattr(module, "MAX_ACCURACY_DROP", -1.0)
     assert quantize(contents["onnx"], plain, splits) is None
     assert quantize(contents["onnx"], plain, Splits(splits.train, splits.test)) is None

@@ -1,4 +1,4 @@
-"""Each recipe reaches the figures of its tutorial, and the repository's own models hold them."""
+"""Each recipe reaches the figures of its tutorial, and so do the published models."""
 
 import os
 from pathlib import Path
@@ -64,7 +64,7 @@ def fit_hours(reduction: str, epochs: int) -> tuple[float, float]:
 
 
 def test_summed_loss_learns_three_times_faster() -> None:
-    """On three students 1,000 epochs of the summed loss are 3,000 of the mean; its 1,000 end at 0.56 and 0.61."""
+    """On three students 1,000 epochs of the summed loss equal 3,000 of the mean; its 1,000 end at 0.56 and 0.61."""
     summed, mean, three_times = fit_hours("sum", 1000), fit_hours("mean", 1000), fit_hours("mean", 3000)
     assert summed == pytest.approx((1.0978, 0.8523), abs=1e-3)
     assert mean == pytest.approx((0.5596, 0.6135), abs=1e-3)
@@ -114,7 +114,7 @@ def test_published_version_loads(published: Path, name: str, backend: BackendNam
 
 
 def test_published_figures(published: Path) -> None:
-    """The published models hold the figures that the documentation quotes."""
+    """The published models have the figures that the documentation quotes."""
     metrics = {name: load_manifest(newest(published, name)).metrics for name in SHIPPED}
     for name in ("linear", "linear-by-hand"):
         for figure in ("slope", "intercept", "training_mse"):
@@ -128,7 +128,7 @@ def test_published_figures(published: Path) -> None:
 
 
 def test_published_models_are_small_and_name_no_machine(published: Path) -> None:
-    """All of them fit into git: pictures under 150 kB, 14 MB in all; no manifest or graph names a folder."""
+    """Plots are under 150 kB, everything under 14 MB; no manifest or graph contains a path."""
     files = [path for name in SHIPPED for path in (published / name).glob("*/*")]
     assert sum(path.stat().st_size for path in files) < 14e6
     assert all(path.stat().st_size < 150_000 for path in files if path.suffix == ".png")
@@ -140,7 +140,7 @@ def test_published_models_are_small_and_name_no_machine(published: Path) -> None
 
 @pytest.fixture(scope="module")
 def full_mnist() -> Splits:
-    """The whole of MNIST, from the folder that MNIST_DIR names."""
+    """The whole of MNIST, from the folder in MNIST_DIR."""
     return data.load_digits(Path(FULL_MNIST or "."))
 
 
@@ -149,10 +149,10 @@ def full_mnist() -> Splits:
 @pytest.mark.parametrize(
     ("name", "largest", "labels"), [("mnist", 0.09, 9), ("mnist-mlp-best", 0.23, 7), ("mnist-cnn", 0.09, 3)]
 )
-def test_rounded_weights_differ_as_described(
+def test_quantized_weights_differ_as_documented(
     published: Path, full_mnist: Splits, name: str, largest: float, labels: int
 ) -> None:
-    """The figures of docs/training.md for 8-bit weights; kernels of another machine may round a little otherwise."""
+    """The figures of docs/training.md for 8-bit weights; kernels of other machines may round differently."""
     exact, rounded = (
         predict(load_predictor(newest(published, name), backend=backend, device="cpu"), full_mnist.test)
         for backend in ("onnx", "onnx-int8")

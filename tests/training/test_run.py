@@ -1,4 +1,4 @@
-"""A whole run publishes what serves as the net does; a failed one publishes nothing."""
+"""A run publishes artifacts that agree; a failed run publishes nothing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from training.trainer import Trainer
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trained_small(name: str, tmp_path: Path, mnist_dir: Path) -> None:
-    """Every recipe, trained for one epoch, publishes both artifacts, plots, card, and a manifest that says how."""
+    """Every recipe, trained for one epoch, publishes both artifacts, plots, a card and a complete manifest."""
     recipe = RECIPES[name]
     folder = run(recipe, Request(tmp_path / "models", mnist_dir, seeds=(3,), epochs=1))
     assert folder == tmp_path / "models" / name / "1"
@@ -54,7 +54,7 @@ def test_equal_runs_give_equal_artifacts(tmp_path: Path) -> None:
 
 
 def test_several_seeds(tmp_path: Path) -> None:
-    """With several seeds the figures have a mean and its interval, and the card a row for each."""
+    """With several seeds the metrics have a mean with its interval, and the card a row per seed."""
     folder = run(RECIPES["linear"], Request(tmp_path, seeds=(0, 1, 2), epochs=2))
     metrics = load_manifest(folder).metrics
     assert metrics["mse_low"] < metrics["mse_mean"] < metrics["mse_high"]
@@ -64,7 +64,7 @@ def test_several_seeds(tmp_path: Path) -> None:
 
 
 def test_versions_stand_side_by_side(tmp_path: Path) -> None:
-    """A second run publishes version 2 and leaves version 1 as it was."""
+    """A second run publishes version 2 and leaves version 1 unchanged."""
     request = Request(tmp_path, epochs=1)
     first = run(RECIPES["logistic-hours"], request)
     before = {path.name: path.read_bytes() for path in first.iterdir()}
@@ -87,13 +87,13 @@ def test_failed_check_as_served_publishes_nothing(tmp_path: Path, monkeypatch: p
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_checkpoint_is_gone_once_published(tmp_path: Path, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fit that ended leaves its state until its version stands: what fails afterwards costs no second fit."""
+def test_checkpoint_is_removed_once_published(tmp_path: Path, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished fit keeps its state until it is published: a later failure costs no second fit."""
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     (data_dir / "MNIST").symlink_to(mnist_dir / "MNIST")
     request = Request(tmp_path / "models", data_dir, epochs=1)
-    monkeypatch.setattr(module, "prove", lambda *_: (_ for _ in ()).throw(CheckError("no")))
+    monkeypatch.setattr(module, "build_draft", lambda *_: (_ for _ in ()).throw(CheckError("no")))
     with pytest.raises(CheckError):
         run(RECIPES["mnist-mlp-best"], request)
     (state,) = (data_dir / ".checkpoints").iterdir()
@@ -103,8 +103,8 @@ def test_checkpoint_is_gone_once_published(tmp_path: Path, mnist_dir: Path, monk
     assert not state.exists()
 
 
-def test_trial_leaves_the_state_of_a_long_fit_alone(tmp_path: Path) -> None:
-    """A fit of fewer epochs keeps its state in another file."""
+def test_trial_has_its_own_checkpoint(tmp_path: Path) -> None:
+    """A fit with fewer epochs has another checkpoint file."""
     recipe, request = RECIPES["mnist-cnn"], Request(data_dir=tmp_path)
     whole = find_checkpoint(recipe, 0, request)
     assert whole == find_checkpoint(recipe, 0, replace(request, epochs=recipe.epochs))
@@ -112,13 +112,13 @@ def test_trial_leaves_the_state_of_a_long_fit_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["cuda:99", "abacus"])
-def test_device_that_is_not_there(wanted: str) -> None:
+def test_missing_device_is_refused(wanted: str) -> None:
     """An explicit device that cannot be used is refused by name."""
     with pytest.raises(DeviceError, match=wanted):
         choose_device(wanted, RECIPES["mnist"])
 
 
 def test_auto_trains_small_recipes_on_the_cpu() -> None:
-    """A recipe whose steps are tiny does not go to a GPU by itself; mnist does where there is one."""
+    """Recipes with tiny steps train on the CPU by default; mnist uses a GPU if there is one."""
     assert choose_device("auto", RECIPES["linear"]).type == "cpu"
     assert choose_device("auto", RECIPES["mnist"]).type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Of several seeds the best on validation is chosen; intervals are those of the formulas."""
+"""Of several seeds the best on validation is chosen; intervals follow their formulas."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def build_candidate(seed: int, *history: Epoch) -> Candidate:
 
 
 def test_validation_chooses() -> None:
-    """The highest validation accuracy of the kept epoch wins, then the lowest loss; training figures say nothing."""
+    """The highest validation accuracy of the kept epoch wins, then the lowest loss; training figures do not matter."""
     first = build_candidate(0, Epoch(0.0, 1.0, 0.3, 0.97), Epoch(0.0, 1.0, 0.4, 0.99))
     second = build_candidate(1, Epoch(0.5, 0.5, 0.35, 0.98))
     third = build_candidate(2, Epoch(0.9, 0.4, 0.2, 0.98))
@@ -22,7 +22,7 @@ def test_validation_chooses() -> None:
 
 
 def test_without_validation_the_first_is_chosen() -> None:
-    """Nothing else may choose, least of all the test split."""
+    """No other figure chooses, least of all the test split's."""
     assert choose_candidate([build_candidate(5, Epoch(0.9)), build_candidate(1, Epoch(0.1))]).seed == 5
 
 
@@ -34,7 +34,7 @@ def test_mean_interval() -> None:
 
 
 def test_wilson_interval() -> None:
-    """9,970 of 10,000: 99.57 … 99.79 %; all of ten: never more than all."""
+    """9,970 of 10,000 give 99.57 … 99.79 %; the upper end never exceeds 1."""
     interval = wilson_interval(9970, 10_000)
     assert (interval.low, interval.high) == pytest.approx((0.99572, 0.99790), abs=2e-5)
     assert wilson_interval(10, 10).high == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Sweeps: seeds and recipes side by side, by the recipes' own code."""
+"""A sweep fits recipes and seeds side by side, by the recipes' own code."""
 
 import argparse
 import subprocess
@@ -36,7 +36,7 @@ def test_sweep_prints_a_table(tmp_path: Path) -> None:
 
 
 def test_best_is_published_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The best trial's seed is run once more, as any run is."""
+    """The best trial's seed is fitted again by an ordinary run."""
     options = build_parser().parse_args(["linear", "--epochs", "2", "--models-dir", str(tmp_path), "--publish"])
     publish_best([Trial("linear", 3, {"loss": 1.0}), Trial("linear", 1, {"loss": 2.0})], options)
     assert "linear: published" in capsys.readouterr().out
@@ -46,7 +46,7 @@ def test_best_is_published_when_asked(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_fit_is_the_recipes_own(tmp_path: Path) -> None:
-    """A trial has what was learned and what the test split says; equal seeds give equal figures."""
+    """A trial has training and test figures; equal seeds give equal figures."""
     first, again, other = (fit_one("linear", seed, 2, "cpu", tmp_path) for seed in (1, 1, 2))
     assert first.figures == again.figures
     assert first.figures != other.figures
@@ -54,7 +54,7 @@ def test_fit_is_the_recipes_own(tmp_path: Path) -> None:
 
 
 def test_failed_fit_is_a_line_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a fit fails for stands in its line; the others stand."""
+    """A failed fit has its error in its line; the others are unaffected."""
     failed = fit_one("linear", 0, 2, "cuda:99", tmp_path)
     assert "cannot be used here" in failed.error
     good = Trial("linear", 1, {"loss": 2.0, "test_mse": 3.0})
@@ -65,7 +65,7 @@ def test_failed_fit_is_a_line_of_the_table(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_any_failure_of_a_fit_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody foresaw, and a process that died, cost one line and not the sweep."""
+    """An unexpected error, or a process that died, costs one line and not the sweep."""
 
     def fail(*_: object) -> Any:
         raise MemoryError("no room\nfor it")
@@ -76,13 +76,13 @@ def test_any_failure_of_a_fit_is_a_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_without_validation_the_first_seed_is_best() -> None:
-    """As in a run with several seeds: the training loss chooses nothing."""
+    """The training loss chooses nothing, as in a run with several seeds."""
     trials = [Trial("m", 0, {"loss": 2.0}), Trial("m", 1, {"loss": 1.0})]
     assert sorted(trials, key=lambda trial: trial.rank) == trials
 
 
 def test_trials_are_ranked_by_validation() -> None:
-    """The most hits on validation come first, then the lowest loss there; the test split decides nothing."""
+    """The highest validation accuracy comes first, then the lowest loss; the test split decides nothing."""
     worse = Trial("m", 0, {"validation_accuracy": 0.90, "validation_loss": 0.1, "test_accuracy": 0.99})
     better = Trial("m", 1, {"validation_accuracy": 0.91, "validation_loss": 0.2, "test_accuracy": 0.10})
     assert sorted([worse, better], key=lambda trial: trial.rank) == [better, worse]
@@ -90,26 +90,26 @@ def test_trials_are_ranked_by_validation() -> None:
 
 @pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("7", [7]), ("1,5,9,5", [1, 5, 9])])
 def test_seeds_are_read(text: str, seeds: list[int]) -> None:
-    """Ranges and lists."""
+    """Ranges and lists are accepted."""
     assert list(read_seeds(text)) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "3-0", "a", "-1", "0-", "0-99999", "0-1-2", "²", "1,", str(2**31)])
 def test_seeds_that_are_none(text: str) -> None:
-    """What is neither is refused."""
+    """Anything else is refused."""
     with pytest.raises(argparse.ArgumentTypeError):
         read_seeds(text)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "²", str(2**31)])
 def test_epochs_that_are_none(text: str) -> None:
-    """A fit takes one epoch at least."""
+    """A fit needs at least one epoch."""
     with pytest.raises(argparse.ArgumentTypeError):
         read_positive(text)
 
 
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` is its own, and an unknown recipe is named."""
+    """It has its own `--help`, and names an unknown recipe."""
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "--help"])
     assert ended.value.code == 0
@@ -117,5 +117,5 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "nothing"])
     assert ended.value.code == 2
-    assert "no recipe is called 'nothing'" in capsys.readouterr().err
+    assert "unknown recipe 'nothing'" in capsys.readouterr().err
     assert build_parser().parse_args(["linear"]).seeds == range(4)
