@@ -117,9 +117,7 @@ class HttpProtocol(asyncio.Protocol):
             piece = data if len(data) <= PIECE_BYTES else data[start : start + PIECE_BYTES]
             self._body_bytes = 0
             try:
-                self._parser.feed_data(piece)
-            except httptools.HttpParserUpgrade as pause:
-                self._parse_without_upgrade(memoryview(piece)[pause.args[0] :])
+                self._parse(piece)
             except httptools.HttpParserError:
                 self._handle(InvalidRequestError("this is not an HTTP/1.1 request"))
             if self._chunk:
@@ -204,26 +202,30 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self._complete_request()
 
-    def _parse_without_upgrade(self, rest: memoryview) -> None:
-        """Read a request that asks for another protocol as HTTP/1.1 all the same (RFC 9110, section 7.8).
+    def _parse(self, piece: bytes) -> None:
+        """Feed the parser; read a request that asks for another protocol as HTTP/1.1 (RFC 9110, section 7.8).
 
         The parser takes what follows such a head for the other protocol, and not for a body. So a new parser is given
         the head once more, without the `Upgrade`.
         """
+        rest: bytes | memoryview = piece
         while not self._is_last:
+            try:
+                self._parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as pause:
+                rest = memoryview(rest)[pause.args[0] :]
             method = self._parser.get_method()
             if method == b"CONNECT":
                 self._handle(InvalidRequestError("CONNECT is not answered here; send the path of what is asked for"))
+                return
+            if self._measure_head() > MAX_HEAD_BYTES:
+                self._handle(HeadTooLargeError(_HEAD_TOO_LONG))
                 return
             lines = [b"%b %b HTTP/%b\r\n" % (method, self._target, self._parser.get_http_version().encode())]
             lines += [b"%b: %b\r\n" % field for field in self._fields if field[0] != b"upgrade"]
             self._open_parser()
             self._parser.feed_data(b"".join([*lines, b"\r\n"]))
-            try:
-                self._parser.feed_data(rest)
-                return
-            except httptools.HttpParserUpgrade as pause:  # the next request asks for one, too
-                rest = rest[pause.args[0] :]
 
     def _normalize_target(self) -> bool:
         """Reduce a target in absolute form to its path and query (RFC 9112, section 3.2.2); tell whether it has any."""

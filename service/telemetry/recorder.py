@@ -50,7 +50,7 @@ class Recorder:
             else:
                 _count(one)
             model = "" if one.metrics is None else one.metrics.model
-            what = f"{one.method} {one.path}"
+            what = f"{one.method} {one.path}" if one.path else one.method
             self._access_log.add(one.request_id, what, one.status, one.rows, one.seconds, model, one.error)
             if self._tracer is not None and one.is_prediction:
                 self._tracer.record(one.request_id, one.trace, model or one.path, one.status, one.rows, one.seconds)

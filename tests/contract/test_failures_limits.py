@@ -272,22 +272,27 @@ def test_pipelined_requests_are_answered_in_order(small: Server) -> None:
 
 
 def test_garbage_after_a_request_does_not_take_its_answer(small: Server) -> None:
-    """What cannot be read behind a request that is being answered ends the connection, after that answer."""
+    """What cannot be read behind a request that is being answered is refused in its turn, and ends the connection."""
     many = b"".join(b"X-%d: 1\r\n" % number for number in range(101))
-    for behind in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\n" + many + b"\r\n"):
+    for behind, status in ((b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\r\n" + many + b"\r\n", 431)):
         with Wire(small.url) as wire:
             reply = wire.send(build_predict("napper", [float(rounds_for(0.2))]) + behind).read()
             assert reply.status == 200
             assert b'"model":"napper"' in reply.body
+            assert wire.read().status == status
             assert wire.is_closed()
 
 
-def test_endless_pipeline_is_cut_off(small: Server) -> None:
-    """A client that pipelines without end behind a slow request loses its connection, not the service its memory."""
+def test_endless_pipeline_is_answered_at_the_servers_pace(small: Server) -> None:
+    """A client that pipelines without end behind a slow request is read no faster than it is answered."""
+    (worker,) = small.workers()
+    before = worker.memory_info().rss
+    count = 5000
     with Wire(small.url) as wire:
-        wire.socket.settimeout(5)
-        wire.send(build_predict("napper", [float(rounds_for(0.5))]) + b"GET /v1/models HTTP/1.1\r\n\r\n" * 5000)
-        assert wire.read().status == 0
+        wire.send(build_predict("napper", [float(rounds_for(0.5))]) + b"GET /health/live HTTP/1.1\r\n\r\n" * count)
+        assert b'"model":"napper"' in wire.read().body
+        assert worker.memory_info().rss - before < 32 * 2**20
+        assert all(wire.read().body == b'{"live":true}' for _ in range(count))
 
 
 def test_half_closed_client_is_no_leak(small: Server) -> None:
