@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from benchmarks.contenders import (
     build_binary,
     build_body,
     build_rows,
+    build_v2,
     load_model,
 )
 from benchmarks.load import Load, Wrk, check_wrk
@@ -51,6 +52,8 @@ def main() -> int:
     options = _parse()
     check_wrk()
     contenders = [each for each in CONTENDERS if each.installed and _is_wanted(each.name, options.contenders)]
+    if options.against:
+        contenders = [CONTENDERS[0], replace(CONTENDERS[0], name=f"{options.against}", folder=options.against)]
     for missing in [each for each in CONTENDERS if not each.installed]:
         print(f"not installed: {missing.name} (pip install -r benchmarks/requirements.txt)")
     print(_machine())
@@ -73,10 +76,12 @@ def _measure(
 ) -> None:
     body, headers = build_body(manifest, case.rows), JSON
     path = contender.path.format(model=case.model)
-    if case.binary:
-        if not contender.binary_path:
+    if case.v2:
+        if not contender.v2_path:
             return
-        path = contender.binary_path.format(model=case.model)
+        path = contender.v2_path.format(model=case.model)
+        body = build_v2(manifest, case.rows)
+    if case.binary:
         body, headers = build_binary(manifest, case.rows)
     try:
         server = _start(contender, path, folder, body, headers, options.models_dir)
@@ -103,7 +108,8 @@ def _start(
     contender: Contender, path: str, folder: Path, body: bytes, headers: dict[str, str], models_dir: Path
 ) -> Started:
     environment = {"BENCH_MODEL": str(folder), "SERVICE_MODELS_DIR": str(models_dir), "BENTOML_DO_NOT_TRACK": "True"}
-    return start(list(contender.command), environment | contender.environment, path, body, headers)
+    command = list(contender.command)
+    return start(command, environment | contender.environment, path, body, headers, contender.folder)
 
 
 def _check_answer(
@@ -116,7 +122,9 @@ def _check_answer(
     if expected.shape[1] == 1:
         expected = np.concatenate([1 - expected, expected], axis=1)
     answer = requests.post(url, data=body, headers=headers, timeout=30)
-    if headers is JSON:
+    if headers is JSON and "outputs" in answer.json():
+        got = np.array(answer.json()["outputs"][0]["data"]).reshape(rows, -1)
+    elif headers is JSON:
         got = np.array([prediction["probabilities"] for prediction in answer.json()["predictions"]])
     else:
         length = int(answer.headers["Inference-Header-Content-Length"])
@@ -139,7 +147,7 @@ def _print_table(case: Case, results: dict[str, Measured]) -> None:
     print("| server | requests/s (min–max) | ours is × | p50 ms | p99 ms | CPU µs | MB | cold start s | idle % |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, measured in results.items():
-        if not measured.loads and case.binary:
+        if not measured.loads and case.v2:
             continue
         if not measured.loads:
             print(f"| {name} | did not run | | | | | | | |")
@@ -191,7 +199,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1, help="seconds of load before each measured one")
     parser.add_argument("--cases", default="", help="names or patterns, comma-separated: " + _names(CASES) + ", mixed")
     parser.add_argument("--contenders", default="", help="names or patterns, comma-separated")
-    parser.add_argument("--models-dir", type=Path, default=Path("models"))
+    parser.add_argument("--against", type=Path, help="another checkout of this project, measured in turn with this one")
+    parser.add_argument("--models-dir", type=Path, default=Path("models").absolute())
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.cases = 1, 3, options.cases or "digit"

@@ -16,14 +16,14 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass(frozen=True)
 class Contender:
-    """A server: how it is started (with `{port}` and `{model}`), where it predicts, what it needs installed."""
+    """A server: its command (with `{port}` and `{model}`), its paths, the package it needs, and where it runs."""
 
     name: str
     command: tuple[str, ...]
     path: str = "/predict"
-    binary_path: str = ""
+    v2_path: str = ""
     needs: str = ""
-    models: tuple[str, ...] = ("mnist", "logistic-clusters")
+    folder: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -34,18 +34,20 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """A load: which model, how many instances a request, how many connections."""
+    """A load: which model, how many instances a request, how many connections, and whether by `/v2` or as binary."""
 
     name: str
     model: str = "mnist"
     rows: int = 1
     connections: int = 64
     binary: bool = False
+    v2: bool = False
 
 
 CASES = (
     Case("digit"),
-    Case("digit, v2 binary", binary=True),
+    Case("digit, v2 JSON", v2=True),
+    Case("digit, v2 binary", v2=True, binary=True),
     Case("one connection", connections=1),
     Case("256 digits", rows=256, connections=4),
     Case("two features", model="logistic-clusters"),
@@ -97,6 +99,15 @@ def build_rows(manifest: Manifest, rows: int) -> "np.ndarray[tuple[int, ...], np
 def build_body(manifest: Manifest, rows: int) -> bytes:
     """Return the JSON that a Python client sends for these rows: every float32 written as the float64 it becomes."""
     return json.dumps({"instances": build_rows(manifest, rows).reshape(rows, -1).tolist()}).encode()
+
+
+def build_v2(manifest: Manifest, rows: int) -> bytes:
+    """Return the Open Inference Protocol's JSON for these rows, which asks for the graph's own output."""
+    inputs = build_rows(manifest, rows)
+    tensor = {"name": manifest.input.tensor or "inputs", "shape": list(inputs.shape), "datatype": "FP32"}
+    wanted = {"name": manifest.output.tensor or "outputs"}
+    body = {"inputs": [tensor | {"data": inputs.reshape(-1).tolist()}], "outputs": [wanted]}
+    return json.dumps(body).encode()
 
 
 def build_binary(manifest: Manifest, rows: int) -> tuple[bytes, dict[str, str]]:

@@ -67,12 +67,20 @@ class Started:
         self.process.wait()
 
 
-def start(command: list[str], environment: dict[str, str], path: str, body: bytes, headers: dict[str, str]) -> Started:
-    """Start a server with `{port}` in its command filled in, and wait for its first 200."""
+def start(
+    command: list[str],
+    environment: dict[str, str],
+    path: str,
+    body: bytes,
+    headers: dict[str, str],
+    folder: Path | None = None,
+) -> Started:
+    """Start a server with `{port}` in its command filled in, in a folder, and wait for its first 200."""
     port = _free_port()
     began = time.perf_counter()
     process = subprocess.Popen(
         [part.format(port=port) for part in command],
+        cwd=folder,
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
