@@ -2,7 +2,7 @@
 
 LitServe (https://lightning.ai/docs/litserve) gives a worker its life cycle: `LitAPI.setup(device)`, then a `LitLoop`.
 Its API server, request queue and manager process are not used: each worker answers HTTP itself, so a request stays in
-one process. Importing it imports its server, too (200 modules, 0.14 s), so it is imported once, before the workers fork.
+one process. `import litserve` imports its server, too (200 modules, 0.14 s), so that is done once, before the fork.
 """
 
 import errno
