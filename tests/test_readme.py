@@ -12,7 +12,7 @@ import pytest
 
 from service import errors
 from service.api import openapi
-from service.errors import ModelRefusedError, ServiceError, StartError
+from service.errors import ClientClosedError, ModelRefusedError, ServiceError, StartError
 from service.settings import Settings, variable
 from tests.servers import ROOT, Server, clean_environment
 from training.__main__ import AUTOGRAD
@@ -176,7 +176,7 @@ def test_error_table_is_the_errors() -> None:
     """The table has every status that an error is answered with, in the words of the OpenAPI document."""
     shown = {status: meaning.rstrip("| ") for status, meaning in table("| status | when |")}
     assert shown == openapi._ERRORS
-    never = (ServiceError, ModelRefusedError, StartError)
+    never = (ServiceError, ClientClosedError, ModelRefusedError, StartError)
     answered = {
         str(int(found.status))
         for found in vars(errors).values()
