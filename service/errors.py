@@ -110,7 +110,7 @@ class StartError(ServiceError):
 
 
 def describe_invalid(error: ValidationError, of: str = "a manifest") -> str:
-    """Return the first problem of a pydantic error as one sentence that names the field; `of` is what has the fields."""
+    """Return the first problem of a pydantic error as one sentence that names the field; `of` has the fields."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from service.api.access import check_key, read_keys
@@ -188,14 +187,12 @@ class PredictRequest:
             raise TooLargeError(f"the request has {count} instances; at most {limit} are taken at once")
         fields, body = await self._context.run(self.deadline, v1_encode.encode_preview, call.inputs, version.manifest)
         if not self.answered:
-            self._finish(lambda: (fields, body))
+            self._finish(encoded=(fields, body))
 
     def set_result(self, outputs: Array) -> None:
         """Respond 200 with what the graph gave for this request's inputs; the batcher calls this."""
         if not self.answered:
-            assert self._version is not None
-            encode = _ENCODERS[self.route.api].encode
-            self._finish(partial(encode, outputs, self._version.predictor.manifest, self._call))
+            self._finish(outputs)
 
     def set_exception(self, error: BaseException, closes: bool = False) -> None:
         """Respond with the status and the sentence of a failure.
@@ -205,7 +202,7 @@ class PredictRequest:
             closes: whether the rest of the request is not worth reading.
         """
         if not self.answered:
-            self._finish(None, error, closes)
+            self._finish(error=error, closes=closes)
 
     def cancel(self, error: ServiceError) -> None:
         """Give the request up before its answer: respond with `error`, or with nothing once the client has gone."""
@@ -221,27 +218,32 @@ class PredictRequest:
 
     def _finish(
         self,
-        encode: Callable[[], tuple[bytes, bytes]] | None,
+        outputs: Array | None = None,
+        encoded: tuple[bytes, bytes] | None = None,
         error: BaseException | None = None,
         closes: bool = False,
     ) -> None:
-        """Build the response, record it and hand it over; `encode` gives header lines and body of a good one."""
+        """Build the response from outputs, encoded ones, or an error; record the request, and respond."""
         self.answered = True
         context, headers, version, call = self._context, self.headers, self._version, self._call
         context.in_flight -= 1
         if self._held:
             self._held = context.reserve(self._held, 0)
         own = headers.build_response_fields() if headers.trace else b"x-request-id: %b\r\n" % headers.request_id
-        response, message = Response(500, b"", b""), ""
-        if encode is not None:
+        response: Response | None = None
+        if error is None:
             try:
-                fields, body = encode()
+                if encoded is None:
+                    assert version is not None
+                    encoded = _ENCODERS[self.route.api].encode(outputs, version.predictor.manifest, call)
+                fields, body = encoded
                 if len(body) >= COMPRESS_FROM:
                     fields, body = compress(fields, body, headers.accept_encoding)
                 response = Response(200, fields + own, body)
             except Exception as failure:  # nothing may reach the batcher, which has other requests to answer
                 error = failure
-        if error is not None:
+        message = ""
+        if response is None:
             found = as_service_error(error, headers.request_id)
             response, message = build_error_response(found, own, closes), str(found)
         context.recorder.answered.append(

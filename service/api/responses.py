@@ -37,7 +37,7 @@ def build_error_response(error: ServiceError, fields: bytes = b"", closes: bool 
     return Response(error.status, b"content-type: application/json\r\n" + lines + fields, encode_error(error), closes)
 
 
-def as_service_error(error: BaseException, request_id: bytes) -> ServiceError:
+def as_service_error(error: BaseException | None, request_id: bytes) -> ServiceError:
     """Return the failure to respond with; one that is not the caller's fault is logged with the request's id."""
     status = error.status if isinstance(error, ServiceError) else ServiceError.status
     if status == ServiceError.status:

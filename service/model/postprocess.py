@@ -40,7 +40,9 @@ def interpret(outputs: Array, manifest: Manifest) -> Array:
     return np.concatenate((1 - outputs, outputs), axis=1)
 
 
-def classify(outputs: Array, manifest: Manifest, threshold: float | None = None) -> tuple[Array, NDArray[np.intp]]:
+def classify(
+    outputs: Array, manifest: Manifest, threshold: float | None = None
+) -> tuple[Array, NDArray[np.intp]]:
     """Return the probabilities float32 (N, labels) of a classifier's outputs (N, K), and the index of each row's label.
 
     `threshold` is the request's, for a binary model.
@@ -57,7 +59,7 @@ def decide(probabilities: Array, manifest: Manifest, threshold: float | None = N
     if manifest.task == "multiclass":
         best: NDArray[np.intp] = probabilities.argmax(axis=1)
         return best
-    return np.asarray(probabilities[:, 1] >= np.float32(choose_threshold(manifest, threshold)), dtype=np.intp)
+    return (probabilities[:, 1] >= np.float32(choose_threshold(manifest, threshold))).astype(np.intp)
 
 
 def choose_threshold(manifest: Manifest, threshold: float | None = None) -> float:

@@ -90,20 +90,20 @@ class AccessLog:
         """
         if not self._enabled:
             return
-        what = _on_one_line(what)
+        what = what if what.isprintable() and len(what) <= _LONGEST else _shorten(what)
+        error = error and _shorten(error)
         name = request_id.decode("latin-1")
-        milliseconds = seconds * 1000
         if self._json:
             line = (
                 f'"level": "info", "logger": "access", "id": "{name}", "request": {json.dumps(what)}, '
-                f'"status": {status}, "rows": {rows}, "ms": {milliseconds:.2f}'
+                f'"status": {status}, "rows": {rows}, "ms": {seconds * 1000:.2f}'
             )
             line += f', "model": "{model}"' if model else ""
-            line += f', "error": {json.dumps(_on_one_line(error))}}}\n' if error else "}\n"
+            line += f', "error": {json.dumps(error)}}}\n' if error else "}\n"
         else:
-            line = f" INFO access: {name} {what} {status} rows={rows} ms={milliseconds:.2f}"
+            line = f" INFO access: {name} {what} {status} rows={rows} ms={seconds * 1000:.2f}"
             line += f" model={model}" if model else ""
-            line += f" error={_on_one_line(error)}\n" if error else "\n"
+            line += f" error={error}\n" if error else "\n"
         self._lines.append(line)
 
     def flush(self) -> None:
@@ -120,7 +120,7 @@ class AccessLog:
             _write_now(sys.stderr.fileno(), [(start + line).encode() for line in lines])
 
 
-def _on_one_line(text: str) -> str:
+def _shorten(text: str) -> str:
     """Return text from a caller, short and printable, so that no caller can forge a log line."""
     return text if text.isprintable() and len(text) <= _LONGEST else ascii(text[:_LONGEST])
 

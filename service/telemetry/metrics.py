@@ -9,9 +9,11 @@ import os
 import time
 from collections.abc import Sequence
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge
 from prometheus_client import generate_latest as _generate
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from service.telemetry.histogram import Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -73,8 +75,7 @@ class ModelMetrics:
     def answered(self, code: int, seconds: Sequence[float]) -> None:
         """Count answered requests of one status; `seconds` are from each request's head to its response."""
         _requests.labels(*self._labels, str(code)).inc(len(seconds))
-        for each in seconds:
-            self._request_seconds.observe(each)
+        self._request_seconds.observe(seconds)
 
     def dropped(self, reason: str) -> None:
         """Count a request that was given up: "full", "expired" or "gone"."""
@@ -85,10 +86,9 @@ class ModelMetrics:
         if not self.batches:
             return
         batches, self.batches = self.batches, []
-        for rows, waited, ran in batches:
-            self._batch_rows.observe(rows)
-            self._queue_seconds.observe(waited)
-            self._inference_seconds.observe(ran)
+        self._batch_rows.observe([rows for rows, _, _ in batches])
+        self._queue_seconds.observe([waited for _, waited, _ in batches])
+        self._inference_seconds.observe([ran for _, _, ran in batches])
         self._last_request.set(time.time())
 
     def write(self, queue_rows: int) -> None:

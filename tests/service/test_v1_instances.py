@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.api.v1 import decode
+from service.api.json_values import fast_json
 from service.api.v1.decode import parse_instances
 from service.api.v1.instances import nested_shapes, read_instances
 from service.errors import InvalidRequestError
@@ -146,7 +146,7 @@ def test_objects_are_read_by_name_in_any_order() -> None:
 
 def test_without_simdjson_every_body_takes_the_other_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where simdjson has no wheel, the plain reader declines."""
-    monkeypatch.setattr(decode, "_new_parser", None)
+    monkeypatch.setattr(fast_json, "parse", None)
     assert parse_instances(b'{"instances": [[1]]}', DOUBLER) is None
 
 

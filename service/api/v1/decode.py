@@ -8,31 +8,18 @@ the sentence for whatever is wrong.
 import math
 import re
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from service.api.headers import JSON_TYPES, RequestHeaders
-from service.api.json_values import kind_of, read_object
+from service.api.json_values import LARGE_BODY, fast_json, kind_of, read_object
 from service.api.v1 import pictures
 from service.api.v1.instances import read_instances
 from service.errors import InvalidRequestError
 from service.model.backends import Array
 from service.model.manifest import AnyManifest, ImageInput, Manifest
-
-_new_parser: Callable[[], Any] | None
-try:
-    import simdjson
-except ImportError:  # there is no wheel for this Python: orjson reads every body
-    _new_parser = None
-else:
-    _new_parser = simdjson.Parser
-
-LARGE_BODY = 2**18  # bytes; reading such a body would hold the event loop for a millisecond or more
-Numbers = NDArray[np.float64]
 
 _FIELDS = ("instances", "parameters")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # a reader may ignore it, RFC 8259 section 8.1
@@ -86,17 +73,23 @@ def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders) -> Call:
     return Call(inputs) if inputs is not None else _decode_object(body, manifest)
 
 
-def parse_instances(body: bytes, manifest: Manifest) -> Array | None:
+def parse_instances(body: bytes, manifest: Manifest) -> Array | None:  # noqa: PLR0911 - a reason each
     """Return the inputs float32 (N, *shape) of a plain predict body, or None when the body is anything but plain."""
-    if _new_parser is None:
+    if fast_json.parse is None:
         return None
     wide = math.prod(manifest.input.shape)
     try:
-        document: Any = _new_parser().parse(body)
+        document: Any = fast_json.parse(body)
         instances = document["instances"]
         count = len(instances)
         # A document of one key whose list holds `count` rows and no further bracket: no nesting can hide in it.
-        if len(document) != 1 or count == 0 or body.count(b"[") != count + 1:
+        if len(document) != 1 or count == 0:
+            return None
+        if count == 1:  # the same by the search for one byte, which is ten times as fast as counting it
+            nests = body.find(b"[", body.find(b"[", body.find(b"[") + 1) + 1) >= 0
+        else:
+            nests = body.count(b"[") != count + 1
+        if nests:
             return None
         for row in instances:
             if len(row) != wide:

@@ -8,23 +8,14 @@ the element that is wrong. A property test checks that they agree.
 
 import math
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.json_values import kind_of
+from service.api.json_values import fast_json, kind_of
 from service.errors import InvalidRequestError
 from service.model.backends import Array
-
-_new_parser: Callable[[], Any] | None
-try:
-    import simdjson
-except ImportError:  # no wheel for this Python: `read_json` reads every tensor
-    _new_parser = None
-else:
-    _new_parser = simdjson.Parser
 
 Tensor = NDArray[Any]
 
@@ -94,10 +85,10 @@ def parse_json(data: bytes, shape: tuple[int, ...]) -> Array | None:
         data: the bytes of the list, flat or nested as the shape says.
         shape: of the tensor.
     """
-    if _new_parser is None:
+    if fast_json.parse is None:
         return None
     try:
-        numbers = np.frombuffer(_new_parser().parse(data).as_buffer(of_type="d"), dtype=np.float64)
+        numbers = np.frombuffer(fast_json.parse(data).as_buffer(of_type="d"), dtype=np.float64)
     except (ValueError, TypeError, AttributeError, RuntimeError):
         return None
     if not numbers.size or numbers.size != math.prod(shape) or np.maximum.reduce(np.abs(numbers)) > _FLOAT32_MAX:

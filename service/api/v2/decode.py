@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from service.api.headers import RequestHeaders
-from service.api.v1.decode import LARGE_BODY
+from service.api.json_values import LARGE_BODY
 from service.api.v2.datatypes import DATATYPES, Tensor, parse_json, read_binary, read_json
 from service.api.v2.infer_request import (
     MAX_CACHED_BYTES,
