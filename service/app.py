@@ -104,6 +104,7 @@ class Application:
     async def _operate(self, path: str, headers: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
         """Run Starlette within limits, and record what it answers."""
         began, held = time.perf_counter(), 0
+        self.tick()  # so that metrics and statistics are up to date
 
         async def receive_within_limits() -> Message:
             nonlocal held

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.types import Message, Scope
 
-from service.api.headers import decode_path, new_request_id
-from service.api.responses import build_error_response, join_fields
+from service.api.headers import decode_path
+from service.api.responses import join_fields
 from service.errors import ServiceError
-from service.telemetry.recorder import Answered
 
 if TYPE_CHECKING:
     from service.http.protocol import HttpProtocol
@@ -81,22 +80,14 @@ class AsgiExchange:
             return
         if self._started:
             transport.abort()
-            return
-        self._respond_with(error)
+        else:
+            self._fail(error)
 
-    def _respond_with(self, error: ServiceError) -> None:
-        """Answer in the application's place, and close."""
+    def _fail(self, error: ServiceError) -> None:
+        """Respond in the application's place."""
         self._started = self._ended = True
-        request_id = new_request_id()
-        status, lines, body, _ = build_error_response(error, b"x-request-id: %b\r\nconnection: close\r\n" % request_id)
-        path = decode_path(self._head.target)
-        seconds = time.perf_counter() - self._began
-        answered = Answered(self._head.method, path, request_id, status, seconds, error=str(error))
-        self._connection.app.context.recorder.answered.append(answered)
-        self._connection.transport.write(
-            b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], lines, len(body), body)
-        )
-        self._connection.complete_response(False)
+        path, seconds = decode_path(self._head.target), time.perf_counter() - self._began
+        self._connection.fail(error, self._head.method, path, seconds)
 
     async def _run(self) -> None:
         try:
@@ -111,7 +102,7 @@ class AsgiExchange:
         if self._started:
             self._connection.transport.abort()
         else:
-            self._respond_with(failure)
+            self._fail(failure)
 
     def _build_scope(self) -> Scope:
         head, transport = self._head, self._connection.transport

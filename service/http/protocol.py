@@ -73,6 +73,7 @@ class HttpProtocol(asyncio.Protocol):
         self._events: deque[_Event] = deque()
         self._unparsed = b""
         self._in_message = self._in_body = self._is_last = self._is_replaying = False
+        self._keeps_alive = True
         self._framing_bytes = self._body_bytes = 0
         self._target, self._fields, self._expects = b"", list[tuple[bytes, bytes]](), False
         self._open_parser()
@@ -90,7 +91,8 @@ class HttpProtocol(asyncio.Protocol):
         self.connections.add(self)
         self.app.arrival.set()
         if len(self.connections) > self.app.settings.max_connections:
-            self._refuse(UnavailableError("there are too many open connections; try again in a moment"))
+            self.state = State.WAITING  # nothing is read of it
+            self.fail(UnavailableError("there are too many open connections; try again in a moment"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection; a request without a response is given up."""
@@ -165,20 +167,21 @@ class HttpProtocol(asyncio.Protocol):
         if self._is_last or parser.should_upgrade():  # a head with `Upgrade` is parsed once more, without it
             return
         self._in_body = True
-        event: RequestHead | ServiceError
-        if len(self._fields) > MAX_HEADER_FIELDS:
-            event = HeadTooLargeError(f"the request has over {MAX_HEADER_FIELDS} header fields")
-        elif self._framing_bytes + PIECE_BYTES > MAX_HEAD_BYTES and self._measure_head() > MAX_HEAD_BYTES:
-            event = HeadTooLargeError(_HEAD_TOO_LONG)
+        fields, self._fields = self._fields, []
+        if len(fields) > MAX_HEADER_FIELDS:
+            self._handle(HeadTooLargeError(f"the request has over {MAX_HEADER_FIELDS} header fields"))
+        elif self._framing_bytes + PIECE_BYTES > MAX_HEAD_BYTES and self._measure_head(fields) > MAX_HEAD_BYTES:
+            self._handle(HeadTooLargeError(_HEAD_TOO_LONG))
         elif self._target[:1] != b"/" and not self._normalize_target():
-            event = InvalidRequestError("the request's target is not a path")
+            self._handle(InvalidRequestError("the request's target is not a path"))
         else:
-            version = parser.get_http_version()
-            keep_alive = version != "1.0" and parser.should_keep_alive()
-            method = parser.get_method().decode("latin-1")
-            event = RequestHead(method, self._target, self._fields, version, keep_alive, self._expects)
-        self._fields = []
-        self._handle(event)
+            version, method = parser.get_http_version(), parser.get_method().decode("latin-1")
+            keep_alive = self._keeps_alive = version != "1.0" and parser.should_keep_alive()
+            head = RequestHead(method, self._target, fields, version, keep_alive, self._expects)
+            if self._events or self.state is State.WAITING:
+                self._events.append(head)
+            else:
+                self._begin(head)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
@@ -196,7 +199,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._in_message = self._in_body = False
         self._framing_bytes = 0
-        self._is_last = not self._parser.should_keep_alive()
+        self._is_last = not self._keeps_alive
         if self._events or self.state is State.WAITING:
             self._events.append(None)
         else:
@@ -219,7 +222,7 @@ class HttpProtocol(asyncio.Protocol):
             if method == b"CONNECT":
                 self._handle(InvalidRequestError("CONNECT is not answered here; send the path of what is asked for"))
                 return
-            if self._measure_head() > MAX_HEAD_BYTES:
+            if self._measure_head(self._fields) > MAX_HEAD_BYTES:
                 self._handle(HeadTooLargeError(_HEAD_TOO_LONG))
                 return
             lines = [b"%b %b HTTP/%b\r\n" % (method, self._target, self._parser.get_http_version().encode())]
@@ -236,8 +239,8 @@ class HttpProtocol(asyncio.Protocol):
         self._target = (url.path or b"") + (b"?" + url.query if url.query else b"")
         return self._target[:1] == b"/"
 
-    def _measure_head(self) -> int:
-        return len(self._target) + sum(len(name) + len(value) + len(": \r\n") for name, value in self._fields)
+    def _measure_head(self, fields: list[tuple[bytes, bytes]]) -> int:
+        return len(self._target) + sum(len(name) + len(value) + len(": \r\n") for name, value in fields)
 
     def _take_chunk(self, following: bytes) -> None:
         """Feed the current request what has been held back, and hold back what follows.
@@ -252,14 +255,25 @@ class HttpProtocol(asyncio.Protocol):
 
     def _handle(self, event: _Event) -> None:
         """Handle what the parser found, or keep it while an earlier request waits for its response."""
-        if isinstance(event, ServiceError):
-            self._is_last = True
+        self._is_last = self._is_last or isinstance(event, ServiceError)
         if self._events or self.state is State.WAITING:
             self._events.append(event)
-        elif isinstance(event, RequestHead):
+        else:
+            self._dispatch(event)
+
+    def _dispatch(self, event: _Event) -> None:
+        if isinstance(event, RequestHead):
             self._begin(event)
-        elif isinstance(event, ServiceError):
-            self._refuse(event)
+        elif isinstance(event, bytes):
+            self._take_chunk(event)
+        elif event is None:
+            self._complete_request()
+        elif self.current is None:
+            self.fail(event)
+        elif self._responded:  # before its body was found to be broken
+            self._end(lingers=False)
+        else:
+            self.current.cancel(event)
 
     def _replay(self) -> None:
         """Go on with what was kept, until a request has to wait again; then read again."""
@@ -268,15 +282,7 @@ class HttpProtocol(asyncio.Protocol):
         self._is_replaying = True
         while self.state not in (State.WAITING, State.DRAINING, State.CLOSING) and self.can_write.is_set():
             if self._events:
-                event = self._events.popleft()
-                if isinstance(event, RequestHead):
-                    self._begin(event)
-                elif isinstance(event, ServiceError):
-                    self._refuse(event)
-                elif event is None:
-                    self._complete_request()
-                else:
-                    self._take_chunk(event)
+                self._dispatch(self._events.popleft())
             elif self._unparsed:
                 data, self._unparsed = self._unparsed, b""
                 self.data_received(data)
@@ -310,7 +316,7 @@ class HttpProtocol(asyncio.Protocol):
             self.current.finish(chunk)
 
     def _respond(self, response: Response) -> None:
-        """Write the response of the current prediction."""
+        """Write a whole response to the current request."""
         head = self._head
         is_refused_early = self.state is State.READING_BODY and head.expects  # its body may never be sent
         if response.closes or self.app.draining or is_refused_early:
@@ -330,7 +336,7 @@ class HttpProtocol(asyncio.Protocol):
         if self.state is State.WAITING and keep_alive:
             self._next()
         elif not keep_alive:
-            self._end(lingers=self.state is State.READING_BODY or bool(self._events or self._unparsed))
+            self._end(lingers=self.state is not State.WAITING or bool(self._events or self._unparsed))
 
     def _next(self) -> None:
         if not self._keep_alive:
@@ -342,20 +348,14 @@ class HttpProtocol(asyncio.Protocol):
         if self._events or self._unparsed:
             self._replay()
 
-    def _refuse(self, error: ServiceError) -> None:
-        """Refuse a connection, or bytes that cannot be read as a request, and close the connection."""
+    def fail(self, error: ServiceError, method: str = "-", path: str = "", seconds: float = 0.0) -> None:
+        """Respond with a failure of what no other code responds to, record it, and close the connection."""
+        request_id = new_request_id()
+        response = build_error_response(error, b"x-request-id: %b\r\n" % request_id, closes=True)
+        answered = Answered(method, path, request_id, response.status, seconds, error=str(error))
+        self.app.context.recorder.answered.append(answered)
         self._is_last = True
-        if self.current is None:
-            request_id = new_request_id()
-            fields = b"x-request-id: %b\r\nconnection: close\r\n" % request_id
-            status, lines, body, _ = build_error_response(error, fields)
-            self.app.context.recorder.answered.append(Answered("-", "", request_id, status, 0.0, error=str(error)))
-            self.transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], lines, len(body), body))
-            self._end(lingers=not isinstance(error, UnavailableError))
-        elif self._responded:  # before its body was found to be broken
-            self._end(lingers=False)
-        else:
-            self.current.cancel(error)
+        self._respond(response)
 
     def _end(self, lingers: bool) -> None:
         """Close the connection, at once or when a client that is still sending has had time to read its response."""
