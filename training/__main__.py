@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=read_seeds,
         default=(0,),
         help="of initial parameters and shuffling, such as 0-2 or 0,5; the best on validation is published, or the"
-        " first if the recipe has no validation split (default: 0)",
+        " first if the recipe does not validate (default: 0)",
     )
     parser.add_argument(
         "--epochs", type=read_positive, help="passes over the training data (default: the recipe's own)"
