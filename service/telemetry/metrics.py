@@ -9,8 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge
-from prometheus_client import generate_latest as _generate
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.telemetry.histogram import Histogram
@@ -141,7 +140,7 @@ def set_in_flight(count: int) -> None:
 
 def render() -> bytes:
     """Return the metrics of all workers as text."""
-    return _generate(_registry())
+    return generate_latest(_registry())
 
 
 Totals = dict[tuple[str, str, str], float]
