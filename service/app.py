@@ -77,7 +77,7 @@ class Application:
 
     def tick(self) -> None:
         """Write what was recorded, and the gauges; the host calls this a few times a second."""
-        self.recorder.write()
+        self.recorder.flush()
         metrics.set_in_flight(self.context.in_flight)
         self.registry.write_metrics()
 

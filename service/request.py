@@ -25,7 +25,7 @@ from service.model.manifest import AnyManifest
 from service.registry.registry import Registry
 from service.registry.versions import LoadedVersion
 from service.settings import Settings
-from service.telemetry.recorder import Answered, Recorder
+from service.telemetry.recorder import BATCH, Answered, Recorder
 
 READERS = 2  # threads of a worker that decode heavy bodies, however many cores the machine has
 MAX_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not answered yet
@@ -264,6 +264,8 @@ class PredictRequest:
         self._version = self._call = None
         self._body = []
         self._respond(response)
+        if len(context.recorder.answered) >= BATCH:
+            context.recorder.write()
 
 
 def _drop(response: Response) -> None:

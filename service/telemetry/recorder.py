@@ -1,6 +1,7 @@
 """What has been answered, on its way to metrics, access lines and spans.
 
-A request only appends to a list; a few times a second the host has the list written, off the request path.
+A request only appends to a list. The list is written a few times a second, or sooner when it is long: writing all that
+a busy worker answers in a tenth of a second would hold up its event loop for milliseconds.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from service.telemetry.metrics import ModelMetrics
 from service.telemetry.tracing import Tracer
 
 CLIENT_CLOSED = 499
+BATCH = 64  # requests
 
 
 class Answered(NamedTuple):
@@ -57,11 +59,15 @@ class Recorder:
         for (version_metrics, status), each in seconds.items():
             version_metrics.answered(status, each)
             version_metrics.write_batches()  # the registry writes those of served versions; this one may be gone
+
+    def flush(self) -> None:
+        """Write what was answered since the last call, and the log lines that have gathered."""
+        self.write()
         self._access_log.flush()
 
     def close(self) -> None:
         """Write what is left, and send the spans that are left."""
-        self.write()
+        self.flush()
         if self._tracer is not None:
             self._tracer.close()
 

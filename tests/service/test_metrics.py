@@ -95,7 +95,7 @@ def test_recorder_counts_each_request_once(capfd: pytest.CaptureFixture[str]) ->
         answer(404, None),
         answer(418, None, is_prediction=False),
     ]
-    recorder.write()
+    recorder.flush()
     assert read("service_requests_total", **labels, code="200") == 2
     assert read("service_requests_total", **labels, code="400") == 1
     assert read("service_requests_total", **labels, code="499") == 0
