@@ -30,6 +30,7 @@ from service.errors import (
     TooLargeError,
     UnauthorizedError,
 )
+from service.model.remote import EngineClient
 from service.registry.coordination import WorkerStatus, open_coordination
 from service.registry.reconciler import Reconciler
 from service.registry.registry import Registry, check_settings
@@ -47,7 +48,9 @@ MAX_OPERATION_BYTES = 2**16  # of a body for anything but a prediction; it is re
 class Application:
     """The ASGI callable that `create_app` returns."""
 
-    def __init__(self, settings: Settings, registry: Registry, reconciler: Reconciler) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, reconciler: Reconciler, engine: EngineClient | None = None
+    ) -> None:
         self.settings = settings
         self.registry = registry
         self.recorder = Recorder(AccessLog(settings.log_format, settings.access_log), open_tracer())
@@ -55,6 +58,7 @@ class Application:
         self.arrival = asyncio.Event()  # set when a connection has come
         self.draining = False  # set by the host when it has been told to stop
         self._reconciler = reconciler
+        self._engine = engine
         self._operations = self._build_starlette()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,9 +149,12 @@ class Application:
     def _build_starlette(self) -> ASGIApp:
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
-            reconciling = asyncio.create_task(self._reconciler.run())
+            tasks = [asyncio.create_task(self._reconciler.run())]
+            if self._engine is not None:
+                tasks.append(asyncio.create_task(self._engine.run()))
             yield
-            reconciling.cancel()
+            for task in tasks:
+                task.cancel()
             await asyncio.get_running_loop().run_in_executor(None, self.recorder.close)
 
         async def answer_error(request: Request, error: Exception) -> Response:
@@ -205,7 +212,11 @@ async def _send_response(send: Send, response: responses.Response) -> None:
 
 
 def create_app(
-    settings: Settings, threads: int = 1, preferred_device: str = "cuda:0", shared: Path | None = None
+    settings: Settings,
+    threads: int = 1,
+    preferred_device: str = "cuda:0",
+    shared: Path | None = None,
+    engine: EngineClient | None = None,
 ) -> Application:
     """Load the models and return the application that serves them.
 
@@ -214,6 +225,7 @@ def create_app(
         threads: CPU threads that one backend call may use.
         preferred_device: the accelerator that "auto" takes where there are several.
         shared: a folder by which the workers of one host coordinate.
+        engine: where heavy models run; without one, every model runs in this process.
 
     Raises:
         StartError: the models folder, the backend or the device asked for is not there.
@@ -222,6 +234,6 @@ def create_app(
     coordination = open_coordination(shared)
     coordination.report(WorkerStatus())  # from now on, the other workers wait for this one
     state = coordination.read_state()
-    registry = Registry(settings, threads, preferred_device)
+    registry = Registry(settings, threads, preferred_device, engine)
     registry.load(state.unloaded)
-    return Application(settings, registry, Reconciler(registry, settings, coordination, state.generation))
+    return Application(settings, registry, Reconciler(registry, settings, coordination, state.generation), engine)

@@ -39,6 +39,13 @@ class Settings(BaseModel):
     backend: Literal["auto", "onnx", "torchscript", "onnx-int8"] = Field(
         default="auto", description="which artifact to run: auto, onnx, torchscript, or onnx-int8 where a model has it"
     )
+    placement: Literal["auto", "inline", "engine"] = Field(
+        default="auto",
+        description="where models run: in every worker (inline), in one engine process, or by size and speed (auto)",
+    )
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="CPU threads of one backend call; 0: the cores that are there for it"
+    )
     max_batch_size: int = Field(default=64, ge=1, le=65536, description="instances in one backend call")
     queue_size: int = Field(default=4096, ge=1, description="instances of one model that may wait in a worker")
     request_timeout: float = Field(default=30.0, gt=0, le=3600, description="seconds until a request is answered 504")

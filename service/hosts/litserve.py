@@ -24,13 +24,16 @@ from service.app import Application, create_app
 from service.errors import StartError
 from service.hosts.supervisor import Supervisor, Timeouts, WorkerContext
 from service.http.server import BACKLOG, HttpServer
+from service.model import engine
 from service.model.backends import list_accelerators
+from service.model.remote import EngineClient
 from service.registry.registry import check_settings
 from service.settings import Settings, count_cores
 
 logger = logging.getLogger("service")
 _fork = mp.get_context("fork")
 
+ENGINE_SOCKET = "engine-cpu.sock"
 MIN_HEARTBEAT_SECONDS = 5.0  # a worker may be silent this long, however short the request timeout is
 SWITCH_SECONDS = 0.0005  # a thread that decodes a large body yields to the event loop after this, not after 5 ms
 GARBAGE_THRESHOLD = 20_000  # objects; a request makes no cycles, so the default of 700 only costs time
@@ -44,6 +47,7 @@ class ModelHost(LitAPI):
         listener: the listening socket that all workers share.
         threads: CPU threads that one backend call may use.
         shared: a folder through which the workers coordinate.
+        has_engine: whether there is an engine for heavy models.
         heartbeat: what the server calls while its event loop runs.
     """
 
@@ -51,13 +55,20 @@ class ModelHost(LitAPI):
     server: HttpServer
 
     def __init__(
-        self, settings: Settings, listener: socket.socket, threads: int, shared: Path, heartbeat: Callable[[], None]
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        threads: int,
+        shared: Path,
+        has_engine: bool,
+        heartbeat: Callable[[], None],
     ) -> None:
         super().__init__(loop=HttpLoop())
         self.settings = settings
         self.listener = listener
         self.threads = threads
         self.shared = shared
+        self.has_engine = has_engine
         self.heartbeat = heartbeat
 
     def setup(self, device: str) -> None:
@@ -66,7 +77,8 @@ class ModelHost(LitAPI):
         Raises:
             StartError: the models folder, the backend or the device asked for is not there.
         """
-        self.app = create_app(self.settings, self.threads, device, self.shared)
+        engine = EngineClient(self.shared / ENGINE_SOCKET, self.settings.queue_size) if self.has_engine else None
+        self.app = create_app(self.settings, self.threads, device, self.shared, engine)
         self.server = HttpServer(self.app, self.listener, self.heartbeat)
         signal.signal(signal.SIGTERM, self.server.handle_exit)
 
@@ -113,17 +125,23 @@ def serve(settings: Settings, shared: Path) -> None:
     """
     check_settings(settings)
     devices = choose_placement(settings)
-    threads = max(1, count_cores() // len(devices))
+    cores = count_cores()
+    threads = settings.threads or max(1, cores // len(devices))
+    has_engine = settings.placement != "inline" and set(devices) == {"cpu"}  # GPU models run in the workers
     listener = open_listener(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback and not settings.api_key:
         logger.warning("listening on %s without --api-key: anyone who can reach this port can use every model", host)
 
     def run_worker(context: WorkerContext) -> None:
-        api = ModelHost(settings, listener, threads, shared, context.heartbeat)
+        api = ModelHost(settings, listener, threads, shared, has_engine, context.heartbeat)
         api.setup(context.device)
         context.report_ready()
         api.loop.run(api)
+
+    def run_engine(context: WorkerContext) -> None:
+        path, every_core = shared / ENGINE_SOCKET, settings.threads or cores
+        engine.run_engine(settings, path, every_core, context.previous_exit, context.report_ready, context.heartbeat)
 
     def announce() -> None:
         listener.listen(BACKLOG)  # before the servers of the workers do: connections wait instead of being refused
@@ -135,7 +153,8 @@ def serve(settings: Settings, shared: Path) -> None:
         settings.drain_delay, settings.shutdown_grace, max(MIN_HEARTBEAT_SECONDS, settings.request_timeout)
     )
     with listener:
-        Supervisor(run_worker, devices).run(announce, listener.close, timeouts)
+        supervisor = Supervisor(run_worker, devices, run_engine if has_engine else None)
+        supervisor.run(announce, listener.close, timeouts)
     logger.info("stopped")
 
 

@@ -1,4 +1,4 @@
-"""Worker processes: forked after the imports, restarted when they die, ended with their parent.
+"""Workers and engines: processes forked after the imports, restarted when they die, ended with their parent.
 
 Forking after the imports shares their memory and starts a worker in a fraction of a second. The parent waits on the
 sentinels of its workers, so it sees a death at once. A worker that dies before it is ready is retried with increasing
@@ -43,6 +43,10 @@ class WorkerContext(NamedTuple):
     device: str
     report_ready: Callable[[], None]  # to be called once, when the worker can serve
     heartbeat: Callable[[], None]  # to be called from its event loop at least once a second
+    previous_exit: int  # how the process before it ended: 0 where there was none, negative for a signal
+
+
+Run = Callable[[WorkerContext], None]
 
 
 class Timeouts(NamedTuple):
@@ -55,10 +59,13 @@ class Timeouts(NamedTuple):
 
 @dataclass
 class _Worker:
-    """One worker, across the processes that run it in turn."""
+    """One worker or engine, across the processes that run it in turn."""
 
     index: int
+    name: str
     device: str
+    run: Run
+    is_engine: bool = False
     process: BaseProcess | None = None
     pipe: Connection | None = None  # the process reports on it that it is ready
     ready: bool = False
@@ -68,20 +75,23 @@ class _Worker:
     start_at: float = 0.0
     heartbeats: int = 0  # at the last check
     silent: float = 0.0  # seconds without a heartbeat
+    previous_exit: int = 0
 
 
 class Supervisor:
-    """Keeps one worker process running for each device given; a device may be given several times.
+    """Keeps one worker process running for each device given, and one engine process.
 
     Args:
         run_worker: what a worker does, in its own process; when it returns, the process ends. It may raise
             `StartError`, whose message is logged without a traceback.
-        devices: the device of each worker.
+        devices: the device of each worker; a device may be given several times.
+        run_engine: what the engine does, if there is to be one. Its death at any time ends nothing else.
     """
 
-    def __init__(self, run_worker: Callable[[WorkerContext], None], devices: Sequence[str]) -> None:
-        self._run_worker = run_worker
-        self._workers = [_Worker(index, device) for index, device in enumerate(devices)]
+    def __init__(self, run_worker: Run, devices: Sequence[str], run_engine: Run | None = None) -> None:
+        self._workers = [_Worker(index, f"worker-{index}", device, run_worker) for index, device in enumerate(devices)]
+        if run_engine is not None:
+            self._workers.append(_Worker(len(devices), "engine-cpu", "cpu", run_engine, is_engine=True))
         self._heartbeats = _fork.RawArray("Q", len(self._workers))
         self._checked_at = 0.0
         self._lifeline = os.pipe()  # only the parent keeps the write end open, so workers see EOF when it dies
@@ -135,12 +145,15 @@ class Supervisor:
     def _start(self, worker: _Worker) -> None:
         worker.pipe, sender = mp.Pipe(duplex=False)
         context = WorkerContext(
-            worker.device, partial(sender.send, None), partial(_count_heartbeat, self._heartbeats, worker.index)
+            worker.device,
+            partial(sender.send, None),
+            partial(_count_heartbeat, self._heartbeats, worker.index),
+            worker.previous_exit,
         )
         worker.process = _fork.Process(
             target=_run_in_child,
-            args=(self._run_worker, context, self._lifeline, not worker.was_ready),
-            name=f"worker-{worker.index}",
+            args=(worker.run, context, self._lifeline, not worker.was_ready),
+            name=worker.name,
         )
         # Between the fork and the child's own handlers a signal would reach the parent's handler, and be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -174,17 +187,19 @@ class Supervisor:
         mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
         if worker.ready:
             logger.error("%s ended with code %s; starting another", process.name, process.exitcode)
-        elif not self._announced:
+        elif not self._announced and not worker.is_engine:
             raise StartError("a worker could not be started; the reason is above")
         settled = worker.ready and time.monotonic() - worker.ready_at > SETTLED_SECONDS
         worker.failures = 0 if settled else worker.failures + 1
-        if worker.failures >= MAX_FAILURES and not any(other.ready for other in self._workers if other is not worker):
+        others = [other for other in self._workers if other is not worker and not other.is_engine]
+        if worker.failures >= MAX_FAILURES and not any(other.ready for other in others):
             raise StartError(f"no worker could be started in {MAX_FAILURES} attempts; the reason is above")
         pause = min(FIRST_PAUSE * 2 ** (worker.failures - 1), LONGEST_PAUSE) if worker.failures else 0.0
         if worker.was_ready and not worker.ready:
             logger.error("%s died while starting; retrying with increasing pauses", process.name)
         if worker.pipe is not None:
             worker.pipe.close()
+        worker.previous_exit = process.exitcode or 0
         process.close()
         worker.was_ready = worker.ready
         worker.process, worker.pipe, worker.ready = None, None, False
@@ -249,9 +264,7 @@ def _count_heartbeat(heartbeats: Any, index: int) -> None:  # noqa: ANN401 - a s
     heartbeats[index] += 1
 
 
-def _run_in_child(
-    run_worker: Callable[[WorkerContext], None], context: WorkerContext, lifeline: tuple[int, int], is_retry: bool
-) -> None:
+def _run_in_child(run: Run, context: WorkerContext, lifeline: tuple[int, int], is_retry: bool) -> None:
     """Run the worker in its process; end with the parent, and by signals until the worker handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes on SIGTERM
     signal.signal(signal.SIGTERM, _exit_at_once)  # until the HTTP server's handler is installed
@@ -259,7 +272,7 @@ def _run_in_child(
     os.close(lifeline[1])
     threading.Thread(target=_end_with_parent, args=lifeline[:1], daemon=True).start()
     try:
-        run_worker(context)
+        run(context)
     except StartError as error:
         logger.log(logging.DEBUG if is_retry else logging.ERROR, "%s", error)  # once, however often it is retried
         sys.exit(1)

@@ -118,13 +118,7 @@ def load_any_predictor(
         StartError: `backend` or `device` was asked for by name and cannot be used.
     """
     check_backend(backend)
-    manifest = load_any_manifest(folder)
-    if serve_as is not None:
-        manifest = manifest.model_copy(update={"name": serve_as})
-    elif (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
-        raise ModelRefusedError(
-            f"the manifest is of {manifest.name}/{manifest.version}, not of {folder.parent.name}/{folder.name}"
-        )
+    manifest = load_named_manifest(folder, serve_as)
     names = choose_backends(manifest, backend)
     if not names:
         raise ModelRefusedError(_no_backend(manifest, backend))
@@ -137,6 +131,22 @@ def load_any_predictor(
         except StartError as error:  # a build may list a device whose libraries then do not load
             _warn_once(f"{error}; models run by {name} on {where} instead")
     return _open(contents, manifest, places[-1], threads)
+
+
+def load_named_manifest(folder: Path, serve_as: str | None = None) -> AnyManifest:
+    """Read the manifest of a version folder that is served under its own name, or as `serve_as`.
+
+    Raises:
+        ModelRefusedError: it cannot be used, or is of another version.
+    """
+    manifest = load_any_manifest(folder)
+    if serve_as is not None:
+        return manifest.model_copy(update={"name": serve_as})
+    if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
+        raise ModelRefusedError(
+            f"the manifest is of {manifest.name}/{manifest.version}, not of {folder.parent.name}/{folder.name}"
+        )
+    return manifest
 
 
 def _open(contents: Mapping[BackendName, bytes], manifest: AnyManifest, place: Place, threads: int) -> AnyPredictor:

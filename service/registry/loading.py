@@ -8,8 +8,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from service.errors import ModelRefusedError, ServiceError, StartError
+from service.model.backends import choose_backends
 from service.model.batching import Batcher
-from service.model.predictor import load_any_predictor
+from service.model.manifest import digest
+from service.model.predictor import load_any_predictor, load_named_manifest
+from service.model.remote import EngineClient
+from service.model.version_folder import load_any_manifest
 from service.registry.model_folder import (
     Fingerprint,
     ModelSettings,
@@ -25,6 +29,9 @@ from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
 
 logger = logging.getLogger("service")
+
+MAX_INLINE_BYTES = 16 * 2**20  # of weights that every worker may hold a copy of
+MAX_INLINE_SECONDS = 0.004  # that a lone row may take in a worker
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,14 @@ class Loader:
         settings: how to run.
         threads: CPU threads that one backend call may use.
         preferred_device: the accelerator that "auto" takes where there are several.
+        engine: where heavy versions run; without one, every version runs here.
     """
 
-    def __init__(self, settings: Settings, threads: int, preferred_device: str) -> None:
+    def __init__(
+        self, settings: Settings, threads: int, preferred_device: str, engine: EngineClient | None = None
+    ) -> None:
         self._settings = settings
+        self._engine = engine
         self._threads = threads
         self._preferred_device = preferred_device
 
@@ -158,13 +169,15 @@ class Loader:
         return opened, errors
 
     def open_version(self, folder: VersionFolder) -> LoadedVersion:
-        """Verify, open and measure one version.
+        """Verify, open and measure one version, here or in the engine.
 
         Raises:
             ModelRefusedError: it fails a check.
             StartError: it cannot run on the backend or device asked for.
         """
-        settings = self._settings
+        settings, metrics = self._settings, ModelMetrics(folder.name, folder.version)
+        if self._engine is not None and self._is_large(folder):
+            return self._open_in_engine(self._engine, folder, metrics)
         predictor = load_any_predictor(
             folder.path,
             settings.backend,
@@ -175,8 +188,33 @@ class Loader:
         )
         # Requests with tensors of any shape cannot share a call.
         rows = 1 if predictor.manifest.task == "tensors" else settings.max_batch_size
-        metrics = ModelMetrics(folder.name, folder.version)
-        batcher = Batcher(predictor.predict, predictor.measure_cost(rows), rows, settings.queue_size, metrics)
+        cost = predictor.measure_cost(rows)
+        if self._engine is not None and cost.fixed + cost.each > MAX_INLINE_SECONDS:
+            return self._open_in_engine(self._engine, folder, metrics)
+        batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, metrics)
+        return LoadedVersion(predictor, batcher, metrics)
+
+    def _is_large(self, folder: VersionFolder) -> bool:
+        """Tell whether a version's weights are too large for a copy in every worker, or all versions go to the engine.
+
+        Raises:
+            ModelRefusedError: its manifest cannot be read.
+        """
+        if self._settings.placement == "engine":
+            return True
+        manifest = load_any_manifest(folder.path)
+        backends = choose_backends(manifest, self._settings.backend)
+        return bool(backends) and manifest.artifacts[backends[0]].bytes > MAX_INLINE_BYTES
+
+    def _open_in_engine(self, engine: EngineClient, folder: VersionFolder, metrics: ModelMetrics) -> LoadedVersion:
+        fields = {
+            "key": f"{folder.name}/{folder.version}/{digest(repr(folder.fingerprint).encode())[:16]}",
+            "name": folder.name,
+            "version": folder.version,
+            "path": str(folder.path.absolute()),
+            "serve_as": folder.serve_as,
+        }
+        predictor, batcher = engine.open(load_named_manifest(folder.path, folder.serve_as), fields)
         return LoadedVersion(predictor, batcher, metrics)
 
 

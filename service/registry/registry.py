@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from service.errors import NotFoundError, StartError, UnavailableError
 from service.model.backends import check_backend
 from service.model.batching import Batcher
+from service.model.remote import EngineClient, RemoteBatcher
 from service.registry.changes import log_refusals, record_changes
 from service.registry.loading import Change, Loader
 from service.registry.model_folder import Scan
@@ -27,6 +28,7 @@ class Registry:
         settings: how to run.
         threads: CPU threads that one backend call may use.
         preferred_device: the accelerator that "auto" takes where there are several.
+        engine: where heavy versions run; without one, every version runs here.
 
     Attributes:
         models: every model that has a version or a reason for having none, by name.
@@ -34,15 +36,21 @@ class Registry:
             settings, or None for the latest.
     """
 
-    def __init__(self, settings: Settings, threads: int = 1, preferred_device: str = "cpu") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        threads: int = 1,
+        preferred_device: str = "cpu",
+        engine: EngineClient | None = None,
+    ) -> None:
         self.models: Mapping[str, Model] = {}
         self.routes: Mapping[tuple[str, str | None], LoadedVersion] = {}
-        self.loader = Loader(settings, threads, preferred_device)
+        self.loader = Loader(settings, threads, preferred_device, engine)
         self._models_dir = settings.models_dir
         self._is_loaded = False
         self._committed = Change()
         # Of every version that was ever served, until its last call has ended.
-        self._batchers: WeakKeyDictionary[Batcher, tuple[str, ModelMetrics]] = WeakKeyDictionary()
+        self._batchers: WeakKeyDictionary[Batcher | RemoteBatcher, tuple[str, ModelMetrics]] = WeakKeyDictionary()
         self._written: set[ModelMetrics] = set()
 
     @property
@@ -53,7 +61,8 @@ class Registry:
         models = list(self.models.values())
         if not models:
             return f"there is no model in {self._models_dir}"
-        return "; ".join(f"{model.name}: {model.reason}" for model in models if not model.versions)
+        problems = {model.name: model.latest.problem if model.latest else model.reason for model in models}
+        return "; ".join(f"{name}: {problem}" for name, problem in problems.items() if problem)
 
     @property
     def scan(self) -> Scan:

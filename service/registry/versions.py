@@ -7,6 +7,7 @@ from typing import NamedTuple
 from service.model.batching import Batcher
 from service.model.manifest import AnyManifest
 from service.model.predictor import AnyPredictor
+from service.model.remote import RemoteBatcher, RemotePredictor
 from service.registry.model_folder import ModelSettings
 from service.telemetry.metrics import ModelMetrics
 
@@ -22,14 +23,24 @@ class VersionKey(NamedTuple):
 class LoadedVersion:
     """A version that can answer requests: its predictor, and the queue in front of it."""
 
-    predictor: AnyPredictor
-    batcher: Batcher
+    predictor: AnyPredictor | RemotePredictor
+    batcher: Batcher | RemoteBatcher
     metrics: ModelMetrics
 
     @property
     def manifest(self) -> AnyManifest:
         """The version's manifest."""
         return self.predictor.manifest
+
+    @property
+    def placement(self) -> str:
+        """Where it runs: "inline", in this worker, or "engine"."""
+        return "engine" if isinstance(self.batcher, RemoteBatcher) else "inline"
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot answer now, or nothing."""
+        return self.batcher.problem if isinstance(self.batcher, RemoteBatcher) else ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,251 @@
+"""A worker's side of an engine: the versions that are open there, and a batcher that reaches them.
+
+`EngineClient` has two connections. Versions are opened over a blocking one, from the threads that prepare a change.
+Requests and their answers travel over the other, on the event loop. When the engine ends, requests in flight are
+answered 503 at once; the client then connects to the engine's successor and opens its versions there.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.errors import (
+    DeadlineExceededError,
+    InferenceError,
+    InvalidRequestError,
+    ModelRefusedError,
+    ServiceError,
+    StartError,
+    TooLargeError,
+    UnavailableError,
+)
+from service.model import channel
+from service.model.batching import Waiter
+from service.model.manifest import AnyManifest, BackendName
+
+logger = logging.getLogger("service")
+
+CONNECT_SECONDS = 10.0  # for an engine that is starting
+RETRY_SECONDS = 0.05
+SWEEP_SECONDS = 0.05
+_ERRORS: dict[str, type[ServiceError]] = {
+    error.__name__: error
+    for error in (
+        DeadlineExceededError,
+        InferenceError,
+        InvalidRequestError,
+        ModelRefusedError,
+        StartError,
+        TooLargeError,
+        UnavailableError,
+    )
+}
+
+
+@dataclass(frozen=True)
+class RemoteBackend:
+    """What runs a version in its engine; see `service.model.backends.Backend`."""
+
+    name: BackendName
+    device: str
+    provider: str
+
+
+@dataclass(frozen=True)
+class RemotePredictor:
+    """A version that is open in an engine: what a worker knows of it."""
+
+    manifest: AnyManifest
+    backend: RemoteBackend
+
+
+class RemoteBatcher:
+    """Hands a version's requests to its engine, with the interface of `service.model.batching.Batcher`.
+
+    Args:
+        client: of the engine.
+        fields: by which the version is opened, and opened again in another engine.
+    """
+
+    rows = 0  # the engine counts what waits there
+    running = 0.0  # and watches its own calls
+
+    def __init__(self, client: "EngineClient", fields: channel.Fields) -> None:
+        self.fields = fields
+        self.problem = ""  # why the engine cannot take requests, if it cannot
+        self._client = client
+        self._queue_size = client.queue_size
+
+    def submit(self, inputs: Any, deadline: float, waiter: Waiter) -> None:  # noqa: ANN401 - as `Batcher.submit`
+        """Hand a request over; the waiter is given a result or a failure, once, by `deadline`.
+
+        Raises:
+            TooLargeError: the request alone has more rows than the queue.
+            UnavailableError: the engine cannot take requests now.
+        """
+        if len(inputs) > self._queue_size:
+            raise TooLargeError(
+                f"the request has {len(inputs)} instances; at most {self._queue_size} are taken at once"
+            )
+        if self.problem:
+            raise UnavailableError(self.problem)
+        self._client.send(self.fields["key"], inputs, deadline, waiter)
+
+
+class EngineClient:
+    """One worker's connections to an engine. Opening may happen in any thread; the rest belongs to the event loop.
+
+    Args:
+        path: of the engine's socket.
+        queue_size: rows of one request that an engine takes at most.
+    """
+
+    def __init__(self, path: Path, queue_size: int) -> None:
+        self.queue_size = queue_size
+        self._path = path
+        self._worker = f"{os.getpid()}-{id(self)}"
+        self._lock = threading.Lock()
+        self._control: socket.socket | None = None
+        self._batchers: weakref.WeakSet[RemoteBatcher] = weakref.WeakSet()
+        self._numbers = itertools.count()
+        self._pending: dict[int, tuple[float, Waiter]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self, manifest: AnyManifest, fields: channel.Fields) -> tuple[RemotePredictor, RemoteBatcher]:
+        """Have the engine verify, open and measure a version; wait for an engine that is starting.
+
+        Raises:
+            ModelRefusedError: the version fails a check, or ended the engine.
+            StartError: it cannot run on the backend asked for.
+        """
+        answer = self._open(fields)
+        batcher = RemoteBatcher(self, fields)
+        self._batchers.add(batcher)
+        weakref.finalize(batcher, self._close, fields["key"])
+        return RemotePredictor(manifest, RemoteBackend(*answer["backend"])), batcher
+
+    def _open(self, fields: channel.Fields) -> channel.Fields:
+        answer: channel.Fields = {}
+        with self._lock:
+            for is_last in (False, True):
+                try:
+                    self._control = self._control or self._connect()
+                    answer = channel.call(self._control, fields | {"do": "open", "id": 0, "worker": self._worker})
+                    break
+                except channel.ChannelClosedError:  # the engine ended meanwhile; its successor may know why
+                    self._control = None
+                    if is_last:
+                        raise ModelRefusedError("opening it ended the engine") from None
+        if "error" in answer:
+            raise _as_error(answer)
+        return answer
+
+    def _connect(self) -> socket.socket:
+        until = time.monotonic() + CONNECT_SECONDS
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.connect(os.fspath(self._path))
+                return connection
+            except OSError as error:
+                connection.close()
+                if time.monotonic() > until:
+                    raise ModelRefusedError("no engine is running that could open it") from error
+                time.sleep(RETRY_SECONDS)
+
+    def _close(self, key: str) -> None:
+        """Let the engine close a version that this worker no longer serves."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._write, {"do": "close", "id": 0, "key": key})
+
+    def send(self, key: str, inputs: Any, deadline: float, waiter: Waiter) -> None:  # noqa: ANN401
+        """Send a request's inputs.
+
+        Raises:
+            UnavailableError: there is no engine.
+        """
+        if self._writer is None:
+            raise UnavailableError("the engine of this model is starting; try again in a moment")
+        number = next(self._numbers)
+        self._pending[number] = deadline, waiter
+        fields = {"do": "run", "id": number, "key": key, "deadline": deadline}
+        self._writer.writelines(channel.pack(fields, inputs))
+
+    def _write(self, fields: channel.Fields) -> None:
+        if self._writer is not None:
+            self._writer.writelines(channel.pack(fields | {"worker": self._worker}))
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        sweeping = self._loop.create_task(self._sweep())
+        try:
+            while True:
+                with contextlib.suppress(OSError, channel.ChannelClosedError):
+                    await self._run_connected()
+                await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            sweeping.cancel()
+
+    async def _run_connected(self) -> None:
+        """Connect, open again what was open in the engine before, and deliver answers until the engine ends."""
+        reader, writer = await asyncio.open_unix_connection(self._path, limit=channel.BUFFER_BYTES)
+        self._writer = writer
+        self._write({"do": "hello", "id": 0})
+        reopening = asyncio.create_task(self._reopen())
+        try:
+            while True:
+                fields, outputs = await channel.read(reader)
+                _, waiter = self._pending.pop(fields["id"], (0.0, None))
+                if waiter is None:
+                    continue
+                if "error" in fields:
+                    waiter.set_exception(_as_error(fields))
+                else:
+                    waiter.set_result(outputs)
+        finally:
+            reopening.cancel()
+            self._writer = None
+            writer.close()
+            for batcher in self._batchers:
+                batcher.problem = "the engine of this model is starting; try again in a moment"
+            pending, self._pending = self._pending, {}
+            for _, waiter in pending.values():
+                waiter.set_exception(UnavailableError("the engine ended while it had this request; try again"))
+
+    async def _reopen(self) -> None:
+        for batcher in list(self._batchers):
+            if not batcher.problem:
+                continue
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, self._open, batcher.fields)
+                batcher.problem = ""
+            except ServiceError as error:
+                batcher.problem = f"the model is not ready: {error}"
+
+    async def _sweep(self) -> None:
+        """Answer what an engine did not answer in time, and tell it of requests that nobody waits for any more."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = asyncio.get_running_loop().time()
+            for number, (deadline, waiter) in list(self._pending.items()):
+                if not waiter.answered and deadline + SWEEP_SECONDS < now:
+                    waiter.set_exception(DeadlineExceededError("no answer was ready by the request's deadline"))
+                if waiter.answered:
+                    del self._pending[number]
+                    self._write({"do": "cancel", "id": number})
+
+
+def _as_error(fields: channel.Fields) -> ServiceError:
+    name, sentence = fields["error"]
+    return _ERRORS.get(name, InferenceError)(sentence)
