@@ -30,6 +30,8 @@ from benchmarks.contenders import (
     load_model,
 )
 from benchmarks.load import Load, Wrk, check_wrk
+from benchmarks.medium import measure_medium
+from benchmarks.medium_models import MODELS
 from benchmarks.processes import Started, start
 from service.model.manifest import Manifest
 
@@ -68,6 +70,9 @@ def main() -> int:
         _print_table(case, results)
     if _is_wanted("mixed", options.cases):
         _print_mixed(options)
+    for model in MODELS[: 1 if options.quick else None]:
+        if _is_wanted("medium", options.cases) or _is_wanted(model.name, options.cases):
+            measure_medium(model, options, _progress)
     return 0
 
 
@@ -193,11 +198,15 @@ def _print_mixed(options: argparse.Namespace) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round of the main case: under two minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round of the main case (of medium: the main model)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="of each measured load")
     parser.add_argument("--warm-up", type=int, default=1, help="seconds of load before each measured one")
-    parser.add_argument("--cases", default="", help="names or patterns, comma-separated: " + _names(CASES) + ", mixed")
+    parser.add_argument(
+        "--cases", default="", help="names or patterns, comma-separated: " + _names(CASES) + ", mixed, medium"
+    )
     parser.add_argument("--contenders", default="", help="names or patterns, comma-separated")
     parser.add_argument("--against", type=Path, help="another checkout of this project, measured in turn with this one")
     parser.add_argument("--models-dir", type=Path, default=Path("models").absolute())

@@ -5,8 +5,10 @@ import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.model.manifest import Manifest
 from service.model.version_folder import load_manifest
@@ -112,14 +114,21 @@ def build_v2(manifest: Manifest, rows: int) -> bytes:
 
 def build_binary(manifest: Manifest, rows: int) -> tuple[bytes, dict[str, str]]:
     """Return the Open Inference Protocol's binary body for these rows, and its headers."""
-    inputs = build_rows(manifest, rows)
+    inputs, outputs = manifest.input.tensor or "inputs", manifest.output.tensor or "outputs"
+    return pack_tensor(build_rows(manifest, rows), "FP32", inputs, outputs)
+
+
+def pack_tensor(
+    inputs: NDArray[Any], datatype: str, name: str = "inputs", output: str = "outputs"
+) -> tuple[bytes, dict[str, str]]:
+    """Return the Open Inference Protocol's binary body for one tensor, which asks for one output, and its headers."""
     tensor = {
-        "name": manifest.input.tensor or "inputs",
+        "name": name,
         "shape": list(inputs.shape),
-        "datatype": "FP32",
+        "datatype": datatype,
         "parameters": {"binary_data_size": inputs.nbytes},
     }
-    wanted = {"name": manifest.output.tensor or "outputs", "parameters": {"binary_data": True}}
+    wanted = {"name": output, "parameters": {"binary_data": True}}
     header = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
     return header + inputs.tobytes(), headers

@@ -71,11 +71,25 @@ def start(
     command: list[str],
     environment: dict[str, str],
     path: str,
-    body: bytes,
-    headers: dict[str, str],
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
     folder: Path | None = None,
+    within: float = START_SECONDS,
 ) -> Started:
-    """Start a server with `{port}` in its command filled in, in a folder, and wait for its first 200."""
+    """Start a server with `{port}` in its command filled in, in a folder, and wait for its first 200.
+
+    Args:
+        command: of the server.
+        environment: variables beside this process's own.
+        path: what to ask for.
+        body: of a POST; None asks by GET.
+        headers: of that request.
+        folder: where the server runs; None: here.
+        within: seconds until it counts as failed.
+
+    Raises:
+        RuntimeError: it ended, or did not answer in time.
+    """
     port = _free_port()
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -87,9 +101,10 @@ def start(
         start_new_session=True,
     )
     started = Started(process, port, 0.0)
-    while time.perf_counter() - began < START_SECONDS:
+    while time.perf_counter() - began < within:
         with contextlib.suppress(requests.RequestException):
-            answer = requests.post(f"http://127.0.0.1:{port}{path}", data=body, headers=headers, timeout=5)
+            url, method = f"http://127.0.0.1:{port}{path}", "GET" if body is None else "POST"
+            answer = requests.request(method, url, data=body, headers=headers, timeout=5)
             if answer.status_code == requests.codes.ok:
                 started.cold_start = time.perf_counter() - began
                 return started
@@ -97,7 +112,7 @@ def start(
             break
         time.sleep(0.01)
     started.stop()
-    raise RuntimeError(f"{' '.join(command)} did not answer 200 within {START_SECONDS:.0f} s")
+    raise RuntimeError(f"{' '.join(command)} did not answer 200 within {within:.0f} s")
 
 
 def _free_port() -> int:
