@@ -163,7 +163,12 @@ async def _open_loop(port: int, request: bytes, rate: float, seconds: float) -> 
     tasks: set[asyncio.Task[None]] = set()
 
     async def send() -> None:
-        connection = idle.pop() if idle else await _connect(port)
+        began = time.perf_counter()
+        try:
+            connection = idle.pop() if idle else await _connect(port)
+        except OSError:
+            responses.append(Response(began, time.perf_counter(), 0))
+            return
         try:
             responses.append(await connection.ask(request))
         finally:
