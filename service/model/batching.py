@@ -3,27 +3,35 @@
 A cheap request, by the cost measured when the model was loaded, runs on the event loop together with all others that
 arrived in the same turn of the loop: no thread is woken, and a lone request goes straight through. One that would hold
 the loop longer than `INLINE_SECONDS` goes to the model's own thread, which takes whatever has gathered. Results,
-errors and deadlines reach the request through its `Waiter`. This module knows arrays, not models or HTTP.
+errors and deadlines reach the request through its `Waiter`. One that the thread cannot answer by its deadline, by the
+cost of what is ahead of it, is refused at once. This module knows arrays, not models or HTTP.
 """
 
 import asyncio
+import contextlib
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from service.errors import DeadlineExceededError, InferenceError, ServiceError, TooLargeError, UnavailableError
 from service.model.backends import Array
+from service.model.cost import Cost
+
+logger = logging.getLogger("service")
 
 INLINE_SECONDS = 0.002
 SWEEP_SECONDS = 0.02
 SLOW_SECONDS = 0.05  # an inline call that takes so long has a cost that its rows do not tell
 SHORTEST_BAN, LONGEST_BAN = 1.0, 600.0  # seconds for which its requests then all go to the thread; doubled each time
-
+MARGIN = 0.8  # of the time to its deadline that a request may have to wait: calls may become slower meanwhile
+WEIGHT = 0.1  # of the last call in the estimate of the next
 
 _NO_LOOP: Any = None  # until the first request
 
@@ -51,20 +59,8 @@ class Metrics(Protocol):
     batches: list[tuple[int, float, float]]
 
     def dropped(self, reason: str) -> None:
-        """Count a request that was not run: "full" or "expired"."""
+        """Count a request that was not run: "full", "overload" or "expired"."""
         ...
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds that one backend call takes: `fixed + each * rows`."""
-
-    fixed: float
-    each: float
-
-    def rows_within(self, seconds: float) -> int:
-        """Return how many rows one call can take in `seconds`."""
-        return max(0, int((seconds - self.fixed) / self.each))
 
 
 class _Entry(NamedTuple):
@@ -80,7 +76,7 @@ class Batcher:
 
     Args:
         predict: float32 (N, *shape) to float32 (N, K); raises ServiceError; safe in any thread.
-        cost: of one `predict`.
+        cost: of one `predict`; a call has no more rows than pay.
         max_batch_size: rows in one call; 1 where requests cannot share one, and each is answered as its call ends.
         queue_size: rows that may wait or run; a request beyond it is refused with 503.
         metrics: where backend calls and dropped requests are counted.
@@ -91,12 +87,15 @@ class Batcher:
     ) -> None:
         self._metrics = metrics
         self._predict = predict
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = min(max_batch_size, cost.batch)
+        self._cost = replace(cost, batch=self._max_batch_size)
+        self._slowdown = 1.0  # what calls in the thread take, over what was measured
         self._queue_size = queue_size
-        self._inline_rows = min(max_batch_size, cost.rows_within(INLINE_SECONDS))
+        self._inline_rows = min(self._max_batch_size, cost.rows_within(INLINE_SECONDS))
         self._inline: deque[_Entry] = deque()
         self._threaded: deque[_Entry] = deque()
         self._running: list[_Entry] = []
+        self._running_rows = 0
         self._began = 0.0
         self._rows = 0
         self._flushing = False
@@ -115,6 +114,17 @@ class Batcher:
         """Seconds for which the call in the thread has been running; 0 when there is none."""
         return time.perf_counter() - self._began if self._running else 0.0
 
+    @property
+    def backlog(self) -> float:
+        """Estimated seconds until all rows that wait or run now are answered."""
+        return self._estimate(0)
+
+    def _estimate(self, more: int) -> float:
+        """Return in how many seconds `more` rows that came now would be answered."""
+        started = self._cost.seconds(self._running_rows) * self._slowdown - self.running
+        waiting = self._cost.seconds(self._rows - self._running_rows + more) * self._slowdown
+        return max(started, 0.0) + waiting
+
     def submit(self, inputs: Any, deadline: float, waiter: Waiter) -> None:  # noqa: ANN401
         """Queue checked inputs float32 (N, *shape); the waiter is given a result or a failure, once, by `deadline`.
 
@@ -125,7 +135,7 @@ class Batcher:
 
         Raises:
             TooLargeError: the request alone has more rows than the queue.
-            UnavailableError: the queue is full.
+            UnavailableError: the queue is full, or too long to answer by `deadline`.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -136,6 +146,8 @@ class Batcher:
                 raise TooLargeError(f"the request has {count} instances; at most {self._queue_size} are taken at once")
             self._metrics.dropped("full")
             raise UnavailableError("the model's queue is full; try again in a moment")
+        if count > self._inline_rows and self._running:
+            self._check_wait(count, deadline)
         self._rows += count
         entry = _Entry(inputs, count, deadline, waiter, time.perf_counter())
         if count <= self._inline_rows:
@@ -147,12 +159,22 @@ class Batcher:
             self._threaded.append(entry)
             self._keep_thread_going()
 
+    def _check_wait(self, count: int, deadline: float) -> None:
+        """Raise UnavailableError if rows could not be answered by their deadline because of those ahead of them."""
+        left = deadline - self._loop.time()
+        late = self._estimate(count) - MARGIN * left
+        if late > 0 and left > 0:
+            self._metrics.dropped("overload")
+            error = UnavailableError("the model's queue is too long for the request's deadline; try again in a moment")
+            error.retry_after = math.ceil(late)
+            raise error
+
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Belong to another event loop; whoever waited on the one before, which has ended, waits no more."""
         self._loop = loop
         self._inline.clear()
         self._threaded.clear()
-        self._running, self._rows = [], 0
+        self._running, self._running_rows, self._rows = [], 0, 0
         self._flushing = self._sweeping = False
 
     def _keep_thread_going(self) -> None:
@@ -179,10 +201,13 @@ class Batcher:
         self._metrics.batches.append((rows, began - batch[0].queued_at, ran))
         self._rows -= rows
         for entry, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, ServiceError):
-                entry.waiter.set_exception(outcome)
-            else:
-                entry.waiter.set_result(outcome)
+            try:  # as in `_answer`, less a call
+                if isinstance(outcome, ServiceError):
+                    entry.waiter.set_exception(outcome)
+                else:
+                    entry.waiter.set_result(outcome)
+            except Exception:
+                logger.exception("a request could not be given its answer")
 
     def _leave_to_thread(self) -> None:
         """Run nothing on the event loop for a while: everybody waits while something slow runs there."""
@@ -194,27 +219,22 @@ class Batcher:
         self._keep_thread_going()
 
     def _start_thread(self) -> None:
-        self._running, rows = self._take(self._threaded, self._max_batch_size)
+        self._running, self._running_rows = self._take(self._threaded, self._max_batch_size)
         if self._running:
-            self._began = began = time.perf_counter()
-            job = self._executor.submit(_run, self._predict, self._running, rows, self._max_batch_size)
-            job.add_done_callback(lambda done: self._call_loop(self._finish_thread, done.result(), rows, began))
+            self._began = time.perf_counter()
+            job = self._executor.submit(_run, self._predict, self._running, self._running_rows, self._max_batch_size)
+            loop = self._loop
+            job.add_done_callback(lambda done: _call_loop(loop, self._finish_thread, done.result()))
 
-    def _call_loop(self, callback: Callable[..., None], *arguments: object) -> None:
-        """Have the event loop call back from another thread; on a loop that has ended nobody waits."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(callback, *arguments)
-
-    def _finish_thread(self, outcomes: "list[Array | ServiceError]", rows: int, began: float) -> None:
-        batch, self._running = self._running, []
-        self._metrics.batches.append((rows, began - batch[0].queued_at, time.perf_counter() - began))
+    def _finish_thread(self, outcomes: "list[Array | ServiceError]") -> None:
+        batch, rows, began, ran = self._running, self._running_rows, self._began, self.running
+        # A geometric mean: one request that takes a hundred times as long does not make the next ones be refused.
+        self._slowdown *= (ran / self._cost.seconds(rows) / self._slowdown) ** WEIGHT
+        self._metrics.batches.append((rows, began - batch[0].queued_at, ran))
         self._start_thread()  # first, so that the thread works while responses are written
         self._rows -= rows
         for entry, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, ServiceError):
-                entry.waiter.set_exception(outcome)
-            else:
-                entry.waiter.set_result(outcome)
+            _answer(entry.waiter, outcome)
 
     def _take(self, queue: deque[_Entry], limit: int) -> tuple[list[_Entry], int]:
         """Take entries of up to `limit` rows, at least one, dropping those given up or expired; count their rows."""
@@ -248,24 +268,24 @@ class Batcher:
 
     def _expire(self, entry: _Entry) -> None:
         self._metrics.dropped("expired")
-        entry.waiter.set_exception(DeadlineExceededError("no answer was ready by the request's deadline"))
+        _answer(entry.waiter, DeadlineExceededError("no answer was ready by the request's deadline"))
 
 
-def measure_cost(predict: Callable[[Array], Array], shape: tuple[int, ...], rows: int) -> Cost:
-    """Warm a model up and measure it on zeros: one row and `rows` rows, the best of three each."""
-    one, many = (best_of_three(predict, np.zeros((count, *shape), np.float32)) for count in (1, max(2, rows)))
-    each = max((many - one) / (max(2, rows) - 1), 1e-7)
-    return Cost(fixed=max(one - each, 0.0), each=each)
+def _answer(waiter: Waiter, outcome: "Array | ServiceError") -> None:
+    """Give a request its outcome; if that fails, log it: the others of its batch are to be answered."""
+    try:
+        if isinstance(outcome, ServiceError):
+            waiter.set_exception(outcome)
+        else:
+            waiter.set_result(outcome)
+    except Exception:
+        logger.exception("a request could not be given its answer")
 
 
-def best_of_three(predict: Callable[[Any], Any], inputs: Any) -> float:  # noqa: ANN401 - as `Batcher` takes them
-    """Return the seconds that the fastest of three calls took."""
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        predict(inputs)
-        best = min(best, time.perf_counter() - start)
-    return best
+def _call_loop(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: object) -> None:
+    """Have an event loop call back from another thread; on a loop that has ended nobody waits."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback, *arguments)
 
 
 def _run(predict: Callable[[Any], Any], batch: list[_Entry], rows: int, size: int) -> "list[Array | ServiceError]":
@@ -277,15 +297,15 @@ def _run(predict: Callable[[Any], Any], batch: list[_Entry], rows: int, size: in
             outputs = predict(inputs)
         else:
             outputs = np.concatenate([predict(inputs[start : start + size]) for start in range(0, rows, size)])
-    except Exception as error:  # the waiters must hear of anything that goes wrong
+        if len(batch) == 1:
+            return [outputs]
+        outcomes: list[Array | ServiceError] = []
+        start = 0
+        for entry in batch:
+            outcomes.append(outputs[start : start + entry.rows])
+            start += entry.rows
+        return outcomes
+    except BaseException as error:  # the waiters must hear of anything, also of a panic in an extension
         if len(batch) > 1:
             return [_run(predict, [entry], entry.rows, size)[0] for entry in batch]
         return [error if isinstance(error, ServiceError) else InferenceError(repr(error))]
-    if len(batch) == 1:
-        return [outputs]
-    outcomes: list[Array | ServiceError] = []
-    start = 0
-    for entry in batch:
-        outcomes.append(outputs[start : start + entry.rows])
-        start += entry.rows
-    return outcomes

@@ -20,7 +20,8 @@ from typing import Any
 
 from service.errors import ModelRefusedError, ServiceError, StartError, UnavailableError
 from service.model import channel
-from service.model.batching import Batcher, Cost
+from service.model.batching import Batcher
+from service.model.cost import Cost
 from service.model.predictor import AnyPredictor, load_any_predictor
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
@@ -113,7 +114,7 @@ class Engine:
             while not (self._is_stopping and not self._connections):
                 heartbeat()
                 for version in self._versions.values():
-                    version.metrics.write(version.batcher.rows)
+                    version.metrics.write(version.batcher.rows, version.batcher.backlog)
                     if version.batcher.running > limit:
                         logger.error("a call of model %s does not end; the engine ends", version.metrics.model)
                         os._exit(1)  # the interpreter would wait for the thread

@@ -11,7 +11,7 @@ import numpy as np
 
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
 from service.model.backends import Array, Backend, check_backend, choose_backends, choose_device, open_backend
-from service.model.batching import Cost, measure_cost
+from service.model.cost import Cost, measure_cost
 from service.model.manifest import AnyManifest, BackendName, Manifest
 from service.model.tensor_model import TensorPredictor, open_tensor_model
 from service.model.version_folder import load_any_manifest, load_artifact, load_manifest
@@ -65,9 +65,9 @@ class Predictor:
         wanted = (count, self.width)
         return InferenceError(f"the graph gave outputs of shape {outputs.shape}, expected {wanted}")
 
-    def measure_cost(self, rows: int) -> Cost:
-        """Return the cost of a backend call, by calls of one row and of `rows` rows of zeros."""
-        return measure_cost(self.run, self.manifest.input.shape, rows)  # zeros may give no finite number
+    def measure_cost(self, max_rows: int) -> Cost:
+        """Measure what a backend call of up to `max_rows` rows costs; see `service.model.cost.measure_cost`."""
+        return measure_cost(self.run, self.manifest.input.shape, max_rows)  # zeros may give no finite number
 
     def run(self, inputs: Array) -> Array:
         """Return the graph's own outputs float32 (N, K), checked for shape but not for finite values."""

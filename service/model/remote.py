@@ -77,7 +77,7 @@ class RemoteBatcher:
     """
 
     rows = 0  # the engine counts what waits there
-    running = 0.0  # and watches its own calls
+    running = backlog = 0.0  # and watches its own calls
 
     def __init__(self, client: "EngineClient", fields: channel.Fields) -> None:
         self.fields = fields

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError
 from service.model.backends.onnx_runtime import open_session
-from service.model.batching import Cost, best_of_three
+from service.model.cost import Cost, time_calls
 from service.model.manifest import BackendName, TensorManifest, TensorSpec
 
 Tensor = NDArray[Any]
@@ -89,14 +89,15 @@ class TensorPredictor:
                 raise InvalidRequestError(reason) from error
             raise InferenceError(f"onnxruntime: {error}") from error
 
-    def measure_cost(self, rows: int) -> Cost:
+    def measure_cost(self, max_rows: int) -> Cost:
         """Return the cost of a call on zeros with every open dimension 1; a graph that fails on them counts as slow."""
-        del rows
+        del max_rows  # requests never share a call
         zeros = Tensors((spec.name, _zeros(spec)) for spec in self.manifest.inputs)
         try:
-            return Cost(fixed=0.0, each=best_of_three(self.predict, zeros))
+            seconds, _ = time_calls(self.predict, zeros)
         except (InferenceError, InvalidRequestError):
-            return Cost(fixed=0.0, each=1.0)
+            seconds = 1.0
+        return Cost(fixed=0.0, each=seconds, batch=1)
 
 
 def open_tensor_model(content: bytes, manifest: TensorManifest, device: str, threads: int) -> TensorPredictor:

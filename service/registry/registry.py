@@ -129,12 +129,13 @@ class Registry:
 
     def write_metrics(self) -> None:
         """Write each version's gauges and what its counters have gathered; called a few times a second."""
-        rows = {metrics: batcher.rows for batcher, (_, metrics) in self._batchers.items()}
-        for metrics, waiting in rows.items():
-            metrics.write(waiting)
-        for gone in self._written - rows.keys():
+        written = set()
+        for batcher, (_, metrics) in self._batchers.items():
+            metrics.write(batcher.rows, batcher.backlog)
+            written.add(metrics)
+        for gone in self._written - written:
             gone.write(0)
-        self._written = set(rows)
+        self._written = written
 
     def find_stuck(self, seconds: float) -> str:
         """Return the name of a model with a backend call that has run for longer than `seconds`, or ""."""

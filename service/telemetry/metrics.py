@@ -29,11 +29,19 @@ _queue_seconds = Histogram(
 _inference_seconds = Histogram("service_inference_seconds", "One backend call", _MODEL, buckets=_SECONDS)
 _batch_rows = Histogram("service_batch_rows", "Instances in one backend call", _MODEL, buckets=_ROWS)
 _dropped = Counter(
-    "service_dropped", "Requests given up: queue full, deadline expired, client gone", (*_MODEL, "reason")
+    "service_dropped",
+    "Requests given up: queue full, too long for the deadline (overload), deadline expired, client gone",
+    (*_MODEL, "reason"),
 )
 _others = Counter("service_other_requests", "Requests answered that are no predict requests, by status code", ("code",))
 _in_flight = Gauge("service_requests_in_flight", "Predict requests being answered", multiprocess_mode="livesum")
 _queue_rows = Gauge("service_queue_rows", "Instances that wait or run", _MODEL, multiprocess_mode="livesum")
+_backlog = Gauge(
+    "service_queue_backlog_seconds",
+    "Estimated seconds until all instances that wait or run are answered, in the process with the most",
+    _MODEL,
+    multiprocess_mode="livemax",
+)
 _served = Gauge(
     "service_model_info",
     "Workers that serve a version, by where it runs",
@@ -68,6 +76,7 @@ class ModelMetrics:
         self._inference_seconds = _inference_seconds.labels(*labels)
         self._batch_rows = _batch_rows.labels(*labels)
         self._queue_rows = _queue_rows.labels(*labels)
+        self._backlog = _backlog.labels(*labels)
         self._last_request = _last_request.labels(*labels)
         self._shown_rows = 0
 
@@ -77,7 +86,7 @@ class ModelMetrics:
         self._request_seconds.observe(seconds)
 
     def dropped(self, reason: str) -> None:
-        """Count a request that was given up: "full", "expired" or "gone"."""
+        """Count a request that was given up: "full", "overload", "expired" or "gone"."""
         _dropped.labels(*self._labels, reason).inc()
 
     def write_batches(self) -> None:
@@ -90,11 +99,17 @@ class ModelMetrics:
         self._inference_seconds.observe([ran for _, _, ran in batches])
         self._last_request.set(time.time())
 
-    def write(self, queue_rows: int) -> None:
-        """Add up the backend calls since the last time, and set how many rows wait or run."""
-        if queue_rows != self._shown_rows:
+    def write(self, queue_rows: int, backlog: float = 0.0) -> None:
+        """Add up the backend calls since the last time, and set the gauges of the queue.
+
+        Args:
+            queue_rows: that wait or run.
+            backlog: seconds until they are answered.
+        """
+        if queue_rows or self._shown_rows:
             self._shown_rows = queue_rows
             self._queue_rows.set(queue_rows)
+            self._backlog.set(backlog)
         self.write_batches()
 
 

@@ -84,6 +84,28 @@ def test_overload_is_refused_cleanly_and_ends_with_its_cause(models: Path) -> No
         assert exchange(server.url, build_predict("napper", [0.0])).status == 200
 
 
+def test_request_that_would_be_late_is_a_503_at_once(models: Path) -> None:
+    """One that cannot be answered by its deadline, by what is queued, is refused while it has time to go elsewhere."""
+    nap = build_predict("napper", [0.0])
+    hurried = build_predict("napper", [0.0], fields=("X-Request-Timeout: 0.3",))
+    with Server(models, "--workers", "1", "--max-batch-size", "1") as server, open_wires(server.url, 100) as accepted:
+        for wire in accepted:  # together two seconds
+            wire.send(nap)
+        time.sleep(0.1)
+        began = time.monotonic()
+        reply = exchange(server.url, hurried)
+        assert time.monotonic() - began < 0.3
+        assert (reply.status, reply.error) == (
+            503,
+            "the model's queue is too long for the request's deadline; try again in a moment",
+        )
+        assert reply.headers is not None
+        assert int(reply.headers["retry-after"]) >= 1
+        assert 'service_dropped_total{model="napper",reason="overload",version="1"} 1.0' in server.get("/metrics").text
+        assert [wire.read().status for wire in accepted] == [200] * 100
+        assert exchange(server.url, hurried).status == 200
+
+
 def test_bad_clients_cost_good_ones_nothing(models: Path) -> None:
     """14 clients with good requests beside 2 that send wrong lengths: none of the good is lost or wrong."""
     counts: Counter[str] = Counter()

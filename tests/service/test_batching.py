@@ -3,19 +3,22 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from service.errors import DeadlineExceededError, InferenceError, ServiceError, TooLargeError, UnavailableError
 from service.model.backends import Array
-from service.model.batching import Batcher, Cost, measure_cost
+from service.model.batching import Batcher
+from service.model.cost import Cost
 from service.telemetry.metrics import ModelMetrics
 from tests.waiter import FutureWaiter
 
 Outcome = Array | BaseException
-CHEAP, DEAR = Cost(fixed=1e-6, each=1e-7), Cost(fixed=1.0, each=1.0)  # run on the loop, or on the model's thread
+CHEAP, DEAR = Cost(fixed=1e-6, each=1e-7), Cost(fixed=0.01, each=0.001)  # run on the loop, or on the thread
 BOTH = pytest.mark.parametrize("cost", [CHEAP, DEAR], ids=["on the loop", "on the thread"])
 
 
@@ -24,10 +27,14 @@ def rows(*values: float) -> Array:
     return np.array(values, np.float32).reshape(-1, 1)
 
 
+class Panic(BaseException):
+    """What an extension in Rust raises that panics."""
+
+
 class Doubler:
     """Doubles rows, remembers the size of each call, fails on -13, and can be held."""
 
-    def __init__(self, failure: Exception | None = None) -> None:
+    def __init__(self, failure: BaseException | None = None) -> None:
         self.sizes: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -119,8 +126,8 @@ def test_what_gathers_while_a_call_runs_is_the_next_call() -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("failure", [InferenceError("unlucky"), RuntimeError("a bug")])
-def test_failing_request_fails_alone(cost: Cost, failure: Exception) -> None:
+@pytest.mark.parametrize("failure", [InferenceError("unlucky"), RuntimeError("a bug"), Panic("in Rust")])
+def test_failing_request_fails_alone(cost: Cost, failure: BaseException) -> None:
     """In a batch that fails, each request is run alone: the others get their answers."""
 
     async def check() -> None:
@@ -265,26 +272,6 @@ def test_waiter_gone_during_the_call_hurts_nobody() -> None:
     run(check)
 
 
-def test_cost_tells_how_many_rows_fit() -> None:
-    """rows_within inverts the cost of a call; nothing fits where one call is too dear."""
-    assert Cost(fixed=0.5, each=0.25).rows_within(1.5) == 4
-    assert Cost(fixed=1.0, each=1.0).rows_within(0.002) == 0
-
-
-def test_measured_cost_is_positive() -> None:
-    """Measuring warms the model up on zeros of its shape, and a model that costs nothing has a cost above zero."""
-    shapes = set()
-
-    def predict(inputs: Array) -> Array:
-        shapes.add(inputs.shape)
-        return inputs[:, :1]
-
-    cost = measure_cost(predict, (3,), 16)
-    assert shapes == {(1, 3), (16, 3)}
-    assert cost.fixed >= 0
-    assert cost.each > 0
-
-
 def test_every_failure_is_a_service_error() -> None:
     """Whatever a graph raises, the waiter hears a ServiceError."""
 
@@ -294,3 +281,170 @@ def test_every_failure_is_a_service_error() -> None:
         assert isinstance(outcome, ServiceError)
 
     run(check)
+
+
+@BOTH
+def test_call_has_no_more_rows_than_pay(cost: Cost) -> None:
+    """Where measuring has shown that larger batches gain nothing, calls are as small, whatever the limit."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, replace(cost, batch=2), max_batch_size=64, queue_size=100)
+        await gather([submit(batcher, rows(value)) for value in range(4)])
+        assert (await submit(batcher, rows(*range(5)))).tolist() == [[0], [2], [4], [6], [8]]
+        assert set(double.sizes) <= {1, 2}
+
+    run(check)
+
+
+def hold(batcher: Batcher, double: Doubler) -> FutureWaiter:
+    """Occupy the model's thread until `double` is let go."""
+    double.gate.clear()
+    return submit(batcher, rows(0), seconds=1000)
+
+
+def read_dropped(reason: str) -> float:
+    """Return how many requests of the tests' model were dropped for a reason."""
+    labels = {"model": "doubler", "version": "1", "reason": reason}
+    return REGISTRY.get_sample_value("service_dropped_total", labels) or 0.0
+
+
+def test_request_that_would_be_late_is_refused_at_once() -> None:
+    """By the cost of what is ahead; Retry-After says when it might be taken, and one with more time is taken now."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, Cost(fixed=0.0, each=1.0), max_batch_size=1, queue_size=100)
+        first = hold(batcher, double)
+        waiting = [submit(batcher, rows(value), seconds=1000) for value in range(8)]
+        assert batcher.backlog == pytest.approx(9, abs=0.5)
+        before = read_dropped("overload")
+        with pytest.raises(UnavailableError, match="too long for the request's deadline; try again") as refused:
+            submit(batcher, rows(1), seconds=5)  # to wait for 10 seconds
+        assert refused.value.retry_after == 6
+        with pytest.raises(UnavailableError):
+            submit(batcher, rows(1), seconds=11)  # may just be late
+        assert read_dropped("overload") == before + 2
+        assert batcher.rows == 9
+        taken = submit(batcher, rows(1), seconds=14)
+        double.gate.set()
+        await gather([first, *waiting])
+        assert (await taken).tolist() == [[2]]
+        assert batcher.backlog == 0
+
+    run(check)
+
+
+def test_lone_request_is_taken_whatever_the_estimate() -> None:
+    """With nothing ahead of it, a request that seems to take too long is tried."""
+
+    async def check() -> None:
+        batcher = build(Doubler(), Cost(fixed=100.0, each=100.0), max_batch_size=1, queue_size=100)
+        for _ in range(2):
+            assert (await submit(batcher, rows(1), seconds=1)).tolist() == [[2]]
+
+    run(check)
+
+
+def test_small_request_is_not_refused_for_large_ones() -> None:
+    """What runs on the loop is taken, though the thread has work for longer than the request has time."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, Cost(fixed=0, each=0.001), max_batch_size=64, queue_size=10_000)  # 2 rows fit the loop
+        double.gate.clear()
+        large = submit(batcher, rows(*range(5000)), seconds=1000)
+        with pytest.raises(UnavailableError, match="too long for the request's deadline"):
+            submit(batcher, rows(1, 2, 3), seconds=1)
+        small = submit(batcher, rows(1), seconds=1)
+        double.gate.set()
+        assert (await small).tolist() == [[2]]
+        await large
+
+    run(check)
+
+
+def test_deadline_that_has_passed_is_expired_not_overload() -> None:
+    """A request that is late already hears so, not that it might try again."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, DEAR, max_batch_size=1, queue_size=100)
+        first = hold(batcher, double)
+        (outcome,) = await gather([submit(batcher, rows(1), seconds=-1)])
+        assert isinstance(outcome, DeadlineExceededError)
+        double.gate.set()
+        await first
+
+    run(check)
+
+
+def test_estimate_follows_what_calls_take() -> None:
+    """A measurement that was too high is corrected by the calls, and one call that takes long hardly counts."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, Cost(fixed=0.0, each=0.5), max_batch_size=1, queue_size=1000)
+        backlogs = []
+        for seconds in (0.0, 0.3, 0.0):
+            first = hold(batcher, double)
+            others = [submit(batcher, rows(0), seconds=1000) for _ in range(9)]
+            backlogs.append(batcher.backlog)
+            await asyncio.sleep(seconds)
+            double.gate.set()
+            await gather([first, *others])
+            if not seconds:
+                await gather([submit(batcher, rows(0), seconds=1000) for _ in range(60)])
+        measured, corrected, after = backlogs
+        assert measured == pytest.approx(5, abs=0.1)
+        assert corrected < 1
+        assert after < 3 * corrected
+
+    run(check)
+
+
+class Broken(FutureWaiter):
+    """A waiter that raises where it should take its answer."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Raise."""
+        raise RuntimeError("broken")
+
+    set_exception = set_result
+
+
+@BOTH
+@pytest.mark.parametrize("value", [1, -13], ids=["a result", "a failure"])
+def test_waiter_that_raises_keeps_nobody_from_an_answer(
+    cost: Cost, value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged; the others of its batch are answered, and the queue goes on."""
+
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        batcher = build(Doubler(), cost, max_batch_size=8, queue_size=100)
+        first = submit(batcher, rows(0))
+        batcher.submit(rows(value), loop.time() + 5, Broken(loop=loop))
+        others = [submit(batcher, rows(2)), submit(batcher, rows(3))]
+        assert [(await waiter).tolist() for waiter in (first, *others)] == [[[0]], [[4]], [[6]]]
+        assert (await submit(batcher, rows(4))).tolist() == [[8]]
+        assert batcher.rows == 0
+
+    run(check)
+    (record,) = caplog.records
+    assert record.getMessage() == "a request could not be given its answer"
+    assert record.exc_info is not None
+
+
+def test_expired_waiter_that_raises_keeps_nobody_from_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """The deadline of one whose answer cannot be given passes, and the others are answered."""
+
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        batcher = build(Doubler(), CHEAP, max_batch_size=8, queue_size=100)
+        batcher.submit(rows(1), loop.time() - 1, Broken(loop=loop))
+        assert (await submit(batcher, rows(2))).tolist() == [[4]]
+        assert batcher.rows == 0
+
+    run(check)
+    assert [record.getMessage() for record in caplog.records] == ["a request could not be given its answer"]

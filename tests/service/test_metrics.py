@@ -78,6 +78,37 @@ def answer(status: int, of: ModelMetrics | None, is_prediction: bool = True) -> 
     return Answered("POST", "/path", b"id", status, 0.01, is_prediction, 1, of)
 
 
+def test_gauges_of_the_queue_follow_it() -> None:
+    """They show the last rows and seconds, and 0 once nothing waits."""
+    version = ModelMetrics(f"queued{next(_numbers)}", 1)
+    labels = {"model": version.model.partition("/")[0], "version": "1"}
+    for rows, backlog in ((3, 0.5), (3, 0.25), (0, 0.0)):
+        version.write(rows, backlog)
+        assert read("service_queue_rows", **labels) == rows
+        assert read("service_queue_backlog_seconds", **labels) == backlog
+
+
+def test_longest_backlog_of_the_live_processes_is_shown(tmp_path: Path) -> None:
+    """Queues of several processes are worked off at the same time, so their times are not added up."""
+    script = (
+        "import sys\n"
+        "from service.telemetry.metrics import ModelMetrics, render\n"
+        "ModelMetrics('m', 1).write(1, float(sys.argv[1]))\n"
+        "print(render().decode())"
+    )
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(Path(metrics.__file__).parents[2])}
+    for backlog in (2.5, 0.5):
+        shown = subprocess.run(
+            [sys.executable, "-c", script, str(backlog)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    assert 'service_queue_rows{model="m",version="1"} 2.0' in shown
+    assert 'service_queue_backlog_seconds{model="m",version="1"} 2.5' in shown
+
+
 def test_recorder_counts_each_request_once(capfd: pytest.CaptureFixture[str]) -> None:
     """Each answered request is one line of the log and one count, by what it was and what became of it."""
     version = ModelMetrics(f"recorded{next(_numbers)}", 3)

@@ -214,7 +214,7 @@ def test_removed_version_is_watched_until_its_last_call_ends(empty_dir: Path, mo
 def test_metrics_of_a_removed_version_are_written_to_the_end(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are written while requests hold a version, served or not, and set to zero when it is freed."""
     written: list[int] = []
-    monkeypatch.setattr(ModelMetrics, "write", lambda _, rows: written.append(rows))
+    monkeypatch.setattr(ModelMetrics, "write", lambda _, rows, backlog=0.0: written.append(rows))
     folder = fakes.write_version(empty_dir, fakes.doubler())
     registry = load(empty_dir)
     batcher = registry.get("doubler").batcher

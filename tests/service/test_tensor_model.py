@@ -16,7 +16,8 @@ from service.api.v2.decode import InferCall, decode
 from service.api.v2.encode import encode
 from service.api.v2.infer_request import parse_request
 from service.errors import InvalidRequestError
-from service.model.batching import Batcher, Cost
+from service.model.batching import Batcher
+from service.model.cost import Cost
 from service.model.manifest import TensorManifest
 from service.model.tensor_model import TensorPredictor, Tensors
 from service.registry.registry import Registry
@@ -27,13 +28,16 @@ from tests.waiter import FutureWaiter
 REQUEST = Tensors(x=np.zeros(1, np.float32))
 
 
-def load_echo(root: Path) -> Registry:
-    """Return a registry with one model, `echo`, from x to y."""
+def load_echo(root: Path) -> tuple[TensorPredictor, Batcher]:
+    """Load a model from x to y, and return what runs it."""
     about = ("FP32", [-1])
     fakes.write_signature(root, "echo", {"x": about}, {"y": about}, helper.make_node("Identity", ["x"], ["y"]))
     registry = Registry(Settings(models_dir=root, device="cpu", backend="onnx"))
     registry.load()
-    return registry
+    version = registry.get("echo")
+    assert isinstance(version.predictor, TensorPredictor)
+    assert isinstance(version.batcher, Batcher)
+    return version.predictor, version.batcher
 
 
 def run_three(batcher: Batcher, note: Callable[[], object]) -> None:
@@ -60,9 +64,9 @@ def test_call_in_the_thread_is_answered_when_it_ends(empty_dir: Path, monkeypatc
         assert gate.acquire(timeout=5), "the answer of the call before this one was not given"
         return inputs
 
-    monkeypatch.setattr(TensorPredictor, "measure_cost", lambda self, rows: Cost(1.0, 1.0))
+    monkeypatch.setattr(TensorPredictor, "measure_cost", lambda self, max_rows: Cost(1.0, 1.0))
     monkeypatch.setattr(TensorPredictor, "predict", predict)
-    run_three(load_echo(empty_dir).get("echo").batcher, gate.release)
+    run_three(load_echo(empty_dir)[1], gate.release)
 
 
 def test_calls_on_the_loop_take_a_turn_each(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,17 +78,17 @@ def test_calls_on_the_loop_take_a_turn_each(empty_dir: Path, monkeypatch: pytest
         calls.append(inputs)
         return inputs
 
-    monkeypatch.setattr(TensorPredictor, "measure_cost", lambda self, rows: Cost(0.0, 1e-6))
+    monkeypatch.setattr(TensorPredictor, "measure_cost", lambda self, max_rows: Cost(0.0, 1e-6))
     monkeypatch.setattr(TensorPredictor, "predict", predict)
     made: list[int] = []  # calls by each answer
-    run_three(load_echo(empty_dir).get("echo").batcher, lambda: made.append(len(calls)))
+    run_three(load_echo(empty_dir)[1], lambda: made.append(len(calls)))
     assert made[0] < 3
     assert made[-1] == 3
 
 
 def test_cost_grows_with_the_requests(empty_dir: Path) -> None:
     """Every request is a call of its own, so ten of them cost ten times as much as one."""
-    cost = load_echo(empty_dir).get("echo").predictor.measure_cost(64)
+    cost = load_echo(empty_dir)[0].measure_cost(64)
     assert cost.fixed == 0
     assert 0 < cost.each < 1
 
