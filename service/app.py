@@ -152,6 +152,7 @@ class Application:
             tasks = [asyncio.create_task(self._reconciler.run())]
             if self._engine is not None:
                 tasks.append(asyncio.create_task(self._engine.run()))
+                await self._engine.wait_until_connected()
             yield
             for task in tasks:
                 task.cancel()

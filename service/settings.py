@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.errors import StartError, describe_invalid
 
+Placement = Literal["auto", "inline", "engine"]
+
 
 class Settings(BaseModel):
     """How the service runs. Frozen: a change is a restart."""
@@ -39,7 +41,7 @@ class Settings(BaseModel):
     backend: Literal["auto", "onnx", "torchscript", "onnx-int8"] = Field(
         default="auto", description="which artifact to run: auto, onnx, torchscript, or onnx-int8 where a model has it"
     )
-    placement: Literal["auto", "inline", "engine"] = Field(
+    placement: Placement = Field(
         default="auto",
         description="where models run: in every worker (inline), in one engine process, or by size and speed (auto)",
     )

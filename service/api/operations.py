@@ -71,6 +71,7 @@ def describe_model(model: Model, served: LoadedVersion | None = None) -> dict[st
         "backend": backend.name,
         "device": backend.device,
         "provider": backend.provider,
+        "placement": served.placement,
     }
     return answer
 

@@ -178,6 +178,7 @@ def model_schema() -> Schema:
         "backend": TEXT | {"description": "the artifact that runs"},
         "device": TEXT,
         "provider": TEXT | {"description": "what runs it"},
+        "placement": {"type": "string", "enum": ["inline", "engine"], "description": "every worker, or one process"},
     }
     return object_of(properties, required=("name", "ready", "versions", "refused"))
 

@@ -47,7 +47,7 @@ class ModelHost(LitAPI):
         listener: the listening socket that all workers share.
         threads: CPU threads that one backend call may use.
         shared: a folder through which the workers coordinate.
-        has_engine: whether there is an engine for heavy models.
+        engine: where heavy models run, if they do not run here.
         heartbeat: what the server calls while its event loop runs.
     """
 
@@ -60,7 +60,7 @@ class ModelHost(LitAPI):
         listener: socket.socket,
         threads: int,
         shared: Path,
-        has_engine: bool,
+        engine: EngineClient | None,
         heartbeat: Callable[[], None],
     ) -> None:
         super().__init__(loop=HttpLoop())
@@ -68,7 +68,7 @@ class ModelHost(LitAPI):
         self.listener = listener
         self.threads = threads
         self.shared = shared
-        self.has_engine = has_engine
+        self.engine = engine
         self.heartbeat = heartbeat
 
     def setup(self, device: str) -> None:
@@ -77,8 +77,7 @@ class ModelHost(LitAPI):
         Raises:
             StartError: the models folder, the backend or the device asked for is not there.
         """
-        engine = EngineClient(self.shared / ENGINE_SOCKET, self.settings.queue_size) if self.has_engine else None
-        self.app = create_app(self.settings, self.threads, device, self.shared, engine)
+        self.app = create_app(self.settings, self.threads, device, self.shared, self.engine)
         self.server = HttpServer(self.app, self.listener, self.heartbeat)
         signal.signal(signal.SIGTERM, self.server.handle_exit)
 
@@ -134,7 +133,8 @@ def serve(settings: Settings, shared: Path) -> None:
         logger.warning("listening on %s without --api-key: anyone who can reach this port can use every model", host)
 
     def run_worker(context: WorkerContext) -> None:
-        api = ModelHost(settings, listener, threads, shared, has_engine, context.heartbeat)
+        client = EngineClient(shared / ENGINE_SOCKET, settings.queue_size, context.request_engine)
+        api = ModelHost(settings, listener, threads, shared, client if has_engine else None, context.heartbeat)
         api.setup(context.device)
         context.report_ready()
         api.loop.run(api)

@@ -6,6 +6,7 @@ pauses.
 """
 
 import logging
+import math
 import multiprocessing as mp
 import os
 import signal
@@ -34,6 +35,7 @@ MAX_FAILURES = 5  # in a row, with no other worker ready: then the service ends,
 CHECK_SECONDS = 1.0  # between checks of the heartbeats
 ECHO_SECONDS = 0.5  # a signal that follows another within this time is a copy of it
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_READY, _ENGINE = "ready", "engine"  # messages of a worker
 _fork = mp.get_context("fork")
 
 
@@ -44,6 +46,7 @@ class WorkerContext(NamedTuple):
     report_ready: Callable[[], None]  # to be called once, when the worker can serve
     heartbeat: Callable[[], None]  # to be called from its event loop at least once a second
     previous_exit: int  # how the process before it ended: 0 where there was none, negative for a signal
+    request_engine: Callable[[], None]  # has the engine started, if it is not running
 
 
 Run = Callable[[WorkerContext], None]
@@ -85,13 +88,15 @@ class Supervisor:
         run_worker: what a worker does, in its own process; when it returns, the process ends. It may raise
             `StartError`, whose message is logged without a traceback.
         devices: the device of each worker; a device may be given several times.
-        run_engine: what the engine does, if there is to be one. Its death at any time ends nothing else.
+        run_engine: what the engine does, once a worker requests it; it may return when it has nothing left to do. Its
+            death at any time ends nothing else.
     """
 
     def __init__(self, run_worker: Run, devices: Sequence[str], run_engine: Run | None = None) -> None:
         self._workers = [_Worker(index, f"worker-{index}", device, run_worker) for index, device in enumerate(devices)]
         if run_engine is not None:
-            self._workers.append(_Worker(len(devices), "engine-cpu", "cpu", run_engine, is_engine=True))
+            engine = _Worker(len(devices), "engine-cpu", "cpu", run_engine, is_engine=True, start_at=math.inf)
+            self._workers.append(engine)
         self._heartbeats = _fork.RawArray("Q", len(self._workers))
         self._checked_at = 0.0
         self._lifeline = os.pipe()  # only the parent keeps the write end open, so workers see EOF when it dies
@@ -146,9 +151,10 @@ class Supervisor:
         worker.pipe, sender = mp.Pipe(duplex=False)
         context = WorkerContext(
             worker.device,
-            partial(sender.send, None),
+            partial(sender.send, _READY),
             partial(_count_heartbeat, self._heartbeats, worker.index),
             worker.previous_exit,
+            partial(sender.send, _ENGINE),
         )
         worker.process = _fork.Process(
             target=_run_in_child,
@@ -164,7 +170,7 @@ class Supervisor:
     def _wait(self, wake: Connection) -> None:
         """Return when a worker is ready or dead, one is due to start, or a signal has arrived."""
         waiting: list[Any] = [wake]
-        waiting += [worker.pipe for worker in self._workers if worker.pipe and not worker.ready]
+        waiting += [worker.pipe for worker in self._workers if worker.pipe]
         waiting += [worker.process.sentinel for worker in self._workers if worker.process]
         due = [worker.start_at for worker in self._workers if worker.process is None]
         now = time.monotonic()
@@ -172,20 +178,35 @@ class Supervisor:
 
     def _check_processes(self, announce: Callable[[], None]) -> None:
         for worker in self._workers:
-            if worker.pipe is not None and not worker.ready and worker.pipe.poll():
-                worker.ready = _is_message(worker.pipe)
-                worker.ready_at = time.monotonic()
+            if worker.pipe is not None and worker.pipe.poll():
+                self._read(worker, worker.pipe)
             if worker.process is not None and not worker.process.is_alive():
                 self._handle_death(worker, worker.process)
-        if not self._announced and all(worker.ready for worker in self._workers):
+        if not self._announced and all(worker.ready for worker in self._workers if not worker.is_engine):
             self._announced = True
             announce()
+
+    def _read(self, worker: _Worker, pipe: Connection) -> None:
+        """Take a message of a worker: it is ready, or needs the engine."""
+        try:
+            message = pipe.recv()
+        except EOFError:  # the process is ending
+            pipe.close()
+            worker.pipe = None
+            return
+        if message == _READY:
+            worker.ready, worker.ready_at = True, time.monotonic()
+        for engine in [each for each in self._workers if each.is_engine and message == _ENGINE]:
+            engine.start_at = min(engine.start_at, time.monotonic())
 
     def _handle_death(self, worker: _Worker, process: BaseProcess) -> None:
         if self._signals:
             return
         mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
-        if worker.ready:
+        is_done = worker.is_engine and process.exitcode == 0
+        if is_done:
+            logger.debug("%s has nothing left to do", process.name)
+        elif worker.ready:
             logger.error("%s ended with code %s; starting another", process.name, process.exitcode)
         elif not self._announced and not worker.is_engine:
             raise StartError("a worker could not be started; the reason is above")
@@ -195,7 +216,7 @@ class Supervisor:
         if worker.failures >= MAX_FAILURES and not any(other.ready for other in others):
             raise StartError(f"no worker could be started in {MAX_FAILURES} attempts; the reason is above")
         pause = min(FIRST_PAUSE * 2 ** (worker.failures - 1), LONGEST_PAUSE) if worker.failures else 0.0
-        if worker.was_ready and not worker.ready:
+        if worker.was_ready and not worker.ready and not is_done:
             logger.error("%s died while starting; retrying with increasing pauses", process.name)
         if worker.pipe is not None:
             worker.pipe.close()
@@ -203,8 +224,9 @@ class Supervisor:
         process.close()
         worker.was_ready = worker.ready
         worker.process, worker.pipe, worker.ready = None, None, False
-        worker.start_at = time.monotonic() + pause
-        metrics.record_restart()
+        worker.start_at = math.inf if is_done else time.monotonic() + pause
+        if not is_done:
+            metrics.record_restart()
 
     def _check_heartbeats(self, limit: float) -> None:
         """Kill workers whose event loop has been blocked for too long: nothing else would end their requests.
@@ -249,15 +271,6 @@ class Supervisor:
                 logger.error("%s did not end in time and was killed", worker.process.name)
                 worker.process.kill()
                 worker.process.join()
-
-
-def _is_message(pipe: Connection) -> bool:
-    """Tell whether what can be read is a message, and not the end of the process."""
-    try:
-        pipe.recv()
-    except EOFError:
-        return False
-    return True
 
 
 def _count_heartbeat(heartbeats: Any, index: int) -> None:  # noqa: ANN401 - a shared array

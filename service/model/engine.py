@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import signal
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +24,20 @@ from service.errors import ModelRefusedError, ServiceError, StartError, Unavaila
 from service.model import channel
 from service.model.batching import Batcher
 from service.model.cost import Cost
+from service.model.memory import release_memory
 from service.model.predictor import AnyPredictor, load_any_predictor
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
 
+if sys.platform == "win32":
+    from asyncio import new_event_loop
+else:
+    from uvloop import new_event_loop
+
 logger = logging.getLogger("service")
 
-TICK_SECONDS = 0.1
+TICK_SECONDS, IDLE_TICK_SECONDS = 0.1, 1.0
+IDLE_SECONDS = 10.0  # without an open version, after which an engine ends
 NICENESS = 10  # a saturated engine gives way to the workers
 _OPENING, _KILLERS = "opening.json", "killers.json"
 
@@ -57,8 +66,8 @@ class Reply:
         self._send(channel.pack({"id": self._number}, outputs))
 
     def set_exception(self, error: BaseException, /) -> None:
-        """Send a failure: its class and its sentence."""
-        self._send(channel.pack({"id": self._number, "error": [type(error).__name__, str(error)]}))
+        """Send a failure."""
+        self._send(channel.pack({"id": self._number, "error": describe_error(error)}))
 
     def _send(self, parts: list[bytes | memoryview]) -> None:
         if not self.answered and not self._writer.is_closing():
@@ -85,40 +94,64 @@ class Engine:
         self._opener = ThreadPoolExecutor(1, "open")
         self._opening: dict[str, asyncio.Future[OpenVersion]] = {}
         self._is_stopping = False
+        self._changed = asyncio.Event()  # there may be a reason to end
+        self._idle_since = time.monotonic()
         self._killers = self._read_killers(previous_exit)
 
-    def _read_killers(self, previous_exit: int) -> dict[str, str]:
-        """Return the versions that killed an engine while they were opened, the one before this included."""
-        killers: dict[str, str] = {}
+    def _read_killers(self, previous_exit: int) -> dict[str, list[str]]:
+        """Return how engines before this one ended while they opened a version, by version."""
+        killers: dict[str, list[str]] = {}
         known, opening = self._path.parent / _KILLERS, self._path.parent / _OPENING
         with contextlib.suppress(FileNotFoundError):
             killers = json.loads(known.read_bytes())
         with contextlib.suppress(FileNotFoundError):
-            name = signal.Signals(-previous_exit).name if previous_exit < 0 else f"exit code {previous_exit}"
-            killers[opening.read_text()] = f"opening it ended the engine ({name})"
+            end = signal.Signals(-previous_exit).name if previous_exit < 0 else f"exit code {previous_exit}"
+            killers.setdefault(opening.read_text(), []).append(end)
             known.write_text(json.dumps(killers))
             opening.unlink()
         return killers
 
+    def _check_harmless(self, key: str) -> None:
+        """Refuse to open what ended an engine; by SIGKILL, which may have had another reason, only the second time.
+
+        Raises:
+            ModelRefusedError: it did.
+        """
+        ends = self._killers.get(key, [])
+        if len(ends) > 1 or (ends and ends != ["SIGKILL"]):
+            raise ModelRefusedError(f"the engine was ended by {ends[-1]} while it opened it")
+
     def stop(self) -> None:
         """End once the last worker has gone."""
         self._is_stopping = True
+        self._changed.set()
 
     async def run(self, report_ready: Callable[[], None], heartbeat: Callable[[], None]) -> None:
-        """Serve workers until stopped, or until a backend call does not end."""
+        """Serve workers until SIGTERM and the end of the last worker, or until a backend call does not end."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
         self._path.unlink(missing_ok=True)
         server = await asyncio.start_unix_server(self._serve, self._path, limit=channel.BUFFER_BYTES)
         report_ready()
         limit = 2 * self._settings.request_timeout
-        async with server:
-            while not (self._is_stopping and not self._connections):
-                heartbeat()
-                for version in self._versions.values():
-                    version.metrics.write(version.batcher.rows, version.batcher.backlog)
-                    if version.batcher.running > limit:
-                        logger.error("a call of model %s does not end; the engine ends", version.metrics.model)
-                        os._exit(1)  # the interpreter would wait for the thread
-                await asyncio.sleep(TICK_SECONDS if self._versions else 1.0)
+        while self._versions or not self._is_over():
+            self._changed.clear()
+            heartbeat()
+            for version in self._versions.values():
+                self._idle_since = time.monotonic()
+                version.metrics.write(version.batcher.rows, version.batcher.backlog)
+                if version.batcher.running > limit:
+                    logger.error("a call of model %s does not end; the engine ends", version.metrics.model)
+                    os._exit(1)  # the interpreter would wait for the thread
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS if self._versions else IDLE_TICK_SECONDS):
+                    await self._changed.wait()
+        server.close()
+
+    def _is_over(self) -> bool:
+        """Tell whether to end: no worker is left after SIGTERM, or none has had anything open here for a while."""
+        if self._opening:
+            self._idle_since = time.monotonic()
+        return not self._connections if self._is_stopping else time.monotonic() - self._idle_since > IDLE_SECONDS
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection until it ends; close what only its worker held once that has no other."""
@@ -142,7 +175,7 @@ class Engine:
                     writer.writelines(channel.pack({"id": number} | answer))
                 elif action == "close":
                     self._release(worker, fields["key"])
-        except channel.ChannelClosedError:
+        except (channel.ChannelClosedError, asyncio.CancelledError):  # the worker, or this engine, ends
             for reply in replies.values():
                 reply.answered = True  # nobody waits any more
         finally:
@@ -150,6 +183,8 @@ class Engine:
             if self._connections[worker] <= 0:
                 del self._connections[worker]
                 self._release(worker)
+            if self._is_stopping:
+                self._changed.set()
             writer.close()
 
     def _run(self, fields: channel.Fields, tensors: Any, reply: Reply) -> None:  # noqa: ANN401 - array or Tensors
@@ -174,10 +209,11 @@ class Engine:
                 finally:
                     self._opening.pop(key, None)
         except ServiceError as error:
-            return {"error": [type(error).__name__, str(error)]}
+            return {"error": describe_error(error)}
         except Exception as error:  # whatever is wrong with one version, the engine goes on
             logger.exception("model %s version %d could not be opened", fields["name"], fields["version"])
-            return {"error": ["ModelRefusedError", f"it could not be opened ({type(error).__name__}); see the log"]}
+            reason = f"it could not be opened ({type(error).__name__}); see the log"
+            return {"error": describe_error(ModelRefusedError(reason))}
         version = self._versions[key]
         version.holders.add(holder)
         backend, cost = version.predictor.backend, version.cost
@@ -186,8 +222,7 @@ class Engine:
     def _load(self, fields: channel.Fields) -> OpenVersion:
         """Verify, open and measure a version, in the thread that opens; leave a note of what is being opened."""
         key, settings = fields["key"], self._settings
-        if key in self._killers:
-            raise ModelRefusedError(self._killers[key])
+        self._check_harmless(key)
         note = self._path.parent / _OPENING
         note.write_text(key)
         try:
@@ -198,6 +233,7 @@ class Engine:
             cost = predictor.measure_cost(rows)
         finally:
             note.unlink()
+            release_memory()
         metrics = ModelMetrics(fields["name"], fields["version"])
         batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, metrics)
         return OpenVersion(predictor, batcher, metrics, cost)
@@ -210,6 +246,12 @@ class Engine:
             if not version.holders:
                 version.metrics.write(0)
                 del self._versions[name]
+                self._opener.submit(release_memory)
+
+
+def describe_error(error: BaseException) -> list[Any]:
+    """Return a failure as a message has it: its class, its sentence, and seconds until a retry makes sense."""
+    return [type(error).__name__, str(error), getattr(error, "retry_after", 0)]
 
 
 def run_engine(
@@ -227,8 +269,8 @@ def run_engine(
     """
     os.nice(NICENESS)
     engine = Engine(settings, path, threads, previous_exit)
-    signal.signal(signal.SIGTERM, lambda number, frame: engine.stop())
     try:
-        asyncio.run(engine.run(report_ready, heartbeat))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(engine.run(report_ready, heartbeat))
     except OSError as error:
         raise StartError(f"the engine cannot listen on {path}: {error.strerror}") from error

@@ -40,9 +40,7 @@ def interpret(outputs: Array, manifest: Manifest) -> Array:
     return np.concatenate((1 - outputs, outputs), axis=1)
 
 
-def classify(
-    outputs: Array, manifest: Manifest, threshold: float | None = None
-) -> tuple[Array, NDArray[np.intp]]:
+def classify(outputs: Array, manifest: Manifest, threshold: float | None = None) -> tuple[Array, NDArray[np.intp]]:
     """Return the probabilities float32 (N, labels) of a classifier's outputs (N, K), and the index of each row's label.
 
     `threshold` is the request's, for a binary model.

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,12 @@ class EngineClient:
     Args:
         path: of the engine's socket.
         queue_size: rows of one request that an engine takes at most.
+        request_engine: has the engine started, if it is not running.
     """
 
-    def __init__(self, path: Path, queue_size: int) -> None:
+    def __init__(self, path: Path, queue_size: int, request_engine: Callable[[], None]) -> None:
         self.queue_size = queue_size
+        self._request_engine = request_engine
         self._path = path
         self._worker = f"{os.getpid()}-{id(self)}"
         self._lock = threading.Lock()
@@ -120,6 +123,9 @@ class EngineClient:
         self._pending: dict[int, tuple[float, Waiter]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._opened = asyncio.Event()  # a version is open in the engine
+        self._connected = threading.Event()  # for requests
+        self._is_sweeping = False
 
     def open(self, manifest: AnyManifest, fields: channel.Fields) -> tuple[RemotePredictor, RemoteBatcher]:
         """Have the engine verify, open and measure a version; wait for an engine that is starting.
@@ -131,6 +137,11 @@ class EngineClient:
         answer = self._open(fields)
         batcher = RemoteBatcher(self, fields)
         self._batchers.add(batcher)
+        if self._loop is None:
+            self._opened.set()
+        else:
+            self._loop.call_soon_threadsafe(self._opened.set)
+            self._connected.wait(CONNECT_SECONDS)  # so that a version that is committed can answer
         weakref.finalize(batcher, self._close, fields["key"])
         return RemotePredictor(manifest, RemoteBackend(*answer["backend"])), batcher
 
@@ -145,12 +156,13 @@ class EngineClient:
                 except channel.ChannelClosedError:  # the engine ended meanwhile; its successor may know why
                     self._control = None
                     if is_last:
-                        raise ModelRefusedError("opening it ended the engine") from None
+                        raise ModelRefusedError("the engine ended while it opened it, twice") from None
         if "error" in answer:
             raise _as_error(answer)
         return answer
 
     def _connect(self) -> socket.socket:
+        self._request_engine()
         until = time.monotonic() + CONNECT_SECONDS
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -180,6 +192,9 @@ class EngineClient:
         self._pending[number] = deadline, waiter
         fields = {"do": "run", "id": number, "key": key, "deadline": deadline}
         self._writer.writelines(channel.pack(fields, inputs))
+        if not self._is_sweeping and self._loop is not None:
+            self._is_sweeping = True
+            self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _write(self, fields: channel.Fields) -> None:
         if self._writer is not None:
@@ -188,20 +203,26 @@ class EngineClient:
     async def run(self) -> None:
         """Stay connected until cancelled."""
         self._loop = asyncio.get_running_loop()
-        sweeping = self._loop.create_task(self._sweep())
-        try:
-            while True:
-                with contextlib.suppress(OSError, channel.ChannelClosedError):
-                    await self._run_connected()
-                await asyncio.sleep(RETRY_SECONDS)
-        finally:
-            sweeping.cancel()
+        while True:
+            await self._opened.wait()
+            if not self._batchers:
+                self._opened.clear()
+                continue
+            with contextlib.suppress(OSError, channel.ChannelClosedError):
+                await self._run_connected()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def wait_until_connected(self) -> None:
+        """Wait until requests can be sent for the versions that are open, but not for long."""
+        if self._batchers:
+            await asyncio.get_running_loop().run_in_executor(None, self._connected.wait, CONNECT_SECONDS)
 
     async def _run_connected(self) -> None:
         """Connect, open again what was open in the engine before, and deliver answers until the engine ends."""
         reader, writer = await asyncio.open_unix_connection(self._path, limit=channel.BUFFER_BYTES)
         self._writer = writer
         self._write({"do": "hello", "id": 0})
+        self._connected.set()
         reopening = asyncio.create_task(self._reopen())
         try:
             while True:
@@ -216,6 +237,7 @@ class EngineClient:
         finally:
             reopening.cancel()
             self._writer = None
+            self._connected.clear()
             writer.close()
             for batcher in self._batchers:
                 batcher.problem = "the engine of this model is starting; try again in a moment"
@@ -233,19 +255,24 @@ class EngineClient:
             except ServiceError as error:
                 batcher.problem = f"the model is not ready: {error}"
 
-    async def _sweep(self) -> None:
+    def _sweep(self) -> None:
         """Answer what an engine did not answer in time, and tell it of requests that nobody waits for any more."""
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            now = asyncio.get_running_loop().time()
-            for number, (deadline, waiter) in list(self._pending.items()):
-                if not waiter.answered and deadline + SWEEP_SECONDS < now:
-                    waiter.set_exception(DeadlineExceededError("no answer was ready by the request's deadline"))
-                if waiter.answered:
-                    del self._pending[number]
-                    self._write({"do": "cancel", "id": number})
+        assert self._loop is not None
+        now = self._loop.time()
+        for number, (deadline, waiter) in list(self._pending.items()):
+            if not waiter.answered and deadline + SWEEP_SECONDS < now:
+                waiter.set_exception(DeadlineExceededError("no answer was ready by the request's deadline"))
+            if waiter.answered:
+                del self._pending[number]
+                self._write({"do": "cancel", "id": number})
+        self._is_sweeping = bool(self._pending)
+        if self._is_sweeping:
+            self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
 
 def _as_error(fields: channel.Fields) -> ServiceError:
-    name, sentence = fields["error"]
-    return _ERRORS.get(name, InferenceError)(sentence)
+    name, sentence, retry_after = fields["error"]
+    error = _ERRORS.get(name, InferenceError)(sentence)
+    if isinstance(error, UnavailableError):
+        error.retry_after = retry_after
+    return error

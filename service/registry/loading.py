@@ -25,7 +25,7 @@ from service.registry.model_folder import (
     scan,
 )
 from service.registry.versions import NO_FAILURES, FailedVersions, LoadedVersion, Model, VersionKey, list_served
-from service.settings import Settings
+from service.settings import Placement, Settings
 from service.telemetry.metrics import ModelMetrics
 
 logger = logging.getLogger("service")
@@ -122,7 +122,8 @@ class Loader:
         # Pending at the last call and not touched since: nobody is copying them any more.
         complete = {key: reason for key, reason in last.failed.pending.items() if key in unchanged}
         retried = set() if debounce else {key for key in unchanged if key in complete or _is_refused(key, models)}
-        opened, errors = self._open_all(folder for key, folder in wanted.items() if key not in unchanged - retried)
+        new = [folder for key, folder in wanted.items() if key not in unchanged - retried]
+        opened, errors = self._open_all(new, settings)
         reasons = {key: str(error) for key, error in errors.items()}
         return Change(
             scan=found,
@@ -152,14 +153,14 @@ class Loader:
         return settings, wrong
 
     def _open_all(
-        self, folders: Iterable[VersionFolder]
+        self, folders: Iterable[VersionFolder], settings: Mapping[str, ModelSettings]
     ) -> tuple[dict[VersionKey, LoadedVersion], dict[VersionKey, ServiceError]]:
         opened: dict[VersionKey, LoadedVersion] = {}
         errors: dict[VersionKey, ServiceError] = {}
         for folder in folders:
             key = VersionKey(folder.name, folder.version)
             try:
-                opened[key] = self.open_version(folder)
+                opened[key] = self.open_version(folder, settings[folder.name].placement)
             except ServiceError as error:
                 errors[key] = error
             except Exception as error:  # whatever is wrong with one version, the others are served
@@ -168,16 +169,21 @@ class Loader:
                 errors[key] = ModelRefusedError(f"it could not be opened ({kind}); see the log")
         return opened, errors
 
-    def open_version(self, folder: VersionFolder) -> LoadedVersion:
+    def open_version(self, folder: VersionFolder, placement: Placement | None = None) -> LoadedVersion:
         """Verify, open and measure one version, here or in the engine.
+
+        Args:
+            folder: of the version.
+            placement: what the model's settings say; what the service's do where they say nothing.
 
         Raises:
             ModelRefusedError: it fails a check.
             StartError: it cannot run on the backend or device asked for.
         """
         settings, metrics = self._settings, ModelMetrics(folder.name, folder.version)
-        if self._engine is not None and self._is_large(folder):
-            return self._open_in_engine(self._engine, folder, metrics)
+        engine, placement = self._engine, placement or settings.placement
+        if engine is not None and (placement == "engine" or (placement == "auto" and self._is_large(folder))):
+            return self._open_in_engine(engine, folder, metrics)
         predictor = load_any_predictor(
             folder.path,
             settings.backend,
@@ -189,19 +195,17 @@ class Loader:
         # Requests with tensors of any shape cannot share a call.
         rows = 1 if predictor.manifest.task == "tensors" else settings.max_batch_size
         cost = predictor.measure_cost(rows)
-        if self._engine is not None and cost.fixed + cost.each > MAX_INLINE_SECONDS:
-            return self._open_in_engine(self._engine, folder, metrics)
+        if engine is not None and placement == "auto" and cost.seconds(1) > MAX_INLINE_SECONDS:
+            return self._open_in_engine(engine, folder, metrics)
         batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, metrics)
         return LoadedVersion(predictor, batcher, metrics)
 
     def _is_large(self, folder: VersionFolder) -> bool:
-        """Tell whether a version's weights are too large for a copy in every worker, or all versions go to the engine.
+        """Tell whether a version's weights are too large for a copy in every worker.
 
         Raises:
             ModelRefusedError: its manifest cannot be read.
         """
-        if self._settings.placement == "engine":
-            return True
         manifest = load_any_manifest(folder.path)
         backends = choose_backends(manifest, self._settings.backend)
         return bool(backends) and manifest.artifacts[backends[0]].bytes > MAX_INLINE_BYTES

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from service.errors import InvalidRequestError, ModelRefusedError, describe_invalid
 from service.model.version_folder import MANIFEST_FILE, load_any_manifest
+from service.settings import Placement
 
 logger = logging.getLogger("service")
 
@@ -40,13 +41,14 @@ class VersionFolder(NamedTuple):
 
 
 class ModelSettings(BaseModel):
-    """`models/<name>/settings.json`: which versions are served, which one is the latest, and names for versions."""
+    """`models/<name>/settings.json`: which versions are served, which is the latest, labels, and where they run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     versions: tuple[int, ...] | None = Field(default=None, description="versions to serve; all when absent")
     latest: int | None = Field(default=None, description="version of paths without one; the newest when absent")
     labels: dict[Label, int] = Field(default_factory=dict, description='such as {"stable": 1, "canary": 2}')
+    placement: Placement | None = Field(default=None, description="where it runs; as `--placement` says when absent")
 
     def includes(self, version: int) -> bool:
         """Tell whether a version is to be served."""

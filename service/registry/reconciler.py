@@ -7,14 +7,12 @@ until all workers have, and commits it.
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
-import sys
 import time
 from collections.abc import Callable
 
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
+from service.model.memory import release_memory
 from service.registry.changes import log_changes, log_served
 from service.registry.coordination import Coordination, DesiredState, Update, WorkerStatus
 from service.registry.loading import Change
@@ -82,7 +80,7 @@ class Reconciler:
         await self._wait_until(lambda: self._coordination.is_prepared(state.generation))
         self._commit(change, state)
         del change
-        await asyncio.get_running_loop().run_in_executor(None, _release_memory)
+        await asyncio.get_running_loop().run_in_executor(None, release_memory)
 
     async def _prepare(self, state: DesiredState) -> Change:
         prepare, loop = self.registry.prepare, asyncio.get_running_loop()
@@ -224,12 +222,3 @@ async def _wait(event: asyncio.Event, seconds: float | None) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-
-
-def _release_memory() -> None:
-    """Free removed graphs that only reference cycles hold, and have the C library return their memory."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -20,7 +20,7 @@ from service.registry.model_folder import SETTINGS_FILE, VersionFolder
 from service.registry.reconciler import Reconciler
 from service.registry.registry import Registry
 from service.registry.versions import LoadedVersion
-from service.settings import Settings
+from service.settings import Placement, Settings
 from tests import fakes
 
 Talk = Callable[[Reconciler], Coroutine[Any, Any, None]]
@@ -126,19 +126,14 @@ def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
 
     async def talk(reconciler: Reconciler) -> None:
         await reconciler.unload("doubler")
-        assert versions(reconciler) == []
+        assert versions(one) == versions(other) == []
+        shutil.copy(next(shared.glob("worker-*")), shared / "worker-1-0")  # a living process that never follows
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reconciler_module, "CHANGE_SECONDS", 0.3)
+            with pytest.raises(DeadlineExceededError, match="not every worker applied the change within"):
+                await reconciler.load("doubler")
 
     run_all(one, other, talk=talk)
-    assert versions(other) == []
-    shutil.copy(next(shared.glob("worker-*")), shared / "worker-1-0")  # a living process that never follows
-
-    async def wait(reconciler: Reconciler) -> None:
-        with pytest.raises(DeadlineExceededError, match="not every worker applied the change within"):
-            await reconciler.load("doubler")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconciler_module, "CHANGE_SECONDS", 0.3)
-        run_all(one, talk=wait)
 
 
 def test_waiting_worker_rereads_nothing(empty_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +201,7 @@ def test_version_that_one_worker_refuses_serves_nowhere(empty_dir: Path, tmp_pat
     good, bad = build(empty_dir, tmp_path), build(empty_dir, tmp_path)
     opens = bad.registry.loader.open_version
 
-    def refuse(folder: VersionFolder) -> LoadedVersion:
+    def refuse(folder: VersionFolder, placement: Placement | None = None) -> LoadedVersion:
         raise ModelRefusedError("out of memory")
 
     async def talk(reconciler: Reconciler) -> None:
@@ -231,7 +226,7 @@ def test_version_pending_in_one_worker_is_tried_again(empty_dir: Path, tmp_path:
     early, late = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
     opens = early.registry.loader.open_version
 
-    def fail_once(folder: VersionFolder) -> LoadedVersion:
+    def fail_once(folder: VersionFolder, placement: Placement | None = None) -> LoadedVersion:
         early.registry.loader.open_version = opens  # type: ignore[method-assign]
         (empty_dir / "doubler" / "2" / "note.txt").write_text("still being copied")
         raise ModelRefusedError("half there")

@@ -16,6 +16,7 @@ _FLOAT = "tensor(float)"
 # In protobuf, what stands before the name of a file that has a tensor's numbers, and the length of that name.
 _LOCATION = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
 _EXTERNAL_DATA = b"j"  # the tag of `TensorProto.external_data`, with a byte or two of length before that
+_LARGE_BYTES = 8 * 2**20  # a graph of this size gains nothing from an arena, which keeps what the largest batch took
 _NO_FOLDER = "/nonexistent"
 _FATAL = 4  # what it writes by itself below this is in no log format; errors reach the log as exceptions
 ort.set_default_logger_severity(_FATAL)
@@ -90,6 +91,7 @@ def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSess
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = len(content) < _LARGE_BYTES
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     # Idle threads that spin would hold a core each; a small model has no use for them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,0 +1,223 @@
+"""Engines, over real HTTP: heavy models run in a process of their own, and what happens there hurts nobody else."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from onnx import TensorProto, helper
+
+from tests import fakes
+from tests.fakes import FakeModel
+from tests.servers import Server
+from tests.wire import Wire, build_predict, exchange, napper, rounds_for, wait_until
+
+HEAVY_BYTES = 20 * 2**20  # of weights: too many for a copy in every worker
+RIGHT = [{"prediction": 4.0}]
+
+
+def heavy(name: str = "heavy") -> FakeModel:
+    """Regression y = 2·x with weights that are large and of no use."""
+    wide = HEAVY_BYTES // 4
+    nodes = [
+        helper.make_node("MatMul", ["inputs", "factor"], ["doubled"]),
+        helper.make_node("ReduceSum", ["ballast"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+        helper.make_node("Add", ["doubled", "nothing"], ["outputs"]),
+    ]
+    weights = {
+        "factor": np.array([[2]], np.float32),
+        "zero": np.array(0, np.float32),
+        "ballast": np.random.default_rng(0).random(wide, dtype=np.float32),
+    }
+    content = fakes.build_onnx(*nodes, weights=weights, wide=1, out=1)
+    return FakeModel(name, "regression", fakes.tabular("x"), {"kind": "value"}, {"onnx": content})
+
+
+def killer() -> FakeModel:
+    """A valid graph that ends the process that opens it: it divides the smallest int32 by -1 (SIGFPE on x86)."""
+    nodes = [
+        helper.make_node("Cast", ["inputs"], ["whole"], to=TensorProto.INT32),
+        helper.make_node("Mul", ["whole", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "smallest"], ["dividend"]),
+        helper.make_node("Div", ["dividend", "minus"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["outputs"], to=TensorProto.FLOAT),
+    ]
+    weights = {
+        "zero": np.array(0, np.int32),
+        "smallest": np.array(-(2**31), np.int32),
+        "minus": np.array(-1, np.int32),
+    }
+    content = fakes.build_onnx(*nodes, weights=weights, wide=1, out=1)  # type: ignore[arg-type]
+    return FakeModel("killer", "regression", fakes.tabular("x"), {"kind": "value"}, {"onnx": content})
+
+
+def find_engine(server: Server) -> psutil.Process | None:
+    """Return a server's engine: the process with the socket that workers connect to."""
+    for process in server.members():
+        for connection in process.net_connections("unix"):
+            if connection.laddr and str(connection.laddr).endswith("engine-cpu.sock") and connection.status == "NONE":
+                return process if process.nice() > 0 else None
+    return next((process for process in server.members() if process.nice() > 0), None)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a heavy model and a light one."""
+    folder = tmp_path_factory.mktemp("engines") / "models"
+    fakes.write_version(folder, heavy())
+    fakes.write_version(folder, fakes.doubler())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(root: Path) -> Iterator[Server]:
+    """A server of two workers, whose engine has the heavy model."""
+    with Server(root, "--workers", "2", "--request-timeout", "5") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def engines(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose engine has every model."""
+    with Server(models_dir, "--workers", "1", "--placement", "engine") as server:
+        yield server
+
+
+def place(server: Server, model: str) -> object:
+    """Return where a model runs, as /v1 says."""
+    return server.get(f"/v1/models/{model}").json()["placement"]
+
+
+def test_heavy_weights_are_in_memory_once(mixed: Server) -> None:
+    """A model with large weights is in the engine, and a small one in every worker; both answer right."""
+    assert (place(mixed, "heavy"), place(mixed, "doubler")) == ("engine", "inline")
+    for model in ("heavy", "doubler"):
+        assert mixed.predict(model, [[2.0]]).json()["predictions"] == RIGHT
+    engine = find_engine(mixed)
+    assert engine is not None
+    assert engine.memory_info().rss > HEAVY_BYTES
+
+
+@pytest.mark.parametrize("build", fakes.GOOD)
+def test_answers_are_those_of_a_worker(build: object, engines: Server, server: Server) -> None:
+    """Whatever the task, by /v1 and by /v2, an engine's answers are byte for byte a worker's."""
+    assert callable(build)
+    fake = build()
+    shape = fake.manifest().input.shape
+    rows = np.random.default_rng(0).random((3, int(np.prod(shape))), dtype=np.float32)
+    tensor = {"name": fake.manifest().input.tensor or "inputs", "datatype": "FP32", "shape": [3, *shape]}
+    bodies = {
+        f"/v1/models/{fake.name}/versions/1:predict": {"instances": rows.tolist()},
+        f"/v2/models/{fake.name}/versions/1/infer": {"inputs": [tensor | {"data": rows.reshape(-1).tolist()}]},
+    }
+    for path, body in bodies.items():
+        theirs, ours = server.post(path, body), engines.post(path, body)
+        assert (ours.status_code, ours.content) == (200, theirs.content)
+        assert place(engines, fake.name) == "engine"
+
+
+def test_bad_input_is_refused_as_ever(engines: Server) -> None:
+    """What a worker refuses never reaches the engine; a graph without a finite answer is a 400 from there, too."""
+    assert engines.predict("doubler", [["2"]]).status_code == 400
+    answer = engines.predict("doubler", [[3e38]])
+    assert (answer.status_code, "no finite answer" in answer.json()["error"]) == (400, True)
+
+
+def test_engine_that_is_killed_ends_alone(mixed: Server) -> None:
+    """Its requests are answered 503 at once, connections stay open, inline models go on, and another engine starts."""
+    engine = find_engine(mixed)
+    assert engine is not None
+    with Wire(mixed.url) as wire:
+        assert wire.send(build_predict("heavy", [2.0])).read().status == 200
+        engine.send_signal(signal.SIGSTOP)  # so that the next request is in its hands
+        wire.send(build_predict("heavy", [2.0]))
+        time.sleep(0.2)
+        assert mixed.predict("doubler", [[2.0]]).json()["predictions"] == RIGHT
+        killed_at = time.monotonic()
+        engine.kill()
+        reply = wire.read()
+        assert (reply.status, time.monotonic() - killed_at < 1.0) == (503, True)
+        assert reply.headers is not None
+        assert reply.headers["retry-after"] == "1"
+        assert wire.send(build_predict("doubler", [2.0])).read().status == 200
+        assert "engine" in mixed.get("/health/ready").json().get("error", "engine")
+        wait_until(lambda: wire.send(build_predict("heavy", [2.0])).read().status == 200, 15)
+    assert find_engine(mixed) != engine
+    wait_until(lambda: mixed.get("/health/ready").status_code == 200, 5)
+
+
+def test_engine_that_stands_still_is_answered_504(mixed: Server) -> None:
+    """A request whose engine does nothing is answered by its deadline, by the worker."""
+    engine = find_engine(mixed)
+    assert engine is not None
+    engine.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        reply = exchange(mixed.url, build_predict("heavy", [2.0], fields=("X-Request-Timeout: 0.5",)))
+        assert (reply.status, time.monotonic() - began < 2) == (504, True)
+    finally:
+        engine.send_signal(signal.SIGCONT)
+    wait_until(lambda: exchange(mixed.url, build_predict("heavy", [2.0])).status == 200, 5)
+
+
+def test_worker_that_is_killed_takes_no_engine_along(mixed: Server) -> None:
+    """The engine goes on for the other workers, and the new worker finds it."""
+    engine = find_engine(mixed)
+    worker = next(process for process in mixed.workers() if process != engine)
+    worker.kill()
+    wait_until(lambda: len(mixed.workers()) == 3)
+    for _ in range(20):
+        wait_until(lambda: exchange(mixed.url, build_predict("heavy", [2.0])).status == 200, 5)
+    assert find_engine(mixed) == engine
+
+
+def test_graph_that_ends_its_process_is_refused_by_name(tmp_path: Path) -> None:
+    """A version that kills the engine that opens it is refused with the signal's name, once; all else is served."""
+    models = tmp_path / "models"
+    fakes.write_version(models, fakes.doubler())
+    with Server(models, "--workers", "2", "--placement", "engine", "--reload-interval", "0.2") as server:
+        fakes.write_version(models, killer())
+        wait_until(lambda: "model killer version 1 is not served" in server.log(), 20)
+        assert "SIGFPE" in server.log()
+        wait_until(lambda: server.predict("doubler", [[2.0]]).status_code == 200, 10)
+        deaths = server.log().count("engine-cpu ended with code")
+        time.sleep(1)
+        assert server.log().count("engine-cpu ended with code") == deaths <= 2
+        ready = server.get("/health/ready")
+        assert (ready.status_code, "SIGFPE" in ready.json()["error"]) == (503, True)
+
+
+def test_memory_comes_back_when_the_last_version_is_unloaded(tmp_path: Path) -> None:
+    """An engine without a version ends, and a load starts another."""
+    models = tmp_path / "models"
+    fakes.write_version(models, heavy())
+    with Server(models, "--workers", "1") as server:
+        assert find_engine(server) is not None
+        assert server.post("/v2/repository/models/heavy/unload").status_code == 200
+        wait_until(lambda: find_engine(server) is None, 20)
+        assert server.post("/v2/repository/models/heavy/load").status_code == 200
+        wait_until(lambda: server.predict("heavy", [[2.0]]).status_code == 200, 5)
+        assert "ended with code" not in server.log()
+
+
+def test_request_in_an_engine_is_finished_on_sigterm(tmp_path: Path) -> None:
+    """What is in flight in an engine when SIGTERM arrives is answered before anything ends."""
+    models = tmp_path / "models"
+    fakes.write_version(models, replace(napper(), name="napper"))
+    with Server(models, "--workers", "1", "--placement", "engine") as server:
+        with Wire(server.url) as wire:
+            wire.send(build_predict("napper", [float(rounds_for(0.5))]))
+            time.sleep(0.1)
+            os.kill(server.process.pid, signal.SIGTERM)
+            reply = wire.read()
+        assert reply.status == 200
+        assert json.loads(reply.body)["model"] == "napper"
+        assert server.process.wait(10) == 0
+        server.kill()  # closes its log

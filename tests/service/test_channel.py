@@ -1,0 +1,76 @@
+"""Tests of service.model.channel: messages over a real socket come out as they went in."""
+
+import asyncio
+import socket
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from service.model import channel
+from service.model.tensor_model import Tensors
+
+DTYPES = st.sampled_from(["<f4", "<f8", "<f2", "<i8", "<i4", "|i1", "|u1", "<u8", "|b1"])
+NUMBERS = DTYPES.flatmap(lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, min_side=0, max_side=4)))
+
+
+def send_and_read(*messages: list[bytes | memoryview]) -> list[tuple[channel.Fields, Any]]:
+    """Send messages over a socket pair, and return what the other end reads."""
+
+    async def run() -> list[tuple[channel.Fields, Any]]:
+        here, there = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=there)
+        content = b"".join(part for message in messages for part in message)
+        threading.Thread(target=here.sendall, args=(content,)).start()
+        found = [await channel.read(reader) for _ in messages]
+        here.close()
+        with pytest.raises(channel.ChannelClosedError):
+            await channel.read(reader)
+        writer.close()
+        return found
+
+    return asyncio.run(run())
+
+
+@given(NUMBERS)
+def test_one_array_comes_back(tensor: "np.ndarray[Any, Any]") -> None:
+    """An array of any datatype and shape, empty ones too, comes back bit for bit, beside its fields."""
+    ((fields, found),) = send_and_read(channel.pack({"id": 7, "deadline": 1.5}, tensor))
+    assert fields == {"id": 7, "deadline": 1.5}
+    assert (found.dtype, found.shape, found.tobytes()) == (tensor.dtype, tensor.shape, tensor.tobytes())
+
+
+@given(st.dictionaries(st.text(min_size=1), NUMBERS, min_size=1, max_size=3), st.lists(st.binary(), max_size=4))
+def test_named_tensors_come_back(numbers: "dict[str, np.ndarray[Any, Any]]", elements: list[bytes]) -> None:
+    """Several tensors come back by name, BYTES elements among them."""
+    text = np.empty(len(elements), dtype=object)
+    text[:] = elements
+    sent = Tensors(numbers | {"text ": text})
+    ((_, found),) = send_and_read(channel.pack({}, sent))
+    assert isinstance(found, Tensors)
+    assert set(found) == set(sent)
+    assert list(found.pop("text ")) == elements
+    for name, tensor in found.items():
+        assert (tensor.dtype, tensor.tobytes()) == (numbers[name].dtype, numbers[name].tobytes())
+
+
+def test_messages_follow_each_other() -> None:
+    """A message ends where its lengths say; one may have no tensors."""
+    first, second = channel.pack({"id": 1}), channel.pack({"id": 2}, np.ones((2, 3), np.float32))
+    (one, nothing), (two, tensor) = send_and_read(first, second)
+    assert (one, nothing, two, tensor.shape) == ({"id": 1}, None, {"id": 2}, (2, 3))
+
+
+def test_call_waits_for_its_answer() -> None:
+    """A blocking call returns the fields of the answer, and raises when the other end has gone."""
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(b"".join(channel.pack({"id": 0, "answer": "yes"})))
+        assert channel.call(here, {"do": "ask", "id": 0}) == {"id": 0, "answer": "yes"}
+        there.close()
+        with pytest.raises(channel.ChannelClosedError):
+            channel.call(here, {"do": "ask", "id": 0})
