@@ -38,7 +38,7 @@ _ERRORS = {
     "415": "The content type or encoding is not understood",
     "431": "There are too many or too long header fields",
     "500": "The model failed",
-    "503": "The model is not ready, or its queue is full; see Retry-After",
+    "503": "The model is not ready, or its queue is full or too long for the deadline; see Retry-After",
     "504": "No answer was ready by the deadline",
 }
 _OPEN = ("/health/live", "/health/ready")  # without a key
