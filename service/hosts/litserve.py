@@ -26,6 +26,7 @@ from service.hosts.supervisor import Supervisor, Timeouts, WorkerContext
 from service.http.server import BACKLOG, HttpServer
 from service.model import engine
 from service.model.backends import list_accelerators
+from service.model.memory import release_memory
 from service.model.remote import EngineClient
 from service.registry.registry import check_settings
 from service.settings import Settings, count_cores
@@ -88,7 +89,7 @@ class HttpLoop(LitLoop):
     def run(self, lit_api: ModelHost, *_: object, **__: object) -> None:
         """Serve HTTP on the shared socket until the worker is told to stop."""
         sys.setswitchinterval(SWITCH_SECONDS)
-        gc.collect()
+        release_memory()
         gc.freeze()  # objects made at start-up stay; no collection has to visit them
         gc.set_threshold(GARBAGE_THRESHOLD)
         lit_api.server.run()
@@ -152,6 +153,8 @@ def serve(settings: Settings, shared: Path) -> None:
     timeouts = Timeouts(
         settings.drain_delay, settings.shutdown_grace, max(MIN_HEARTBEAT_SECONDS, settings.request_timeout)
     )
+    gc.collect()
+    gc.freeze()  # else a collection in a worker would copy the pages of every object that it visits
     with listener:
         supervisor = Supervisor(run_worker, devices, run_engine if has_engine else None)
         supervisor.run(announce, listener.close, timeouts)
