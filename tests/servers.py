@@ -77,7 +77,11 @@ class Server:
 
     def workers(self) -> list[psutil.Process]:
         """Return its worker processes."""
-        return [process for process in self.members() if process.pid != self.process.pid]
+        return [process for process in self.members() if process.pid != self.process.pid and not _is_engine(process)]
+
+    def engine(self) -> psutil.Process | None:
+        """Return its engine, if it has one."""
+        return next((process for process in self.members() if _is_engine(process)), None)
 
     def stop(self, number: int = signal.SIGTERM, *, whole_group: bool = False) -> int:
         """Send a signal to the parent, or to all as a terminal does; return the exit code.
@@ -133,6 +137,14 @@ class Server:
         text = self.log()
         self.kill()
         raise AssertionError(f"the server did not start: {text}")
+
+
+def _is_engine(process: psutil.Process) -> bool:
+    """Tell an engine by its niceness: it gives way to the workers."""
+    try:
+        return bool(process.nice() > os.getpriority(os.PRIO_PROCESS, 0))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def run_service(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

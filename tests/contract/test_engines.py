@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from onnx import TensorProto, helper
 
@@ -58,15 +57,6 @@ def killer() -> FakeModel:
     return FakeModel("killer", "regression", fakes.tabular("x"), {"kind": "value"}, {"onnx": content})
 
 
-def find_engine(server: Server) -> psutil.Process | None:
-    """Return a server's engine: the process with the socket that workers connect to."""
-    for process in server.members():
-        for connection in process.net_connections("unix"):
-            if connection.laddr and str(connection.laddr).endswith("engine-cpu.sock") and connection.status == "NONE":
-                return process if process.nice() > 0 else None
-    return next((process for process in server.members() if process.nice() > 0), None)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a heavy model and a light one."""
@@ -100,7 +90,7 @@ def test_heavy_weights_are_in_memory_once(mixed: Server) -> None:
     assert (place(mixed, "heavy"), place(mixed, "doubler")) == ("engine", "inline")
     for model in ("heavy", "doubler"):
         assert mixed.predict(model, [[2.0]]).json()["predictions"] == RIGHT
-    engine = find_engine(mixed)
+    engine = mixed.engine()
     assert engine is not None
     assert engine.memory_info().rss > HEAVY_BYTES
 
@@ -132,7 +122,7 @@ def test_bad_input_is_refused_as_ever(engines: Server) -> None:
 
 def test_engine_that_is_killed_ends_alone(mixed: Server) -> None:
     """Its requests are answered 503 at once, connections stay open, inline models go on, and another engine starts."""
-    engine = find_engine(mixed)
+    engine = mixed.engine()
     assert engine is not None
     with Wire(mixed.url) as wire:
         assert wire.send(build_predict("heavy", [2.0])).read().status == 200
@@ -149,13 +139,13 @@ def test_engine_that_is_killed_ends_alone(mixed: Server) -> None:
         assert wire.send(build_predict("doubler", [2.0])).read().status == 200
         assert "engine" in mixed.get("/health/ready").json().get("error", "engine")
         wait_until(lambda: wire.send(build_predict("heavy", [2.0])).read().status == 200, 15)
-    assert find_engine(mixed) != engine
+    assert mixed.engine() != engine
     wait_until(lambda: mixed.get("/health/ready").status_code == 200, 5)
 
 
 def test_engine_that_stands_still_is_answered_504(mixed: Server) -> None:
     """A request whose engine does nothing is answered by its deadline, by the worker."""
-    engine = find_engine(mixed)
+    engine = mixed.engine()
     assert engine is not None
     engine.send_signal(signal.SIGSTOP)
     try:
@@ -169,13 +159,13 @@ def test_engine_that_stands_still_is_answered_504(mixed: Server) -> None:
 
 def test_worker_that_is_killed_takes_no_engine_along(mixed: Server) -> None:
     """The engine goes on for the other workers, and the new worker finds it."""
-    engine = find_engine(mixed)
-    worker = next(process for process in mixed.workers() if process != engine)
+    engine = mixed.engine()
+    worker = mixed.workers()[0]
     worker.kill()
-    wait_until(lambda: len(mixed.workers()) == 3)
+    wait_until(lambda: len(mixed.workers()) == 2 and worker not in mixed.workers())
     for _ in range(20):
         wait_until(lambda: exchange(mixed.url, build_predict("heavy", [2.0])).status == 200, 5)
-    assert find_engine(mixed) == engine
+    assert mixed.engine() == engine
 
 
 def test_graph_that_ends_its_process_is_refused_by_name(tmp_path: Path) -> None:
@@ -199,9 +189,9 @@ def test_memory_comes_back_when_the_last_version_is_unloaded(tmp_path: Path) -> 
     models = tmp_path / "models"
     fakes.write_version(models, heavy())
     with Server(models, "--workers", "1") as server:
-        assert find_engine(server) is not None
+        assert server.engine() is not None
         assert server.post("/v2/repository/models/heavy/unload").status_code == 200
-        wait_until(lambda: find_engine(server) is None, 20)
+        wait_until(lambda: server.engine() is None, 20)
         assert server.post("/v2/repository/models/heavy/load").status_code == 200
         wait_until(lambda: server.predict("heavy", [[2.0]]).status_code == 200, 5)
         assert "ended with code" not in server.log()

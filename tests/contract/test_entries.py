@@ -37,7 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(models: Path, stack: ExitStack) -> tuple[Server, Server]:
     """Start both at once; the stack ends them."""
     flags = ("--device", "cpu", "--log-format", "json", "--reload-interval", "0", "--api-key", KEY)
-    own = Server(models, *flags, "--workers", "1", "--max-request-bytes", str(LIMIT))
+    inline = ("--placement", "inline")  # as in the other, which has no engine
+    own = Server(models, *flags, *inline, "--workers", "1", "--max-request-bytes", str(LIMIT))
     stock = StockServer(models, *flags, "--max-request-bytes", str(LIMIT))
     stack.callback(end, own)
     stack.callback(end, stock)

@@ -169,7 +169,7 @@ def test_large_bodies_in_a_pipeline_are_no_long_heads(small: Server) -> None:
 
 @pytest.mark.parametrize("target", ["CONNECT a:80", "GET http://x", "POST http://x:99999/v1/models", "GET a"])
 def test_target_that_is_no_path_is_a_400(target: str, small: Server) -> None:
-    """What names no path of this server is refused with a sentence, counted and logged; requests before it are answered."""
+    """What names no path of this server is refused, counted and logged; requests before it are answered."""
     before = count(small, REFUSED)
     bad = f"{target} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
     with Wire(small.url) as wire:

@@ -133,7 +133,7 @@ def test_no_worker_outlives_its_parent(workers: int, models: Path) -> None:
 def test_call_that_never_ends_costs_one_worker(model: str, models: Path) -> None:
     """A graph that never ends, in a thread or on the event loop: its request ends, others go on, a worker is new."""
     fakes.write_version(models, napper("surprise"))
-    with Server(models, "--workers", "2", "--request-timeout", "1") as server:
+    with Server(models, "--workers", "2", "--request-timeout", "1", "--placement", "inline") as server:
         before = {worker.pid for worker in server.workers()}
         with Wire(server.url) as endless:
             reply = endless.send(build_predict(model, [float(rounds_for(3600))])).read()
@@ -150,7 +150,7 @@ def test_call_that_never_ends_costs_one_worker(model: str, models: Path) -> None
 
 def test_call_that_never_ends_is_seen_when_its_version_is_gone(models: Path) -> None:
     """A version that is removed while a call of it never ends takes its worker along; the next one serves."""
-    arguments = ("--workers", "1", "--request-timeout", "1", "--reload-interval", "0.1")
+    arguments = ("--workers", "1", "--request-timeout", "1", "--reload-interval", "0.1", "--placement", "inline")
     with Server(models, *arguments) as server, Wire(server.url) as endless:
         first = {worker.pid for worker in server.workers()}
         endless.send(build_predict("napper", [float(rounds_for(3600))]))
