@@ -14,7 +14,8 @@ from service.model.backends import Array
 BUDGET_SECONDS = 0.2  # that the calls of one measurement may take before the last begins
 REPEAT_SECONDS = 0.05  # a quarter of it: calls of one size are not repeated once they have taken so long
 CHEAP_SECONDS = 0.02  # a call shorter than this holds nobody up, so it may have as many rows as it likes
-GAIN = 1.05  # rows per second over those of half the rows: less, and a larger batch only costs memory and latency
+SHORT_SECONDS = 0.1  # a call up to this may have more rows as long as they take no longer each, but for noise
+NOISE, GAIN = 0.97, 1.05  # rows per second over those of half the rows, of a short call and of a longer one
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def measure_cost(predict: Callable[[Array], Array], shape: tuple[int, ...], max_
         except InferenceError:  # such as too little memory
             break
         spent += charged
-        if not is_cheap and seconds > CHEAP_SECONDS and rows / seconds < GAIN * batch / best:
+        needed = NOISE if seconds <= SHORT_SECONDS else GAIN
+        if not is_cheap and seconds > CHEAP_SECONDS and rows / seconds < needed * batch / best:
             break
         batch, best = rows, seconds
     each = max((best - one) / (batch - 1) if batch > 1 else one, 1e-7)

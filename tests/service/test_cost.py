@@ -79,10 +79,17 @@ def test_free_model_has_a_cost(measure: Measure) -> None:
 
 
 def test_heavy_model_whose_batches_gain_nothing_runs_row_by_row(measure: Measure) -> None:
-    """A ResNet-50 on a CPU: two rows take twice as long as one, and three calls tell."""
-    clock = Clock(lambda rows: 0.035 * rows)
-    assert astuple(measure(clock, 64)) == pytest.approx((0, 0.035, 1))
-    assert clock.sizes == [1, 1, 2]
+    """Two rows take twice as long as one, and one row takes long enough."""
+    clock = Clock(lambda rows: 0.12 * rows)
+    assert astuple(measure(clock, 64)) == pytest.approx((0, 0.12, 1))
+    assert clock.sizes == [1, 2]
+
+
+def test_short_calls_take_more_rows_at_no_loss(measure: Measure) -> None:
+    """A ResNet-50 on a CPU: rows that take no longer each share a call, up to a tenth of a second."""
+    clock = Clock(lambda rows: 0.019 * rows)
+    assert measure(clock, 64).batch == 4
+    assert sum(clock.sizes) * 0.019 < 0.3
 
 
 def test_batch_grows_as_long_as_it_pays(measure: Measure) -> None:
