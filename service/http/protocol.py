@@ -29,6 +29,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _HEAD_TOO_LONG = f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"
 _CHUNKS_TOO_LONG = f"the request has over {MAX_HEAD_BYTES} bytes of chunk extensions or trailer fields"
 _STATUS_LINES = {int(status): f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_NO_HEAD = RequestHead("", b"", [], "1.1", True, False)
 _Event = RequestHead | bytes | ServiceError | None  # a head, a part of a body, bytes that are not HTTP, a body's end
 
 
@@ -65,7 +66,7 @@ class HttpProtocol(asyncio.Protocol):
         self.can_write = asyncio.Event()
         self.can_write.set()
         # Of the current request:
-        self._head = RequestHead("", b"", [], "1.1", True, False)
+        self._head = _NO_HEAD
         self._keep_alive = True
         self._responded = False
         self._chunk = b""  # of its body, held back
@@ -108,6 +109,7 @@ class HttpProtocol(asyncio.Protocol):
         """Parse bytes, piece by piece; keep the rest once requests are found that have to wait."""
         if self._events or self._unparsed:
             self._unparsed += data
+            self.transport.pause_reading()
             return
         for start in range(0, len(data), PIECE_BYTES):
             if self._is_last or self.state in (State.DRAINING, State.CLOSING):
@@ -317,6 +319,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def _respond(self, response: Response) -> None:
         """Write a whole response to the current request."""
+        if self.transport.is_closing():
+            return
         head = self._head
         is_refused_early = self.state is State.READING_BODY and head.expects  # its body may never be sent
         if response.closes or self.app.draining or is_refused_early:
@@ -350,6 +354,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def fail(self, error: ServiceError, method: str = "-", path: str = "", seconds: float = 0.0) -> None:
         """Respond with a failure of what no other code responds to, record it, and close the connection."""
+        if self.current is None:
+            self._head = _NO_HEAD  # that of a request before says nothing of this response
         request_id = new_request_id()
         response = build_error_response(error, b"x-request-id: %b\r\n" % request_id, closes=True)
         answered = Answered(method, path, request_id, response.status, seconds, error=str(error))

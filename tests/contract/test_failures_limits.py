@@ -5,6 +5,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -289,10 +290,48 @@ def test_endless_pipeline_is_answered_at_the_servers_pace(small: Server) -> None
     before = worker.memory_info().rss
     count = 5000
     with Wire(small.url) as wire:
-        wire.send(build_predict("napper", [float(rounds_for(0.5))]) + b"GET /health/live HTTP/1.1\r\n\r\n" * count)
+        wire.send(build_predict("napper", [float(rounds_for(0.5))]))
+        time.sleep(0.05)
+        wire.send(b"GET /health/live HTTP/1.1\r\n\r\n")  # comes by itself: what follows is read no further
+        time.sleep(0.05)
+        wire.send(b"GET /health/live HTTP/1.1\r\n\r\n" * (count - 1))
         assert b'"model":"napper"' in wire.read().body
         assert worker.memory_info().rss - before < 32 * 2**20
         assert all(wire.read().body == b'{"live":true}' for _ in range(count))
+
+
+def test_waiting_connection_is_not_read_without_end(small: Server) -> None:
+    """Behind a slow request and one that waits for it, a client can send no more than the sockets hold."""
+    (worker,) = small.workers()
+    before, sent = worker.memory_info().rss, 0
+    with Wire(small.url, 1) as wire:
+        wire.send(build_predict("napper", [float(rounds_for(1.5))]))
+        for part in (
+            b"GET /health/live HTTP/1.1\r\n\r\n",
+            b"POST /nosuch HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n",
+        ):
+            time.sleep(0.05)
+            wire.send(part)
+        with suppress(TimeoutError):  # it is read no more
+            while sent < 128 * 2**20:
+                sent += wire.socket.send(bytes(2**18))
+        assert sent < 64 * 2**20
+        assert worker.memory_info().rss - before < 32 * 2**20
+
+
+def test_head_says_nothing_of_what_follows(small: Server) -> None:
+    """A refusal behind a HEAD request has its body: only the response to the HEAD has none."""
+    with Wire(small.url) as wire:
+        wire.socket.sendall(b"HEAD /nosuch HTTP/1.1\r\n\r\n")
+        time.sleep(0.1)
+        wire.socket.sendall(b"GARBAGE\r\n\r\n")
+        received = b""
+        while part := wire.socket.recv(2**16):
+            received += part
+    first, _, second = received.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 404 ")
+    assert second.startswith(b"HTTP/1.1 400 ")
+    assert second.endswith(b'{"error":"this is not an HTTP/1.1 request"}')
 
 
 def test_half_closed_client_is_no_leak(small: Server) -> None:
