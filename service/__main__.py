@@ -1,4 +1,4 @@
-"""`python -m service`: serve models, and look after the folder they stand in."""
+"""The command line, `python -m service`: serve models and manage the models folder."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ from service.settings import add_flags, load_settings
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
+    """Build the command-line parser."""
     parser = argparse.ArgumentParser(prog="python -m service", description="Serve models from a folder over HTTP.")
     parser.add_argument("--version", action="version", version=__version__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
@@ -85,14 +85,17 @@ def _add_package(package: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0 done, 1 with one clear line on stderr, 2 for a wrong command line."""
+    """Run a command and return its exit code: 0 for success, 1 for an error (one line on stderr), 130 for Ctrl-C.
+
+    argparse exits with 2 if the command line is invalid.
+    """
     flags = vars(build_parser().parse_args(arguments))
     try:
         code = int(flags["run"](load_settings(flags), flags))
-        sys.stdout.flush()  # here, where a reader that has gone can be caught
+        sys.stdout.flush()  # flush here so that BrokenPipeError can be caught
         return code
-    except BrokenPipeError:  # such as `verify | head`; nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+    except BrokenPipeError:  # stdout was closed, as in `verify | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
         return 1
     except ServiceError as error:
         logging.getLogger("service").debug("", exc_info=error)

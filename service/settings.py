@@ -1,6 +1,7 @@
-"""Settings, each with one name: flag `--request-timeout`, environment variable `SERVICE_REQUEST_TIMEOUT`, field here.
+"""Settings, from flags and environment variables.
 
-A flag wins over the environment, the environment over the default. `PORT` is read where `SERVICE_PORT` is not set.
+Each field, such as `request_timeout`, has a flag `--request-timeout` and a variable `SERVICE_REQUEST_TIMEOUT`. Flags
+override the environment, which overrides the defaults. `PORT` is used if `SERVICE_PORT` is not set.
 """
 
 import argparse
@@ -18,7 +19,7 @@ Placement = Literal["auto", "inline", "engine"]
 
 
 class Settings(BaseModel):
-    """How the service runs. Frozen: a change is a restart."""
+    """The service's configuration. Changing it requires a restart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -68,14 +69,14 @@ class Settings(BaseModel):
     @field_validator("api_key", "admin_key")
     @classmethod
     def _strip_key(cls, value: str) -> str:
-        """Drop what surrounds a key; a secret that is set but blank must not leave the door open."""
+        """Strip whitespace. A key that is set but blank is rejected, as it would turn authentication off."""
         if value and not value.replace(",", "").strip():
             raise ValueError("this key is blank; give one, or leave the setting empty for none")
         return value.strip()
 
 
 def add_flags(parser: argparse.ArgumentParser, names: list[str] | None = None) -> None:
-    """Add a flag for each setting (or for those named) to a command's parser."""
+    """Add a flag to a parser for each setting, or for those in `names`."""
     for name, field in Settings.model_fields.items():
         if names is None or name in names:
             shown = str(field.default) or "none"
@@ -89,10 +90,10 @@ def add_flags(parser: argparse.ArgumentParser, names: list[str] | None = None) -
 
 
 def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Combine flags (None where not given), environment and defaults.
+    """Combine flags (None if not given), environment and defaults.
 
     Raises:
-        StartError: a value is not usable; the sentence names where it came from.
+        StartError: A value is invalid; the message names the flag or variable it came from.
     """
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -112,24 +113,24 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.
 
 
 def variable(name: str) -> str:
-    """Return the environment variable of a setting."""
+    """Return the name of a setting's environment variable."""
     return f"SERVICE_{name.upper()}"
 
 
 def count_cores() -> int:
-    """Return how many CPU cores this process may use: its affinity, and its cgroup's quota rounded up."""
+    """Return the number of CPU cores available: the affinity or the cgroup quota rounded up, whichever is less."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(affinity, _cgroup_quota()))
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the CPU quota that a container or a service manager has set, in cores, rounded up."""
+    """Return the cgroup's CPU quota in cores, rounded up; a very large number if there is none."""
     v1 = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
     for files in (("cpu.max",), v1):
         try:
             quota, period = " ".join((root / file).read_text() for file in files).split()
             if int(quota) > 0:  # -1 is cgroup v1's "max"
                 return math.ceil(int(quota) / int(period))
-        except (OSError, ValueError):  # the other version of cgroups, or "max"
+        except (OSError, ValueError):  # another cgroup version, or "max"
             continue
     return 2**16

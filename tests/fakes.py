@@ -1,6 +1,6 @@
-"""Small models with known answers, as real artifacts of both backends, and one broken model for each way to be broken.
+"""Small models with known outputs, as real artifacts for both backends, and models that are broken in various ways.
 
-Each is a manifest and the bytes of its graphs; `write_version` puts it where the service finds it.
+Each is a manifest and the bytes of its artifacts; `write_version` writes it to a models folder.
 """
 
 import io
@@ -25,7 +25,7 @@ Weights = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FakeModel:
-    """A manifest's fields without the artifacts, and the artifacts' bytes."""
+    """The fields of a manifest, except its artifacts, and the artifacts' bytes."""
 
     name: str
     task: str
@@ -36,7 +36,7 @@ class FakeModel:
     more: dict[str, Any] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
-        """Return the manifest as it stands in its file."""
+        """Return the manifest as a dict, ready to be written as JSON."""
         artifacts = {
             name: {"file": FILES[name], "sha256": digest(content), "bytes": len(content)}
             for name, content in self.contents.items()
@@ -45,11 +45,11 @@ class FakeModel:
         return own | {"input": self.input, "output": self.output, "artifacts": artifacts} | self.more
 
     def manifest(self) -> Manifest:
-        """Return the manifest, checked."""
+        """Return the validated manifest."""
         return Manifest.model_validate_json(json.dumps(self.fields()))
 
     def only(self, *backends: BackendName) -> "FakeModel":
-        """Return the same model with some of its artifacts."""
+        """Return the model with only the given artifacts."""
         return replace(self, contents={name: self.contents[name] for name in backends})
 
 
@@ -66,7 +66,7 @@ def write_version(root: Path, fake: FakeModel) -> Path:
 def build_onnx(
     *nodes: onnx.NodeProto, weights: dict[str, Weights] | None = None, wide: int | list[int], out: int
 ) -> bytes:
-    """Return a graph from `inputs` float32 (batch, wide) to `outputs` float32 (batch, out)."""
+    """Build a graph from `inputs`, float32 (batch, wide), to `outputs`, float32 (batch, out)."""
     shape = [wide] if isinstance(wide, int) else wide
     graph = helper.make_graph(
         list(nodes),
@@ -81,17 +81,17 @@ def build_onnx(
 
 
 def build_torchscript(module: torch.nn.Module, example: torch.Tensor) -> bytes:
-    """Return the archive of a traced module."""
+    """Trace a module and return its archive."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, and what the service reads
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, but the service reads this format
         traced = torch.jit.trace(module.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, buffer)
     return buffer.getvalue()
 
 
 def build_affine(weights: Weights, bias: Weights, activation: str = "") -> dict[BackendName, bytes]:
-    """Return both artifacts of `activation(inputs @ weights + bias)`, weights (wide, out), bias (out,)."""
+    """Build both artifacts of `activation(inputs @ weights + bias)`, with weights (wide, out) and bias (out,)."""
     wide, out = weights.shape
     last = "outputs" if not activation else "logits"
     nodes = [helper.make_node("Gemm", ["inputs", "weights", "bias"], [last])]
@@ -109,7 +109,7 @@ def build_affine(weights: Weights, bias: Weights, activation: str = "") -> dict[
 
 
 def tabular(*names: str) -> dict[str, Any]:
-    """Return the manifest's input of a tabular model."""
+    """Return the manifest input of a tabular model."""
     return {"kind": "tabular", "shape": [len(names)], "features": [{"name": name} for name in names]}
 
 
@@ -133,14 +133,14 @@ def doubler(version: int = 1, factor: float = 2.0) -> FakeModel:
 
 
 def coin() -> FakeModel:
-    """Binary on two features, the graph gives P(heads) = sigmoid(a - b); its threshold is 0.7."""
+    """Binary on two features; the graph outputs P(heads) = sigmoid(a - b), with threshold 0.7."""
     contents = build_affine(np.array([[1], [-1]], np.float32), np.zeros(1, np.float32), "Sigmoid")
     output = {"kind": "probability", "labels": ["tails", "heads"], "threshold": 0.7}
     return FakeModel("coin", "binary", tabular("a", "b"), output, contents)
 
 
 def switch() -> FakeModel:
-    """Binary on one feature, the graph gives the logit 10 * x."""
+    """Binary on one feature; the graph outputs the logit 10 * x."""
     contents = build_affine(np.array([[10]], np.float32), np.zeros(1, np.float32))
     return FakeModel("switch", "binary", tabular("x"), {"kind": "logits", "labels": ["off", "on"]}, contents)
 
@@ -149,14 +149,14 @@ COMPASS_WEIGHTS = np.array([[0, 1, 0, -1], [1, 0, -1, 0]], np.float32)
 
 
 def compass() -> FakeModel:
-    """Multiclass on two features, the graph gives logits (y, x, -y, -x)."""
+    """Multiclass on two features; the graph outputs the logits (y, x, -y, -x)."""
     contents = build_affine(COMPASS_WEIGHTS, np.zeros(4, np.float32))
     output = {"kind": "logits", "labels": ["north", "east", "south", "west"]}
     return FakeModel("compass", "multiclass", tabular("x", "y"), output, contents)
 
 
 def canvas() -> FakeModel:
-    """Multiclass on 28×28 pictures: random weights with a seed, softmax in the graph."""
+    """Multiclass on 28×28 images, with seeded random weights and a softmax in the graph."""
     weights = np.random.default_rng(7).normal(0, 0.1, (784, 10)).astype(np.float32)
     contents = build_affine(weights, np.zeros(10, np.float32), "Softmax")
     picture = {"kind": "image", "shape": [784], "image": {"width": 28, "height": 28, "fitting": "mnist"}}
@@ -165,7 +165,7 @@ def canvas() -> FakeModel:
 
 
 def traffic_light() -> FakeModel:
-    """Multiclass on 8×6 colour pictures, channels first: the logits are the mean red, green and blue. ONNX alone."""
+    """Multiclass on 8×6 colour images, channels first; the logits are the mean red, green and blue. ONNX only."""
     nodes = [
         helper.make_node("GlobalAveragePool", ["inputs"], ["means"]),
         helper.make_node("Flatten", ["means"], ["outputs"]),
@@ -177,18 +177,18 @@ def traffic_light() -> FakeModel:
 
 
 def unary(operator: str, name: str) -> FakeModel:
-    """Return an ONNX-only regression with one operator, such as Log, for which zeros are not in range."""
+    """ONNX-only regression that applies one operator, such as Log, which is not finite at zero."""
     content = build_onnx(helper.make_node(operator, ["inputs"], ["outputs"]), wide=1, out=1)
     return FakeModel(name, "regression", tabular("x"), {"kind": "value"}, {"onnx": content})
 
 
 def logarithm() -> FakeModel:
-    """Regression that is finite for positive numbers alone: at zero, where others are warmed up, it is -inf."""
+    """Regression that is finite only for positive numbers; at zero, the warm-up input, it is -inf."""
     return unary("Log", "logarithm")
 
 
 def picky() -> FakeModel:
-    """Regression whose graph fails when it runs: it reshapes two rows to three."""
+    """Regression whose graph fails at run time: it reshapes to (3, 7)."""
     node = helper.make_node("Reshape", ["inputs", "shape"], ["outputs"])
     shape = np.array([3, 7], np.int64)
     content = build_onnx(node, weights={"shape": shape}, wide=1, out=1)  # type: ignore[dict-item]
@@ -196,13 +196,13 @@ def picky() -> FakeModel:
 
 
 def liar() -> FakeModel:
-    """Regression whose golden sample is not what its graph gives."""
+    """Regression whose golden output does not match its graph."""
     more = {"golden": {"inputs": [[1.0]], "outputs": [[3.0]]}}
     return replace(doubler().only("onnx"), name="liar", more=more)
 
 
 def shapeshifter() -> FakeModel:
-    """Regression by its manifest, whose graph gives two columns."""
+    """Regression whose graph outputs two columns."""
     contents = build_affine(np.ones((1, 2), np.float32), np.zeros(2, np.float32))
     return FakeModel("shapeshifter", "regression", tabular("x"), {"kind": "value"}, contents)
 
@@ -221,7 +221,7 @@ TYPES = {
 def write_signature(
     root: Path, name: str, inputs: dict[str, Any], outputs: dict[str, Any], *nodes: onnx.NodeProto
 ) -> None:
-    """Write a model that has no task; inputs and outputs are {name: (datatype, shape)}, -1 for an open dimension."""
+    """Write a model without a task. Inputs and outputs are {name: (datatype, shape)}; -1 is a dynamic dimension."""
 
     def describe(tensors: dict[str, Any]) -> list[onnx.ValueInfoProto]:
         return [

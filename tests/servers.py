@@ -1,4 +1,4 @@
-"""A real server in a process group of its own, and the proof that nothing of it is left."""
+"""Run the real server in its own process group, and check that it leaves no process behind."""
 
 import os
 import re
@@ -22,13 +22,13 @@ _ADDRESS = re.compile(r"serving on (http://\S+) with (\d+) workers?")
 
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without the service's own settings."""
+    """Return this process's environment without the service's settings, plus `more`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVICE_", "PORT"))}
     return kept | {"PYTHONPATH": str(ROOT)} | dict(more or {})
 
 
 class Server:
-    """`python -m service serve --port 0` on a models folder; a context manager that ends it by SIGTERM."""
+    """`python -m service serve --port 0` on a models folder, as a context manager that stops it with SIGTERM."""
 
     def __init__(self, models_dir: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.url = ""
@@ -46,19 +46,19 @@ class Server:
         )
 
     def __enter__(self) -> Self:
-        """Wait until it says where it serves."""
+        """Wait until the server logs its address."""
         self._wait_for_address()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End it as an operator would, and see that it is gone."""
+        """Stop the server with SIGTERM and check that it exits cleanly."""
         if self.process.returncode is None:
             assert self.stop() == 0, self.log()
 
     def log(self) -> str:
-        """Return what it has written so far, on both streams."""
+        """Return its output so far, stdout and stderr."""
         if self._log.closed:
             return self._text
         size = os.fstat(self._log.fileno()).st_size
@@ -80,14 +80,15 @@ class Server:
         return [process for process in self.members() if process.pid != self.process.pid and not _is_engine(process)]
 
     def engine(self) -> psutil.Process | None:
-        """Return its engine, if it has one."""
+        """Return its engine process, if it has one."""
         return next((process for process in self.members() if _is_engine(process)), None)
 
     def stop(self, number: int = signal.SIGTERM, *, whole_group: bool = False) -> int:
-        """Send a signal to the parent, or to all as a terminal does; return the exit code.
+        """Send a signal to the parent, or to the whole group as a terminal does, and return the exit code.
 
         Raises:
-            AssertionError: it does not end, or leaves a process behind.
+            AssertionError: A process of the group is left behind.
+            subprocess.TimeoutExpired: The parent does not exit.
         """
         try:
             if whole_group:
@@ -95,7 +96,7 @@ class Server:
             else:
                 self.process.send_signal(number)
             code = self.process.wait(STOP_SECONDS)
-            until = time.monotonic() + 1  # what init has not yet reaped
+            until = time.monotonic() + 1  # init may not have reaped them yet
             while self.members() and time.monotonic() < until:
                 time.sleep(0.02)
             assert not self.members(), f"processes are left: {self.members()}"
@@ -104,7 +105,7 @@ class Server:
         return code
 
     def kill(self) -> None:
-        """End the whole group at once, if anything of it is left."""
+        """Kill every process left in the group."""
         for process in self.members():
             process.kill()
         self.process.wait()
@@ -112,15 +113,15 @@ class Server:
         self._log.close()
 
     def get(self, path: str, **more: object) -> requests.Response:
-        """Send GET on a connection of its own."""
+        """Send a GET request on a new connection."""
         return requests.get(self.url + path, timeout=30, **more)  # type: ignore[arg-type]
 
     def post(self, path: str, json: object = None, **more: object) -> requests.Response:
-        """Send POST on a connection of its own."""
+        """Send a POST request on a new connection."""
         return requests.post(self.url + path, json=json, timeout=30, **more)  # type: ignore[arg-type]
 
     def predict(self, model: str, instances: object, **parameters: object) -> requests.Response:
-        """Ask a model for predictions."""
+        """Send a predict request."""
         body = {"instances": instances} | ({"parameters": parameters} if parameters else {})
         return self.post(f"/v1/models/{model}:predict", json=body)
 
@@ -140,7 +141,7 @@ class Server:
 
 
 def _is_engine(process: psutil.Process) -> bool:
-    """Tell an engine by its niceness: it gives way to the workers."""
+    """Return whether a process is an engine, which runs at a higher niceness than the workers."""
     try:
         return bool(process.nice() > os.getpriority(os.PRIO_PROCESS, 0))
     except psutil.NoSuchProcess:
@@ -148,7 +149,7 @@ def _is_engine(process: psutil.Process) -> bool:
 
 
 def run_service(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `python -m service …` to its end."""
+    """Run `python -m service …` and wait for it to exit."""
     return subprocess.run(
         [sys.executable, "-m", "service", *arguments],
         cwd=ROOT,

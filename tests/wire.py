@@ -1,4 +1,4 @@
-"""HTTP to the byte, and models that take as long as a request asks for: what tests of failures need."""
+"""Raw HTTP connections, and models that are as slow as a request asks, for tests of failures."""
 
 import json
 import socket
@@ -17,13 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 from tests import fakes
 from tests.fakes import FakeModel, tabular
 
-SECONDS = 30.0  # until a test gives up on something that should come at once
+SECONDS = 30.0  # timeout for things that should happen at once
 _SIDE = 128
 
 
 @dataclass
 class Reply:
-    """One answer as it stood on the wire; `status` is 0 where the connection ended without one."""
+    """One response as received; `status` is 0 if the connection closed without one."""
 
     status: int = 0
     headers: dict[str, str] | None = None
@@ -31,14 +31,14 @@ class Reply:
 
     @property
     def error(self) -> str:
-        """The sentence of a failure."""
+        """The error message in the body."""
         fields = json.loads(self.body)
         assert list(fields) == ["error"]
         return str(fields["error"])
 
 
 class Wire:
-    """A connection that sends what it is given and reads one answer at a time."""
+    """A connection that sends raw bytes and reads one response at a time."""
 
     def __init__(self, url: str, seconds: float = SECONDS) -> None:
         parts = urlsplit(url)
@@ -47,28 +47,28 @@ class Wire:
         self._left = b""
 
     def __enter__(self) -> "Wire":
-        """Give the connection."""
+        """Return the connection."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the connection."""
         self.close()
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self.socket.close()
 
     def send(self, data: bytes) -> "Wire":
-        """Send bytes; a server that has closed already is found out by reading."""
+        """Send bytes, ignoring a closed connection: `read` and `is_closed` report it."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
         return self
 
     def read(self) -> Reply:
-        """Read one answer, or none where the connection ends.
+        """Read one response; an empty `Reply` if the connection closes first.
 
         Raises:
-            TimeoutError: neither came.
+            TimeoutError: Nothing arrived in time.
         """
         while b"\r\n\r\n" not in self._left:
             if not self._more():
@@ -86,7 +86,7 @@ class Wire:
         return Reply(status, headers, body)
 
     def is_closed(self) -> bool:
-        """Wait for the server's end of the connection; true when nothing came before it."""
+        """Wait for data or the end of the connection; return true if it closed with nothing left to read."""
         return not self._left and not self._more()
 
     def _more(self) -> bool:
@@ -100,13 +100,13 @@ class Wire:
 
 @contextmanager
 def open_wires(url: str, count: int) -> Iterator[list[Wire]]:
-    """Give several connections, and close them."""
+    """Open several connections and close them on exit."""
     with ExitStack() as stack:
         yield [stack.enter_context(Wire(url)) for _ in range(count)]
 
 
 def build_request(path: str, body: bytes | None, *fields: str, method: str = "POST") -> bytes:
-    """Return a request; `fields` are further header lines, and no length is sent where `body` is None."""
+    """Build a request. `fields` are extra header lines; without a body there is no Content-Length."""
     lines = [f"{method} {path} HTTP/1.1", "Host: test", "Content-Type: application/json", *fields]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
@@ -114,21 +114,21 @@ def build_request(path: str, body: bytes | None, *fields: str, method: str = "PO
 
 
 def build_predict(model: str, *rows: list[float], fields: tuple[str, ...] = ()) -> bytes:
-    """Return a predict request."""
+    """Build a predict request."""
     return build_request(f"/v1/models/{model}:predict", json.dumps({"instances": rows}).encode(), *fields)
 
 
 def exchange(url: str, request: bytes, seconds: float = SECONDS) -> Reply:
-    """Send a request on a connection of its own and return the answer."""
+    """Send a request on a new connection and return the response."""
     with closing(Wire(url, seconds)) as wire:
         return wire.send(request).read()
 
 
 def wait_until(found: Callable[[], Any], seconds: float = SECONDS) -> float:
-    """Wait until something is so, and return the seconds that it took.
+    """Wait until `found` returns a true value, and return how long that took, in seconds.
 
     Raises:
-        AssertionError: it did not become so.
+        AssertionError: It did not happen within `seconds`.
     """
     began = time.monotonic()
     while not found():
@@ -138,13 +138,13 @@ def wait_until(found: Callable[[], Any], seconds: float = SECONDS) -> float:
 
 
 def worker_of(reply: Reply) -> str:
-    """Return what tells one worker's answers from another's: the beginning of the ids that it makes."""
+    """Return the prefix of the request ID, which identifies the worker that answered."""
     assert reply.headers is not None
     return reply.headers["x-request-id"].partition("-")[0]
 
 
 def napper(name: str = "napper", least: int = 0) -> FakeModel:
-    """Regression y = x whose graph goes round a loop max(x, least) times; with `least`, it is slow for every input."""
+    """Regression y = x whose graph loops max(x, least) times, so `least` makes it slow for every input."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["goes"]), helper.make_node("MatMul", ["state", "turn"], ["next"])],
         "body",
@@ -187,7 +187,7 @@ def napper(name: str = "napper", least: int = 0) -> FakeModel:
 
 @cache
 def rounds_for(seconds: float) -> int:
-    """Return how many rounds of `napper` take about so long on this machine when nothing else runs."""
+    """Return how many loops of `napper` take about `seconds` on this machine when it is idle."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(napper().contents["onnx"], options, providers=["CPUExecutionProvider"])
@@ -200,7 +200,7 @@ def rounds_for(seconds: float) -> int:
 
 
 def thrower() -> FakeModel:
-    """Regression y = x whose graph raises for x > 0: it gathers from a list of one by that index."""
+    """Regression y = x whose graph raises for x >= 1: it indexes a list of one element with int(x)."""
     nodes = [
         helper.make_node("ReduceMax", ["inputs"], ["largest"], keepdims=0),
         helper.make_node("Cast", ["largest"], ["index"], to=TensorProto.INT64),

@@ -1,7 +1,7 @@
-"""The OpenAPI 3.1 description: one typed operation per model, written from the manifests.
+"""Generate the OpenAPI 3.1 document, with typed operations for each model, from the manifests.
 
-It is what a caller may have instead of any other page, so it says what is really sent and answered: every example in it
-can be sent, and the answers shown are golden outputs. The schemas of bodies are in `schemas` and `openapi_tensors`.
+Callers may have no other documentation, so the examples are real: every request example can be sent as it is, and the
+response examples are golden outputs. Body schemas are in `schemas` and `v2.openapi`.
 """
 
 from collections.abc import Iterable
@@ -41,13 +41,13 @@ _ERRORS = {
     "503": "The model is not ready, or its queue is full or too long for the deadline; see Retry-After",
     "504": "No answer was ready by the deadline",
 }
-_OPEN = ("/health/live", "/health/ready")  # without a key
+_OPEN = ("/health/live", "/health/ready")  # need no key
 _KEY = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
 _NO_SETTINGS = Settings()
 
 
 class Place(NamedTuple):
-    """Where a version is asked: what follows the model's name in paths, and what schemas and operations are called."""
+    """One set of paths of a model: the suffix after its name, and the names of its schemas and operations."""
 
     manifest: AnyManifest
     path: str
@@ -58,7 +58,7 @@ class Place(NamedTuple):
 
 
 def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Schema:
-    """Return the document for what is served now, as the settings let it be called."""
+    """Return the OpenAPI document for the models now in the registry."""
     paths = _general_paths(registry)
     schemas: Schema = {
         "Error": object_of({"error": TEXT | {"description": "one sentence"}}),
@@ -97,7 +97,7 @@ def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Sche
 
 
 def _general_paths(registry: Registry) -> Schema:
-    """Describe what belongs to no one model."""
+    """Describe the paths that are not specific to one model."""
     ready = _read("Whether every model serves", "ready", object_of({"ready": {"type": "boolean", "const": True}}))
     ready["get"]["responses"]["503"] = _json("A model that should serve does not", reference("NotReady"))
     models = object_of({"models": {"type": "array", "items": reference("Model")}})
@@ -122,7 +122,7 @@ def _general_paths(registry: Registry) -> Schema:
 
 
 def _list_places(model: Model, title: str) -> list[Place]:
-    """Return where a model is asked: without a version, and with one, or with each where they are not of one form."""
+    """Return a model's paths without and with a version; versions with different schemas get a path each."""
     if model.latest is None:
         return []
     newest = model.latest.manifest
@@ -138,7 +138,7 @@ def _list_places(model: Model, title: str) -> list[Place]:
 
 
 def _form(manifest: AnyManifest) -> tuple[object, ...]:
-    """Return what bodies and answers look like: versions in which it is equal share one description."""
+    """Return what determines the request and response schemas; versions that are equal in it share one path."""
     if not isinstance(manifest, Manifest):
         return manifest.task, manifest.inputs, manifest.outputs
     return manifest.task, manifest.input, manifest.output.model_copy(update={"threshold": None})
@@ -185,7 +185,7 @@ def _bodies(place: Place, manifest: Manifest) -> Schema:
 
 
 def _preview(place: Place, manifest: Manifest) -> Schema:
-    """Describe what answers with a predict body's instances as the graph is given them."""
+    """Describe the preview operation, which returns a predict body's instances as the graph receives them."""
     nested: Schema = NUMBER
     for length in reversed(manifest.input.shape):
         nested = list_of(nested, length)
@@ -215,7 +215,7 @@ def _infer(place: Place) -> Schema:
 
 
 def _describe(model: Model, title: str) -> Schema:
-    """Describe what answers with the description of a model, and of one of its versions."""
+    """Describe the operations that return the description of a model and of one version."""
     newest = _read(f"What {model.name} is", f"describe_{title}", reference("Model"), model.name)
     one = _read(f"What a version of {model.name} is", f"describe_{title}_version", reference("Model"), model.name)
     newest["get"]["responses"] |= _errors("404")
@@ -231,7 +231,7 @@ def _version(model: Model) -> Schema:
 
 
 def _guard(paths: Schema) -> None:
-    """Say of every operation but the probes that it needs a key, and how it is refused without."""
+    """Add the API key requirement and the 401 response to every operation except the health checks."""
     for path, operations in paths.items():
         if path not in _OPEN:
             for operation in operations.values():
@@ -254,7 +254,7 @@ def _read(summary: str, name: str, schema: Schema, tag: str = "service") -> Sche
 
 
 def choose_titles(names: Iterable[str]) -> dict[str, str]:
-    """Return each model's name as a type name, all different: `logistic-hours` is LogisticHours."""
+    """Return a unique type name for each model: `logistic-hours` becomes `LogisticHours`."""
     titles: dict[str, str] = {}
     for name in sorted(names):
         plain = title = "".join(part.capitalize() for part in name.replace("_", "-").split("-"))

@@ -1,4 +1,4 @@
-"""What is served and how it fares: `/health/…`, `/v1/models…`, `/openapi.json`."""
+"""Health, metrics and model metadata: `/health/…`, `/metrics`, `/v1/models…`, `/openapi.json`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,17 +20,17 @@ Answer = Callable[[Request], Response]
 
 
 class OrjsonResponse(Response):
-    """A JSON answer; never NaN, for orjson has no such word."""
+    """A JSON response encoded by orjson, which writes NaN and infinity as null."""
 
     media_type = "application/json"
 
     def render(self, content: object) -> bytes:
-        """Encode the content."""
+        """Encode the content as JSON."""
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def build_routes(registry: Registry, settings: Settings, problem: Callable[[], str]) -> list[BaseRoute]:
-    """Return the routes that answer GET (and HEAD); all read the registry as it is at that moment."""
+    """Return the GET and HEAD routes. Each reads the registry at the time of the request."""
     return [
         get_route("/health/live", lambda _: OrjsonResponse({"live": True})),
         get_route("/health/ready", lambda _: answer_ready(problem())),
@@ -43,12 +43,12 @@ def build_routes(registry: Registry, settings: Settings, problem: Callable[[], s
 
 
 def describe_all(registry: Registry) -> list[dict[str, Any]]:
-    """Return what is served, by name, also of models that have no version in service."""
+    """Describe all models, sorted by name, including those with no version being served."""
     return [describe_model(model) for _, model in sorted(registry.models.items())]
 
 
 def describe_model(model: Model, served: LoadedVersion | None = None) -> dict[str, Any]:
-    """Return a model's public description, of its newest version unless another is given."""
+    """Describe a model for API responses: its latest version, unless `served` is given."""
     served = served or model.latest
     # The first three keys after "name" are KServe's and TensorFlow Serving's words for the same.
     answer: dict[str, Any] = {
@@ -77,7 +77,7 @@ def describe_model(model: Model, served: LoadedVersion | None = None) -> dict[st
 
 
 def _describe_data(manifest: AnyManifest) -> dict[str, Any]:
-    """Return what goes in and comes out."""
+    """Describe the inputs and outputs."""
     if not isinstance(manifest, Manifest):
         return {
             "inputs": [spec.model_dump(mode="json") for spec in manifest.inputs],
@@ -92,7 +92,7 @@ def _describe_data(manifest: AnyManifest) -> dict[str, Any]:
 
 
 def answer_ready(problem: str) -> Response:
-    """Answer whether every model that should be served is; `problem` says why not, or is empty."""
+    """Return 200 if every model is being served, otherwise 503 with `problem` as the reason."""
     if not problem:
         return OrjsonResponse({"ready": True})
     return OrjsonResponse({"ready": False, "error": problem}, status_code=503, headers={"Retry-After": "1"})
@@ -107,12 +107,12 @@ def _answer_model(registry: Registry, request: Request) -> Response:
 
 
 def find_served(registry: Registry, request: Request) -> LoadedVersion:
-    """Return the version that a path names, the latest where it names a model alone; see `Registry.get`."""
+    """Return the version named by the path, or the latest if the path has no version. See `Registry.get`."""
     return registry.get(request.path_params["name"], request.path_params.get("version"))
 
 
 def get_route(path: str, answer: Answer) -> Route:
-    """Return a route that answers GET (and HEAD) on the event loop."""
+    """Return a GET and HEAD route whose handler runs on the event loop."""
 
     async def endpoint(request: Request) -> Response:
         return answer(request)

@@ -1,4 +1,4 @@
-"""The pages: the playground at `/`, with every version's card and training plots, and Swagger UI at `/docs`."""
+"""HTML pages: the playground at `/`, with each version's card and training plots, and Swagger UI at `/docs`."""
 
 import re
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-_DOCS_HEADERS = HEADERS | {  # Swagger UI sets styles on elements
+_DOCS_HEADERS = HEADERS | {  # Swagger UI uses inline styles
     "Content-Security-Policy": HEADERS["Content-Security-Policy"].replace("style-src", "style-src 'unsafe-inline'")
 }
 _PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
@@ -33,31 +33,34 @@ _PLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.png")
 
 
 def is_page(path: str) -> bool:
-    """Tell whether a path is a page or one of its files: they load without a key, and the page then asks for it."""
+    """Return whether a path is a page or one of its files. They need no key; the page asks the user for it."""
     return path in ("/", "/docs") or path.startswith(("/playground/", "/docs/"))
 
 
 def is_open(path: str) -> bool:
-    """Tell whether a path is answered without a key: probes are, and the pages' own files."""
+    """Return whether a path needs no key: health checks, pages and their files."""
     return _PROBES.fullmatch(path) is not None or is_page(path)
 
 
 class PageFiles(StaticFiles):
-    """The page's files, with `HEADERS`."""
+    """Static files sent with `HEADERS`."""
 
-    def file_response(self, *args: Any, **more: Any) -> Response:  # noqa: ANN401 - as the base class has them
-        """Answer with a file, or 304."""
+    def file_response(self, *args: Any, **more: Any) -> Response:  # noqa: ANN401 - the base class's arguments
+        """Return the file, or 304 if it has not changed."""
         response = super().file_response(*args, **more)
         response.headers.update(HEADERS)
         return response
 
 
 def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
-    """Return the routes of the pages, and of every version's card and plots.
+    """Return the routes of the pages and of each version's card and plots.
 
     Args:
-        registry: what is served.
-        models_dir: where the versions' folders are.
+        registry: The models being served.
+        models_dir: The models folder.
+
+    Raises:
+        StartError: The package with Swagger UI's files is not installed.
     """
 
     async def answer_page(request: Request) -> Response:
@@ -92,7 +95,7 @@ def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
 
 
 def describe_card(served: LoadedVersion, folder: Path) -> dict[str, Any]:
-    """Return what a version's manifest says of its making, its golden samples, and the names of its plots."""
+    """Return a version's training details and golden samples from its manifest, and the names of its plots."""
     manifest = served.manifest
     training, golden = getattr(manifest, "training", None), getattr(manifest, "golden", None)
     return {
@@ -105,7 +108,7 @@ def describe_card(served: LoadedVersion, folder: Path) -> dict[str, Any]:
 
 
 def list_plots(folder: Path) -> list[str]:
-    """Return the names of a version folder's PNG files: plain files in it, and no links out of it."""
+    """Return the names of the PNG files in a version folder, excluding symlinks."""
     return sorted(
         path.name
         for path in folder.glob("*.png")
@@ -115,11 +118,11 @@ def list_plots(folder: Path) -> list[str]:
 
 def _folder(served: LoadedVersion, models_dir: Path) -> Path:
     folder = models_dir / served.manifest.name / str(served.manifest.version)
-    return folder if folder.is_dir() else models_dir  # which is the version's own where it holds but one
+    return folder if folder.is_dir() else models_dir  # `models_dir` itself holds the version's files
 
 
 def _find_docs_assets() -> Path:
-    """Return the folder with Swagger UI's files, installed from PyPI, so that /docs needs no network."""
+    """Return the folder of Swagger UI's files, installed from PyPI so that /docs works offline."""
     package = find_spec("fastapi_offline")
     if package is None or package.origin is None:
         raise StartError("the package fastapi-offline, which holds the files of /docs, is not installed")

@@ -1,7 +1,8 @@
-"""JSON Schemas of what is sent and answered, and examples of both, written from the manifests.
+"""JSON Schemas and examples of request and response bodies, generated from the manifests.
 
-Feature names, units and ranges and labels come from the manifest. Ranges stand in descriptions and not as bounds: they
-are what the training data covered, and a value outside is served. Examples are golden samples where there are any.
+Feature names, units, ranges and labels come from the manifest. Ranges appear in descriptions rather than as bounds:
+they are what the training data covered, and values outside them are accepted. Examples use golden samples if there
+are any.
 """
 
 import math
@@ -24,7 +25,7 @@ TEXT: Schema = {"type": "string"}
 
 
 def build_example(manifest: Manifest) -> Schema:
-    """Return a request body that is answered 200: a golden sample where there is one, else the middle of each range."""
+    """Return a valid request body: a golden sample if there is one, otherwise the middle of each range."""
     row = choose_row(manifest)
     if isinstance(manifest.input, TabularInput):
         return {"instances": [dict(zip((feature.name for feature in manifest.input.features), row, strict=True))]}
@@ -32,7 +33,7 @@ def build_example(manifest: Manifest) -> Schema:
 
 
 def choose_row(manifest: Manifest) -> list[float]:
-    """Return the numbers of one instance, flat, each as the shortest decimal of its float32."""
+    """Return the values of one instance, flattened, as the shortest decimals that round-trip through float32."""
     if manifest.golden is not None:
         return [float(str(np.float32(value))) for value in manifest.golden.inputs[0]]
     if isinstance(manifest.input, TabularInput):
@@ -44,7 +45,7 @@ def choose_row(manifest: Manifest) -> list[float]:
 
 
 def build_answer(manifest: Manifest) -> Schema | None:
-    """Return what `build_example` is answered with, by the golden outputs; without them it is not known."""
+    """Return the response to `build_example`, from the golden outputs; None without golden samples."""
     if manifest.golden is None:
         return None
     outputs = np.array(manifest.golden.outputs[:1], np.float32)
@@ -54,7 +55,7 @@ def build_answer(manifest: Manifest) -> Schema | None:
 
 
 def request_schema(manifest: Manifest, most: int) -> Schema:
-    """Return the schema of a predict body with up to `most` instances."""
+    """Return the schema of a predict request with up to `most` instances."""
     items = instance_schema(manifest)
     if manifest.input.kind == "image":
         encoded: Schema = {"type": "string", "contentEncoding": "base64"}
@@ -104,7 +105,7 @@ def _image_schema(spec: ImageInput) -> Schema:
 
 
 def response_schema(manifest: Manifest) -> Schema:
-    """Return the schema of the answer to a predict body."""
+    """Return the schema of a predict response."""
     prediction: Schema
     if manifest.task == "regression":
         unit = f" in {manifest.output.unit}" if manifest.output.unit else ""
@@ -143,7 +144,7 @@ def _class_schema(manifest: Manifest) -> Schema:
 
 
 def form_schema(manifest: Manifest) -> Schema:
-    """Return the schema of a form with pictures."""
+    """Return the schema of a multipart form with images."""
     file: Schema = {"type": "string", "format": "binary"}
     properties: Schema = {
         "files": {"type": "array", "minItems": 1, "items": file, "description": "one prediction for each, in order"}
@@ -155,7 +156,7 @@ def form_schema(manifest: Manifest) -> Schema:
 
 
 def model_schema() -> Schema:
-    """Return the schema of a model's description; what is not required is missing where no version serves."""
+    """Return the schema of a model's description. Optional properties are absent if no version is served."""
     strings, numbers = {"additionalProperties": TEXT}, {"additionalProperties": NUMBER}
     tensors = {"type": "array", "items": reference("TensorSpec"), "description": "of a model without a task"}
     properties: Schema = {
@@ -185,7 +186,7 @@ def model_schema() -> Schema:
 
 @cache
 def part_schemas() -> Schema:
-    """Return the schemas of a manifest's parts that descriptions of models have, by name."""
+    """Return the schemas, by name, of the manifest parts that model descriptions include."""
     parts = (TabularInput, ImageInput, Output, Artifact, TensorSpec)
     _, found = models_json_schema([(part, "validation") for part in parts], ref_template="#/components/schemas/{model}")
     schemas: Schema = found["$defs"]
@@ -193,12 +194,12 @@ def part_schemas() -> Schema:
 
 
 def reference(name: str) -> Schema:
-    """Return a reference to one of the document's schemas."""
+    """Return a reference to a schema in the document."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def object_of(properties: Schema, required: tuple[str, ...] | None = None) -> Schema:
-    """Return the schema of an object with these properties and no others, all required unless it is said which."""
+    """Return the schema of an object with only these properties, all required unless `required` is given."""
     names = list(properties) if required is None else list(required)
     schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return schema | ({"required": names} if names else {})

@@ -1,4 +1,4 @@
-"""What `python -m service COMMAND` does."""
+"""Implementations of the `python -m service` commands."""
 
 import json
 import logging
@@ -31,15 +31,15 @@ _CALL_SECONDS = 60
 
 
 def serve(settings: Settings, flags: dict[str, Any]) -> int:
-    """Serve until told to stop."""
+    """Serve until stopped by a signal."""
     del flags
-    # As a container's first process it would not even hear the signal, until the supervisor's own handler stands.
+    # PID 1 in a container ignores SIGTERM unless it has a handler; the supervisor installs its own later.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="service-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when service.telemetry.metrics is imported
-        # Heard once all is imported: native code that runs meanwhile may make another error of the exit.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # must be set before importing service.telemetry.metrics
+        # Delay SIGTERM until the imports are done: SystemExit raised inside native code may become another error.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        from service.hosts import litserve as litserve_host  # noqa: PLC0415 - no other command needs a web server
+        from service.hosts import litserve as litserve_host  # noqa: PLC0415 - only this command needs a web server
         from service.telemetry import log  # noqa: PLC0415
 
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -49,7 +49,7 @@ def serve(settings: Settings, flags: dict[str, Any]) -> int:
 
 
 def predict(settings: Settings, flags: dict[str, Any]) -> int:
-    """Answer one request body from a file or standard input, as the service would."""
+    """Run one request body from a file or standard input, as the service would."""
     logging.disable()
     source: str = flags["input"]
     try:
@@ -65,10 +65,10 @@ def predict(settings: Settings, flags: dict[str, Any]) -> int:
 
 
 def find_version(root: Path, name: str, version: str = "") -> VersionFolder:
-    """Return the folder of a version, or of the newest one.
+    """Return a version's folder, or the newest version's if `version` is empty.
 
     Raises:
-        NotFoundError: there is no such version.
+        NotFoundError: There is no such version.
     """
     folders = list_versions(root)
     found = [each for each in folders if each.name == name and version in ("", str(each.version))]
@@ -79,7 +79,7 @@ def find_version(root: Path, name: str, version: str = "") -> VersionFolder:
 
 
 def verify(settings: Settings, flags: dict[str, Any]) -> int:
-    """Check every version on every backend installed here; exit 1 when any check fails."""
+    """Check every version on every installed backend; return 1 if any check fails."""
     del flags
     root = settings.models_dir
     folders = list_versions(root)
@@ -131,7 +131,7 @@ def _verify_version(folder: VersionFolder, device: str) -> list[tuple[str, ...]]
 
 
 def _check_file(folder: Path, artifact: Artifact) -> str:
-    """Return what is wrong with an artifact's size or digest, or nothing; no backend is needed for it."""
+    """Return what is wrong with an artifact's size or digest, or "". Needs no backend."""
     try:
         load_artifact(folder, artifact)
     except ModelRefusedError as error:
@@ -140,7 +140,7 @@ def _check_file(folder: Path, artifact: Artifact) -> str:
 
 
 def _verify_parity(manifest: Manifest, opened: list[Predictor]) -> str:
-    """Compare the newest opened backend with the first one on random inputs, unless its weights are rounded."""
+    """Compare the last opened backend with the first on random inputs, unless its weights are quantized."""
     if len(opened) == 1:
         return "-"
     if manifest.artifacts[opened[-1].backend.name].tolerance:
@@ -153,7 +153,7 @@ def _verify_parity(manifest: Manifest, opened: list[Predictor]) -> str:
 
 
 def models(settings: Settings, flags: dict[str, Any]) -> int:
-    """List what a running service serves, or have it load, unload or roll back a model."""
+    """List the models of a running service, or load, unload or roll back one of them."""
     what, model = flags["what"], flags["model"]
     url = (flags["url"] or f"http://127.0.0.1:{settings.port}").rstrip("/")
     if what == "list":
@@ -187,13 +187,13 @@ def _call(settings: Settings, url: str, body: dict[str, Any]) -> Any:  # noqa: A
 def _read_sentence(error: HTTPError) -> str:
     try:
         return str(json.load(error)["error"])
-    except (ValueError, LookupError, TypeError, HTTPException, OSError):  # it is a proxy's, or another service's
+    except (ValueError, LookupError, TypeError, HTTPException, OSError):  # such as a proxy's error page
         return f"{error.url} answers {error.code} {error.reason}"
 
 
 def package(settings: Settings, flags: dict[str, Any]) -> int:
-    """Put a user's own model into the models folder with a manifest."""
-    from service.packaging.package import package_model  # noqa: PLC0415 - no other command needs it
+    """Add a user's model to the models folder, with a manifest."""
+    from service.packaging.package import package_model  # noqa: PLC0415 - only this command needs it
 
     folder = package_model(settings.models_dir, flags)
     print(f"packaged {folder}; it is served as {folder.parent.name} version {folder.name}")

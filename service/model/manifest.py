@@ -1,8 +1,7 @@
-"""The manifest: what a version folder of `models/` says about itself.
+"""Manifests: the schema of `models/<name>/<version>/manifest.json`.
 
-`models/<name>/<version>/manifest.json` is written last when a version is published, so a folder without one does not
-exist yet. Every part is frozen and refuses unknown fields. `version_folder` reads it; this module knows neither
-files nor how a graph is run.
+The manifest is written last when a version is published, so a folder without one is not published yet. Every part is
+frozen and rejects unknown fields. This module does no file access and runs no graph; `version_folder` reads manifests.
 """
 
 import hashlib
@@ -59,7 +58,7 @@ class ImageSpec(_Part):
 
     @property
     def has_ink(self) -> bool:
-        """Tell whether pictures are ink on paper, and may be turned; colours never are, unless fitted as MNIST's."""
+        """Whether pictures are ink on paper and may be inverted. Colour inputs are not, unless fitted like MNIST."""
         return self.polarity != "as-is" and (self.channels == 1 or self.fitting == "mnist")
 
 
@@ -131,7 +130,7 @@ class Artifact(_Part):
 
 
 class Golden(_Part):
-    """A few inputs (rows, flattened) with the outputs (rows) that every backend and device must give at each load."""
+    """A few flattened inputs and their expected outputs, checked on every load, on any backend and device."""
 
     inputs: tuple[tuple[float, ...], ...] = Field(min_length=1)
     outputs: tuple[tuple[float, ...], ...] = Field(min_length=1)
@@ -144,7 +143,10 @@ class Golden(_Part):
 
 
 class Training(_Part):
-    """Where the artifacts come from, enough to make them again. `parity_difference` is max |backend - eager net|."""
+    """How the artifacts were trained, in enough detail to reproduce them.
+
+    `parity_difference` is max |backend - eager net| for each backend.
+    """
 
     recipe: str
     seed: int
@@ -158,10 +160,10 @@ class Training(_Part):
 
 
 class Manifest(_Part):
-    """Everything the service needs to know about one version of a model.
+    """The manifest of one version of a model with a task.
 
     Raises:
-        pydantic.ValidationError: a field is missing, unknown, out of range, or contradicts another.
+        pydantic.ValidationError: A field is missing, unknown, out of range, or contradicts another.
     """
 
     schema_version: Literal[1] = 1
@@ -211,7 +213,7 @@ class Manifest(_Part):
 
     @property
     def output_width(self) -> int:
-        """K, the number of columns of the graph's output."""
+        """K, the number of columns in the graph's output."""
         if self.task == "multiclass" or self.output.kind == "probabilities":
             return len(self.output.labels)
         return 1
@@ -240,7 +242,7 @@ class TensorSpec(_Part):
 
 
 class TensorManifest(_Part):
-    """What the service needs to know about a model that has no task, only tensors in and tensors out."""
+    """The manifest of one version of a model without a task: only named input and output tensors."""
 
     schema_version: Literal[1] = 1
     name: str = Field(pattern=NAME_PATTERN)

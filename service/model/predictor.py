@@ -1,4 +1,4 @@
-"""A predictor is one version of a model, ready to answer: its manifest, an opened backend, and the checks it passed."""
+"""Load predictors: a version's manifest with an open backend, after the digest and golden checks have passed."""
 
 import logging
 from collections.abc import Mapping
@@ -20,32 +20,32 @@ logger = logging.getLogger("service")
 
 ABSOLUTE_TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-4
-PROBABILITY_TOLERANCE = 1e-3  # how far rounding may take a probability, or a sum of probabilities, out of its range
+PROBABILITY_TOLERANCE = 1e-3  # rounding error allowed in a probability or in the sum of a row
 _LOWEST, _HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
-_ALONE = 2  # instances that are also run alone at each load
-_ROUNDING = 10  # times the tolerance: kernels for one row and for several round differently
+_ALONE = 2  # instances that are also run on their own at each load
+_ROUNDING = 10  # multiple of the tolerance: kernels for one row and for several round differently
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """One served version."""
+    """One loaded version of a model with a task."""
 
     manifest: Manifest
     backend: Backend
 
     @cached_property
     def width(self) -> int:
-        """K, the number of columns of the graph's outputs."""
+        """K, the number of columns in the graph's outputs."""
         return self.manifest.output_width
 
     def predict(self, inputs: Array) -> Array:
-        """Return the graph's outputs float32 (N, K), checked, for inputs float32 (N, *shape).
+        """Run the graph on inputs, float32 (N, *shape), and return its validated outputs, float32 (N, K).
 
         Raises:
-            InferenceError: the graph raised, or its outputs are not (N, K), or not probabilities where its manifest
-                says so.
-            InvalidRequestError: an output is not finite. The golden samples were, so it is the inputs: too large for
-                float32 sums, or outside of what the graph is defined for.
+            InferenceError: The graph failed, its outputs are not (N, K), or they are not probabilities although the
+                manifest says so.
+            InvalidRequestError: An output is not finite. The golden samples passed, so the inputs are at fault: they
+                overflow float32 or are outside the graph's domain.
         """
         outputs = self.backend.run(inputs)
         if outputs.shape != (len(inputs), self.width):
@@ -55,7 +55,7 @@ class Predictor:
             lower, upper = -PROBABILITY_TOLERANCE, 1 + PROBABILITY_TOLERANCE
         else:
             lower, upper = _LOWEST, _HIGHEST
-        if lower <= lowest and highest <= upper:  # NaN is not between them either
+        if lower <= lowest and highest <= upper:  # false for NaN too
             return outputs
         if np.isfinite(outputs).all():
             raise InferenceError(f"the graph gave {lowest:g} to {highest:g} where its manifest says probabilities")
@@ -66,11 +66,11 @@ class Predictor:
         return InferenceError(f"the graph gave outputs of shape {outputs.shape}, expected {wanted}")
 
     def measure_cost(self, max_rows: int) -> Cost:
-        """Measure what a backend call of up to `max_rows` rows costs; see `service.model.cost.measure_cost`."""
-        return measure_cost(self.run, self.manifest.input.shape, max_rows)  # zeros may give no finite number
+        """Measure the cost of backend calls with up to `max_rows` rows. See `service.model.cost.measure_cost`."""
+        return measure_cost(self.run, self.manifest.input.shape, max_rows)  # outputs for zeros may not be finite
 
     def run(self, inputs: Array) -> Array:
-        """Return the graph's own outputs float32 (N, K), checked for shape but not for finite values."""
+        """Return the graph's outputs, float32 (N, K), checking their shape but not their values."""
         outputs = self.backend.run(inputs)
         if outputs.shape != (len(inputs), self.width):
             raise self._wrong_shape(outputs, len(inputs))
@@ -78,16 +78,17 @@ class Predictor:
 
 
 AnyPredictor = Predictor | TensorPredictor
-Place = tuple[BackendName, str]  # a backend, and the device it runs on
+Place = tuple[BackendName, str]  # backend and device
 
 
 def load_predictor(
     folder: Path, backend: str = "auto", device: str = "auto", threads: int = 1, serve_as: str | None = None
 ) -> Predictor:
-    """Do `load_any_predictor` for a model that has a task.
+    """Load a model with a task. See `load_any_predictor`.
 
     Raises:
-        ModelRefusedError: as there, or the model has none.
+        ModelRefusedError: The version cannot be served, or the model has no task.
+        StartError: `backend` or `device` was requested by name and cannot be used.
     """
     load_manifest(folder)
     predictor = load_any_predictor(folder, backend, device, threads, serve_as=serve_as)
@@ -103,19 +104,21 @@ def load_any_predictor(
     preferred: str = "cuda:0",
     serve_as: str | None = None,
 ) -> AnyPredictor:
-    """Read, verify and open one version folder; what it returns has passed digest and golden checks.
+    """Read, verify and open a version folder.
+
+    The returned predictor has passed the digest and golden checks.
 
     Args:
-        folder: `<name>/<version>`.
+        folder: The version folder, `<name>/<version>`.
         backend: "auto", "onnx", "torchscript" or "onnx-int8".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        threads: CPU threads one backend call may use.
-        preferred: which accelerator "auto" and "cuda" take where there are several.
-        serve_as: the name to serve a folder under that is not `<name>/<version>`, as KServe mounts it.
+        threads: CPU threads per backend call.
+        preferred: The accelerator that "auto" and "cuda" choose when there are several.
+        serve_as: Model name for a folder that is not laid out as `<name>/<version>`, such as a KServe mount.
 
     Raises:
-        ModelRefusedError: the version must not serve, with the reason.
-        StartError: `backend` or `device` was asked for by name and cannot be used.
+        ModelRefusedError: The version cannot be served; the message says why.
+        StartError: `backend` or `device` was requested by name and cannot be used.
     """
     check_backend(backend)
     manifest = load_named_manifest(folder, serve_as)
@@ -123,21 +126,21 @@ def load_any_predictor(
     if not names:
         raise ModelRefusedError(_no_backend(manifest, backend))
     places = _choose_places(names, device, preferred)
-    # Every artifact is checked, also those that do not run here: a version is intact or it is not.
+    # Verify every artifact, including those that are not run here: one damaged file makes the version invalid.
     contents = {each: load_artifact(folder, artifact) for each, artifact in manifest.artifacts.items()}
     for place, (name, where) in pairwise(places):
         try:
             return _open(contents, manifest, place, threads)
-        except StartError as error:  # a build may list a device whose libraries then do not load
+        except StartError as error:  # a build may list a device whose libraries fail to load
             _warn_once(f"{error}; models run by {name} on {where} instead")
     return _open(contents, manifest, places[-1], threads)
 
 
 def load_named_manifest(folder: Path, serve_as: str | None = None) -> AnyManifest:
-    """Read the manifest of a version folder that is served under its own name, or as `serve_as`.
+    """Read a version folder's manifest, renaming the model to `serve_as` if given.
 
     Raises:
-        ModelRefusedError: it cannot be used, or is of another version.
+        ModelRefusedError: The manifest cannot be used, or does not match the folder's name and version.
     """
     manifest = load_any_manifest(folder)
     if serve_as is not None:
@@ -164,11 +167,11 @@ def _warn_once(sentence: str) -> None:
 
 
 def check_golden(predictor: Predictor) -> None:
-    """Run the golden inputs and compare; without golden samples, check that any numbers give outputs of that shape.
+    """Run the golden inputs and compare the outputs; without golden samples, run random inputs and check the shape.
 
     Raises:
-        ModelRefusedError: an output differs by more than 1e-5 + 1e-4·|expected| and the artifact's own tolerance, or
-            with the instances beside it.
+        ModelRefusedError: An output is off by more than 1e-5 + 1e-4·|expected| plus the artifact's own tolerance, or
+            depends on the other instances in the batch.
     """
     manifest = predictor.manifest
     golden = manifest.golden
@@ -176,7 +179,7 @@ def check_golden(predictor: Predictor) -> None:
         inputs = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
     else:
         inputs = np.array(golden.inputs, dtype=np.float32).reshape(-1, *manifest.input.shape)
-    if len(inputs) == 1:  # it needs company, or there would be no batch to depend on
+    if len(inputs) == 1:  # `check_alone` needs a batch to compare with
         inputs = np.concatenate([inputs, inputs / 2])
     try:
         outputs = predictor.run(inputs)
@@ -195,10 +198,10 @@ def check_golden(predictor: Predictor) -> None:
 
 
 def check_alone(predictor: Predictor, inputs: Array, outputs: Array) -> None:
-    """Check that instances have alone the outputs that they have together: callers share batches.
+    """Check that an instance gets the same output alone as in a batch, since callers share batches.
 
     Raises:
-        ModelRefusedError: they have not, as with a net that was traced in training mode.
+        ModelRefusedError: The outputs differ, as they do for a net traced in training mode.
     """
     name = predictor.backend.name
     allowed = _ROUNDING * ABSOLUTE_TOLERANCE + (predictor.manifest.artifacts[name].tolerance or 0.0)
@@ -217,14 +220,14 @@ def check_alone(predictor: Predictor, inputs: Array, outputs: Array) -> None:
 
 
 def worst_excess(actual: Array, expected: Array) -> float:
-    """Return by how much max |actual - expected| exceeds 1e-5 + 1e-4·|expected|; inf for NaN; coordination is <= 0."""
+    """Return how far |actual - expected| exceeds 1e-5 + 1e-4·|expected| at most: <= 0 if they agree, inf for NaN."""
     excess = np.abs(actual - expected) - (ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * np.abs(expected))
     worst = float(excess.max())
     return worst if np.isfinite(worst) else float("inf")
 
 
 def _choose_places(names: list[BackendName], device: str, preferred: str) -> list[Place]:
-    """Return where to try to run a model, best first: for "auto" a GPU by each backend, then the CPU."""
+    """Return the places to try, best first. For "auto": each backend's accelerator, then the CPU."""
     if device == "auto":
         places = [(name, choose_device(device, name, preferred)) for name in names]
         return [*(place for place in places if place[1] != "cpu"), (names[0], "cpu")]

@@ -1,11 +1,12 @@
-"""Pictures to numbers: PNG, JPEG, WebP or BMP bytes to what an image model takes, float32 (N, *shape) in [0, 1].
+"""Image preprocessing: decode PNG, JPEG, WebP or BMP bytes into a model's input, float32 (N, *shape) in [0, 1].
 
-A picture is opened by Pillow (https://pillow.readthedocs.io), refused before it is decoded when it is too large, turned
-upright (EXIF), laid on white paper where it is transparent, and fitted to the model's `ImageSpec`. "mnist" fitting is
-the preparation of http://yann.lecun.com/exdb/mnist: the ink scaled into a box of 20 / 28 of the field with its aspect
-ratio kept, and the box placed so that the centre of mass is at the field's centre, pixel index 14 of 28. Dark ink on
-light paper and light ink on dark paper are told apart by the border's brightness, and turned to the model's polarity;
-a model whose polarity is "as-is" gets the picture's own grey.
+Images are decoded with Pillow (https://pillow.readthedocs.io). Oversized images are rejected before decoding. The rest
+are rotated according to EXIF, composited on white if transparent, and fitted to the model's `ImageSpec`.
+
+"mnist" fitting follows http://yann.lecun.com/exdb/mnist: the ink is scaled into a box 20/28 the size of the image,
+keeping its aspect ratio, and the box is placed so that the centre of mass is at the image's centre, pixel index 14 of
+28. The border's brightness distinguishes dark ink on light paper from light ink on dark paper, and the image is
+inverted if needed to match the model's polarity. Models with polarity "as-is" get the original brightness.
 """
 
 import io
@@ -23,61 +24,61 @@ from service.model.backends import Array
 from service.model.manifest import ImageInput, ImageSpec
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MAX_PIXELS = 32_000_000  # of all pictures of one request: up to 500 MB while a WebP is decoded, 250 MB for others
+MAX_PIXELS = 32_000_000  # per request; decoding takes up to 500 MB for WebP, 250 MB for other formats
 MAX_SIDE = 16_384
 
-_LARGE_PIXELS = 4_000_000  # of all pictures of one request; with more, it waits for its turn
-_STRIP_PIXELS = 1_000_000  # of a decoded picture that are converted and reduced at a time
-_WORK_SIDE = 512  # pixels; a picture twice as large, or larger, is reduced before its ink is looked for
-_SMOOTH_SIDE = 64  # pixels; a larger picture has its grain smoothed, where there is contrast to look for
+_LARGE_PIXELS = 4_000_000  # per request; above this, requests are decoded one at a time
+_STRIP_PIXELS = 1_000_000  # a decoded image is converted and reduced in strips of this size
+_WORK_SIDE = 512  # pixels; images at least twice as large are reduced before ink detection
+_SMOOTH_SIDE = 64  # pixels; larger images are blurred before measuring contrast, to suppress noise
 _BOX = 20 / 28
-_LEAST_CONTRAST = 0.08  # of full brightness; with less than this between ink and paper, there is no ink
-_EDGE = 0.2  # of full ink; what is fainter does not stretch the ink's box
-_FULL = 90  # percentile of the ink's pixels that is made full ink, as it is in MNIST's own pictures
+_LEAST_CONTRAST = 0.08  # between ink and paper, as a fraction of full brightness; below this there is no ink
+_EDGE = 0.2  # fainter pixels, relative to full ink, do not count towards the ink's bounding box
+_FULL = 90  # percentile of the ink's pixels that is scaled to full ink, matching MNIST
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; `_check_sizes` refuses
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # a strange picture is no matter for the log
-_large_turn = threading.Lock()  # one large request is decoded at a time, or a few small files would take all memory
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # keep malformed images out of the log
+_large_turn = threading.Lock()  # decode one large request at a time: a few small files could exhaust memory
 
-Plane = NDArray[np.float64]  # (height, width): brightness, or how much ink there is, in [0, 1]
+Plane = NDArray[np.float64]  # (height, width) in [0, 1]: brightness or amount of ink
 
 
 def read_image(content: bytes, spec: ImageInput) -> Array:
-    """Return the input float32 (1, *shape) in [0, 1] of one encoded picture; see `read_images`."""
+    """Decode one image into an input, float32 (1, *shape) in [0, 1]. See `read_images`."""
     return read_images([content], spec, ["the picture"])
 
 
 def read_images(contents: Sequence[bytes], spec: ImageInput, names: Sequence[str]) -> Array:
-    """Return the inputs float32 (N, *shape) in [0, 1] of N encoded pictures.
+    """Decode N images into inputs, float32 (N, *shape) in [0, 1].
 
     Args:
-        contents: the bytes of each picture's file.
-        spec: what the model takes.
-        names: what to call each picture in a sentence about it.
+        contents: The encoded bytes of each image.
+        spec: The model's input.
+        names: How to refer to each image in error messages.
 
     Raises:
-        InvalidRequestError: one is empty, of another format, broken, or too large; where a size is at fault, nothing
-            has been decoded.
+        InvalidRequestError: An image is empty, corrupt, too large, or in an unsupported format. Sizes are checked
+            before anything is decoded.
     """
     pictures = [_open(content, name) for content, name in zip(contents, names, strict=True)]
     total = _check_sizes(pictures, names)
     with _large_turn if total > _LARGE_PIXELS else nullcontext():
         rows = [fit_picture(_load(picture, name), spec.image) for picture, name in zip(pictures, names, strict=True)]
-    return np.stack([_arrange(row, spec) for row in rows]).astype(np.float32, order="C")  # orjson writes no other
+    return np.stack([_arrange(row, spec) for row in rows]).astype(np.float32, order="C")  # orjson needs C order
 
 
 def _open(content: bytes, name: str) -> Image.Image:
-    """Read a picture's header."""
+    """Read an image's header without decoding it."""
     if not content:
         raise InvalidRequestError(f"{name} is empty; send the bytes of a PNG, JPEG, WebP or BMP file")
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
-    except Exception as error:  # whatever Pillow raises for hostile bytes, the picture is at fault
+    except Exception as error:  # Pillow raises many types for invalid bytes
         raise InvalidRequestError(f"{name} is not a PNG, JPEG, WebP or BMP picture that can be read") from error
 
 
 def _check_sizes(pictures: Sequence[Image.Image], names: Sequence[str]) -> int:
-    """Return how many pixels the pictures have together, once that is found to be within the limits."""
+    """Check the images against the size limits and return their total number of pixels."""
     for picture, name in zip(pictures, names, strict=True):
         width, height = picture.size
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
@@ -91,23 +92,23 @@ def _check_sizes(pictures: Sequence[Image.Image], names: Sequence[str]) -> int:
 
 
 def _load(picture: Image.Image, name: str) -> Image.Image:
-    """Decode the first frame as L, RGB, RGBA or F (0 to 255), upright, its longer side below 1,024 pixels."""
+    """Decode the first frame as L, RGB, RGBA or F (0 to 255), upright, with its longer side below 1,024 pixels."""
     try:
-        picture.draft(None, (_WORK_SIDE, _WORK_SIDE))  # of a large JPEG photo, decodes as little as an eighth a side
+        picture.draft(None, (_WORK_SIDE, _WORK_SIDE))  # decodes large JPEGs at down to 1/8 scale
         picture.load()
         factor = max(picture.size) // _WORK_SIDE
         plain = _shrink(picture, factor) if factor > 1 else _simplify(picture)
-    except Exception as error:  # as in `_open`
+    except Exception as error:  # see `_open`
         raise InvalidRequestError(f"{name} is a {picture.format} file that is cut short or broken") from error
-    plain.info = picture.info  # which says which side is up
+    plain.info = picture.info  # holds the EXIF orientation
     try:
         return ImageOps.exif_transpose(plain)
-    except Exception:  # a note on orientation that cannot be read is no note
+    except Exception:  # ignore unreadable EXIF orientation
         return plain
 
 
 def _shrink(picture: Image.Image, factor: int) -> Image.Image:
-    """Do `_simplify` and divide both sides by a factor, strip by strip: no second picture of full size is made."""
+    """Apply `_simplify` and downscale by `factor`, in strips to avoid a second full-size copy."""
     width, height = picture.size
     step = factor * max(1, _STRIP_PIXELS // (width * factor))
     strips = (picture.crop((0, top, width, min(top + step, height))) for top in range(0, height, step))
@@ -119,7 +120,7 @@ def _shrink(picture: Image.Image, factor: int) -> Image.Image:
 
 
 def _simplify(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith(("I", "F")):  # 16 bits a pixel
+    if picture.mode.startswith(("I", "F")):  # 16 bits per pixel
         deep = np.asarray(picture, dtype=np.float32)
         return Image.fromarray(deep * np.float32(255 / 65535))
     if picture.has_transparency_data:
@@ -128,9 +129,9 @@ def _simplify(picture: Image.Image) -> Image.Image:
 
 
 def fit_picture(picture: Image.Image, image: ImageSpec) -> NDArray[np.float64]:
-    """Return a decoded picture as float64 (height, width, channels) in [0, 1], as the model takes it.
+    """Fit a decoded image to the model's size: float64 (height, width, channels) in [0, 1].
 
-    Where the model takes colours and the fitting is "stretch", it is not turned: a bright thing is not ink.
+    Colour images with "stretch" fitting are never inverted: they have no ink.
     """
     if image.channels > 1 and image.fitting == "stretch":
         return _resize_colours(_lay_on(picture, 255), image)
@@ -138,7 +139,7 @@ def fit_picture(picture: Image.Image, image: ImageSpec) -> NDArray[np.float64]:
     if not image.has_ink:
         return _resize(grey, image.width, image.height)[:, :, None]
     ink, dark_ink = find_ink(grey)
-    if not ink.any() and picture.mode == "RGBA":  # white ink on nothing
+    if not ink.any() and picture.mode == "RGBA":  # white ink on a transparent background
         grey = _grey(_lay_on(picture, 0))
         ink, dark_ink = find_ink(grey)
     if image.fitting == "mnist" or not ink.any():
@@ -151,7 +152,7 @@ def fit_picture(picture: Image.Image, image: ImageSpec) -> NDArray[np.float64]:
 
 
 def _lay_on(picture: Image.Image, brightness: int) -> Image.Image:
-    """Return a picture without transparency, on paper of a brightness from 0 to 255."""
+    """Composite a transparent image on a background of the given brightness, 0 to 255."""
     if picture.mode != "RGBA":
         return picture
     paper = Image.new("RGBA", picture.size, (brightness, brightness, brightness, 255))
@@ -164,16 +165,16 @@ def _grey(picture: Image.Image) -> Plane:
 
 
 def find_ink(grey: Plane) -> tuple[Plane, bool]:
-    """Tell ink from paper.
+    """Separate ink from paper.
 
-    The paper is a plane of brightness through the border's pixels, so that light that falls from one side is no ink;
-    what differs from it by less than the border's own grain is no ink either.
+    The paper's brightness is modelled as a plane fitted to the border pixels, so uneven lighting is not taken for ink.
+    Differences smaller than the noise along the border are not ink either.
 
     Args:
-        grey: brightness (height, width), 0 black.
+        grey: Brightness, (height, width); 0 is black.
 
     Returns:
-        How much ink there is (height, width), all zeros when there is none, and whether ink is darker than paper.
+        The amount of ink, (height, width), all zeros if there is none; and whether the ink is darker than the paper.
     """
     smooth = _smooth(grey)
     paper = _fit_paper(smooth)
@@ -196,10 +197,10 @@ def _smooth(grey: Plane) -> Plane:
 
 
 def _fit_paper(grey: Plane) -> Plane:
-    """Return the least-squares plane (height, width) through the border's pixels, once without those far from it."""
+    """Fit a plane (height, width) to the border pixels by least squares, excluding outliers."""
     height, width = grey.shape
     middle = float(np.median(_border(grey)))
-    if min(height, width) < 3:  # noqa: PLR2004 - a line of pixels lies in no plane
+    if min(height, width) < 3:  # noqa: PLR2004 - too few pixels to define a plane
         return np.full(grey.shape, middle)
     across, down = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
     columns = np.stack([_border(np.ones_like(grey)), _border(across), _border(down)], axis=1)
@@ -213,17 +214,17 @@ def _fit_paper(grey: Plane) -> Plane:
 
 
 def _border(plane: Plane) -> Plane:
-    """Return the pixels of the four sides (2 * (height + width),)."""
+    """Return the pixels of the four edges, (2 * (height + width),)."""
     return np.concatenate([plane[0], plane[-1], plane[:, 0], plane[:, -1]])
 
 
 def centre_ink(ink: Plane, width: int, height: int) -> Plane:
-    """Return ink (height, width) in [0, 1] prepared as MNIST's: scaled into the inner box, centred by mass.
+    """Scale ink into the inner box and centre it by mass, like MNIST; returns (height, width) in [0, 1].
 
     Args:
-        ink: how much ink there is, (any height, any width).
-        width: of the field, 28 for MNIST.
-        height: of the field.
+        ink: The amount of ink, of any size.
+        width: Width of the result; 28 for MNIST.
+        height: Height of the result.
     """
     field = np.zeros((height, width))
     rows, columns = np.nonzero(ink.max(axis=1) >= _EDGE)[0], np.nonzero(ink.max(axis=0) >= _EDGE)[0]
@@ -233,7 +234,7 @@ def centre_ink(ink: Plane, width: int, height: int) -> Plane:
     scale = min(round(height * _BOX) / cut.shape[0], round(width * _BOX) / cut.shape[1])
     tall, wide = (max(1, round(side * scale)) for side in cut.shape)
     box = _resize(cut, wide, tall)
-    clear = box[box > _EDGE / 4]  # there is none where a hairline has been scaled down
+    clear = box[box > _EDGE / 4]  # empty if a hairline has been scaled down
     box = np.clip(box / (float(np.percentile(clear, _FULL)) if clear.size else float(box.max())), 0, 1)
     mass = box.sum()
     top = round(height / 2 - float((box.sum(axis=1) * np.arange(tall)).sum() / mass))
@@ -244,7 +245,7 @@ def centre_ink(ink: Plane, width: int, height: int) -> Plane:
 
 
 def _resize(plane: Plane, width: int, height: int) -> Plane:
-    """Resize by averaging where it shrinks and linearly where it grows."""
+    """Resize: area averaging to shrink, bilinear interpolation to enlarge."""
     resized = Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     return np.clip(np.asarray(resized, dtype=np.float64), 0, 1)
 
@@ -256,7 +257,7 @@ def _resize_colours(picture: Image.Image, image: ImageSpec) -> NDArray[np.float6
 
 
 def _arrange(field: NDArray[np.float64], spec: ImageInput) -> NDArray[np.float64]:
-    """Return (height, width, channels) in the order of the input's shape, which may have channels first."""
+    """Reshape (height, width, channels) to the input's shape, moving channels first if it requires that."""
     image = spec.image
     if spec.shape == (image.channels, image.height, image.width):
         field = np.moveaxis(field, 2, 0)

@@ -1,7 +1,7 @@
-"""Models without a task: named tensors of any datatype in, named tensors out.
+"""Models without a task: named tensors of any datatype in and out.
 
-Only the Open Inference Protocol serves them. They run on onnxruntime, one request per call, because nothing says which
-dimension of which tensor is the batch.
+They are served only through the Open Inference Protocol. They run on onnxruntime and are not batched, because the
+manifest does not say which dimension is the batch.
 """
 
 import re
@@ -39,7 +39,7 @@ _DATATYPES = {
 
 
 class Tensors(dict[str, Tensor]):
-    """The tensors of one request by name; its length is 1, since queues count it as one instance."""
+    """The tensors of one request by name. Its length is 1 because queues count it as one instance."""
 
     def __len__(self) -> int:
         """Return 1."""
@@ -47,7 +47,7 @@ class Tensors(dict[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Size of the tensors in bytes; a BYTES element counts its length."""
+        """Total size in bytes; BYTES elements count their length."""
         return sum(
             sum(map(len, tensor.reshape(-1))) if tensor.dtype == object else tensor.nbytes for tensor in self.values()
         )
@@ -55,7 +55,7 @@ class Tensors(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class TensorBackend:
-    """An onnxruntime session, with the attributes of `service.model.backends.Backend`."""
+    """An onnxruntime session with the attributes of `service.model.backends.Backend`."""
 
     session: ort.InferenceSession
     device: str
@@ -71,11 +71,11 @@ class TensorPredictor:
     backend: TensorBackend
 
     def predict(self, inputs: Mapping[str, Tensor]) -> Tensors:
-        """Return the graph's outputs for checked inputs; elements of BYTES tensors are `bytes` in both.
+        """Run the graph on validated inputs. Elements of BYTES tensors are `bytes` in inputs and outputs.
 
         Raises:
-            InvalidRequestError: a BYTES element is not UTF-8, or the graph refuses this combination of tensors.
-            InferenceError: the graph failed for another reason.
+            InvalidRequestError: A BYTES element is not UTF-8, or the graph rejects this combination of tensors.
+            InferenceError: The graph failed for another reason.
         """
         fed = {name: _as_text(tensor, name) for name, tensor in inputs.items()}
         names = [spec.name for spec in self.manifest.outputs]
@@ -84,13 +84,13 @@ class TensorPredictor:
             return Tensors((name, _as_bytes(np.asarray(output))) for name, output in zip(names, outputs, strict=True))
         except Exception as error:
             node = _FAILED_NODE.search(str(error))
-            if node and "allocate" not in str(error):  # such as sizes that must match; only the graph knows
+            if node and "allocate" not in str(error):  # such as mismatched sizes, which only the graph can detect
                 reason = f"the graph does not take these tensors together; its {node[1]} node refuses them"
                 raise InvalidRequestError(reason) from error
             raise InferenceError(f"onnxruntime: {error}") from error
 
     def measure_cost(self, max_rows: int) -> Cost:
-        """Return the cost of a call on zeros with every open dimension 1; a graph that fails on them counts as slow."""
+        """Time a call on zeros with every open dimension set to 1; a graph that fails on them counts as slow."""
         del max_rows  # requests never share a call
         zeros = Tensors((spec.name, _zeros(spec)) for spec in self.manifest.inputs)
         try:
@@ -101,10 +101,11 @@ class TensorPredictor:
 
 
 def open_tensor_model(content: bytes, manifest: TensorManifest, device: str, threads: int) -> TensorPredictor:
-    """Open an ONNX graph and check that its tensors are those of the manifest.
+    """Open an ONNX graph and check its tensors against the manifest.
 
     Raises:
-        ModelRefusedError: it does not load, or has other tensors.
+        ModelRefusedError: The graph does not load, or its tensors do not match the manifest.
+        StartError: The graph cannot run on the device.
     """
     session = open_session(content, device, threads)
     inputs, outputs = read_tensor_specs(session)
@@ -120,10 +121,10 @@ def open_tensor_model(content: bytes, manifest: TensorManifest, device: str, thr
 
 
 def read_tensor_specs(session: ort.InferenceSession) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Return the inputs and outputs of a session's graph; a dimension that is not fixed is -1.
+    """Return the inputs and outputs of a session's graph. Dynamic dimensions are -1.
 
     Raises:
-        ModelRefusedError: a tensor has a type without a datatype in the protocol.
+        ModelRefusedError: The protocol has no datatype for a tensor's type.
     """
     return [_spec(node) for node in session.get_inputs()], [_spec(node) for node in session.get_outputs()]
 
@@ -144,7 +145,7 @@ def _zeros(spec: TensorSpec) -> Tensor:
 
 
 def _as_text(tensor: Tensor, name: str) -> Tensor:
-    """Decode a BYTES tensor: onnxruntime's strings are text."""
+    """Decode a BYTES tensor, since onnxruntime takes strings as text."""
     if tensor.dtype != object:
         return tensor
     text = np.empty(tensor.shape, dtype=object)

@@ -1,4 +1,4 @@
-"""Read what stands in a version folder, `models/<name>/<version>`: its manifest, and graphs by their digests."""
+"""Read a version folder, `models/<name>/<version>`: its manifest, and its artifacts verified by digest."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,10 @@ MAX_MANIFEST_BYTES = 4 * 2**20
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a version folder of a model that has a task; see `load_any_manifest`.
+    """Read and validate the manifest of a model with a task. See `load_any_manifest`.
 
     Raises:
-        ModelRefusedError: as there, or the model has no task.
+        ModelRefusedError: The manifest cannot be used, or the model has no task.
     """
     manifest = load_any_manifest(folder)
     if not isinstance(manifest, Manifest):
@@ -29,10 +29,10 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def load_any_manifest(folder: Path) -> AnyManifest:
-    """Read and check the manifest of a version folder `<name>/<version>`.
+    """Read and validate the manifest of a version folder, `<name>/<version>`.
 
     Raises:
-        ModelRefusedError: there is none, it is too large, of a newer schema, malformed, or names another model.
+        ModelRefusedError: The manifest is missing, too large, malformed, or has a newer schema version.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -56,10 +56,10 @@ def load_any_manifest(folder: Path) -> AnyManifest:
 
 
 def load_artifact(folder: Path, artifact: Artifact) -> bytes:
-    """Read one artifact and return its bytes once their size and digest are those of the manifest.
+    """Read an artifact and verify its size and digest against the manifest.
 
     Raises:
-        ModelRefusedError: missing, outside the folder, of another size, or with another digest.
+        ModelRefusedError: The file is missing, outside the folder, or has the wrong size or digest.
     """
     path = folder / artifact.file
     if not path.resolve().is_relative_to(folder.resolve()):

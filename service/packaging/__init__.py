@@ -1,1 +1,1 @@
-"""`python -m service package`: a model of your own gets a manifest and a place in the folder."""
+"""Package your own model: `python -m service package` writes its manifest and adds it to the models folder."""

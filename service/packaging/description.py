@@ -1,4 +1,4 @@
-"""From the flags of `python -m service package` to a manifest: what the user says of a model, and no more."""
+"""Build a manifest from the flags of `python -m service package`."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ _FOR_TASKS = (
 
 
 def describe_tensors(contents: dict[BackendName, bytes], options: dict[str, Any], version: int) -> TensorManifest:
-    """Return the manifest of a model without a task: the tensors are what the graph says of itself."""
+    """Build the manifest of a model without a task, reading its tensors from the graph."""
     from service.model.backends.onnx_runtime import open_session  # noqa: PLC0415 - each backend is optional
     from service.model.tensor_model import read_tensor_specs  # noqa: PLC0415
 
@@ -45,14 +45,14 @@ def describe_tensors(contents: dict[BackendName, bytes], options: dict[str, Any]
 
 
 def read_flagged_samples(options: dict[str, Any]) -> Samples | None:
-    """Return the rows of the file that `--samples` names, if it does, in the order of `--features`."""
+    """Read the file given by `--samples`, if any, with columns in the order of `--features`."""
     return read_samples(Path(options["samples"]), _split(options["features"])) if options["samples"] else None
 
 
 def describe(
     contents: dict[BackendName, bytes], options: dict[str, Any], version: int, samples: Samples | None
 ) -> Manifest:
-    """Return the manifest of a model with a task, without golden samples."""
+    """Build the manifest of a model with a task, without golden samples."""
     files: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
     fields = {
         "name": options["name"],
@@ -122,5 +122,5 @@ def _split(text: str | None) -> list[str]:
 
 
 def _name_flags(options: dict[str, Any], names: tuple[str, ...]) -> str:
-    """Return those of these flags that were given."""
+    """Return the given flags among `names`, comma-separated."""
     return ", ".join(f"--{name.replace('_', '-')}" for name in names if options[name] is not None)

@@ -1,4 +1,4 @@
-"""Write a manifest for a model that this project did not train, prove that it runs, and put it into `models/`."""
+"""Write a manifest for a model trained elsewhere, check that the model runs, and add it to the models folder."""
 
 import os
 import tempfile
@@ -17,15 +17,15 @@ _BACKENDS: dict[str, BackendName] = {".onnx": "onnx", ".pt": "torchscript", ".pt
 
 
 def package_model(root: Path, options: dict[str, Any]) -> Path:
-    """Return the new version folder, in place and verified.
+    """Verify a model, write its version folder, and return the folder's path.
 
     Args:
-        root: the models folder; made when it does not exist.
-        options: the command's flags, see `python -m service package --help`.
+        root: The models folder, created if missing.
+        options: The command's flags; see `python -m service package --help`.
 
     Raises:
-        InvalidRequestError: a file or a flag cannot be used.
-        ModelRefusedError: the model does not run as described.
+        InvalidRequestError: A file or flag cannot be used.
+        ModelRefusedError: The model does not run as described.
     """
     contents = _read_artifacts([Path(path) for path in options["artifacts"]])
     version = options["model_version"] or next_version(root / options["name"])
@@ -47,7 +47,7 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
 
 
 def _write(target: Path, manifest: AnyManifest, contents: dict[BackendName, bytes]) -> None:
-    """Write a version beside its place, load it as the service would, and move it there in one step."""
+    """Write a version to a staging folder, load it as the service would, and rename it into place."""
     root = target.parent.parent
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".staging-", dir=root) as staging:
@@ -62,7 +62,7 @@ def _write(target: Path, manifest: AnyManifest, contents: dict[BackendName, byte
 
 
 def next_version(folder: Path) -> int:
-    """Return one more than the largest version in a model's folder, or 1."""
+    """Return the largest version in a model's folder plus one, or 1 if it has none."""
     numbers = [int(path.name) for path in folder.glob("*") if path.name.isascii() and path.name.isdecimal()]
     return max(numbers, default=0) + 1
 

@@ -1,4 +1,4 @@
-"""Prove that a user's own graph is what its manifest says, and keep what it gave as golden samples."""
+"""Check that a user's graph matches its manifest, and record golden samples from it."""
 
 import math
 import sys
@@ -13,27 +13,28 @@ from service.model.manifest import BackendName, Golden, Manifest
 from service.model.predictor import PROBABILITY_TOLERANCE, Predictor, check_alone, worst_excess
 from service.packaging.samples import Samples
 
-Rows = NDArray[Any]  # float64 (N, *shape) of a file, or float32
+Rows = NDArray[Any]  # (N, *shape): float64 from a file, or random float32
 
 _GOLDEN_ROWS = 3
-_PROBES = 8  # rows at each scale
+_PROBES = 8  # random rows per scale
 _SAMPLE_ROWS = 256
 
 
 def add_golden(
     manifest: Manifest, contents: dict[BackendName, bytes], samples: Samples | None, kind_given: bool
 ) -> Manifest:
-    """Return the manifest with golden samples: what the first backend gives, and the others must agree with.
+    """Return the manifest with golden samples from the first backend, after checking that the others agree.
 
     Args:
-        manifest: as the flags describe the model.
-        contents: the graphs.
-        samples: real inputs, or nothing for random ones.
-        kind_given: whether the user said what the outputs are; if not, two columns of a binary model are probabilities.
+        manifest: The manifest built from the flags.
+        contents: The artifacts.
+        samples: Real inputs; None uses random ones.
+        kind_given: Whether `--output-kind` was given. If not, two output columns of a binary model are taken as
+            probabilities.
 
     Raises:
-        InvalidRequestError: a graph does not run on such inputs, or gives something else than is said.
-        ModelRefusedError: an answer depends on the other instances in the batch.
+        InvalidRequestError: A graph does not run on these inputs, or its outputs do not match the manifest.
+        ModelRefusedError: An output depends on the other instances in the batch.
     """
     backends = [open_backend(name, content, manifest, "cpu", 1) for name, content in contents.items()]
     rows = _choose_rows(manifest, samples)
@@ -60,7 +61,7 @@ def add_golden(
 
 
 def _choose_rows(manifest: Manifest, samples: Samples | None) -> Rows:
-    """Return rows (N, *shape) of the samples, or random ones in [0, 1)."""
+    """Return the samples as rows, (N, *shape), or random rows in [0, 1) if there are none."""
     shape = manifest.input.shape
     if samples is None:
         return np.random.default_rng(0).random((_GOLDEN_ROWS, *shape), dtype=np.float32)
@@ -102,10 +103,10 @@ def _check_shape(name: BackendName, outputs: Array, count: int, manifest: Manife
 
 
 def _probe(backend: Backend, manifest: Manifest, rows: Rows) -> Array:
-    """Return the graph's finite outputs on the samples and on rows far apart, to see what numbers it gives."""
+    """Return the graph's finite outputs for the samples and for random rows at several scales."""
     random = np.random.default_rng(1)
     shape = (_PROBES, *manifest.input.shape)
-    if manifest.input.kind == "image":  # its numbers are in [0, 1]
+    if manifest.input.kind == "image":  # pixels are in [0, 1]
         tries = [rows, random.random(shape), random.choice([0.0, 1.0], shape)]
     else:
         tries = [rows, *(scale * random.choice([-1.0, 1.0], shape) for scale in (1, 10, 100))]
@@ -113,14 +114,14 @@ def _probe(backend: Backend, manifest: Manifest, rows: Rows) -> Array:
     for inputs in tries:
         try:
             outputs = backend.run(inputs.astype(np.float32))
-        except ServiceError:  # it may not be defined there
+        except ServiceError:  # the graph may not be defined there
             continue
         found.append(outputs[np.isfinite(outputs).all(axis=1)])
     return np.concatenate(found)
 
 
 def _check_meaning(outputs: Array, manifest: Manifest) -> None:
-    """Refuse outputs that cannot be what `--output-kind` says."""
+    """Raise InvalidRequestError for outputs that contradict `--output-kind`."""
     kind = manifest.output.kind
     if kind not in ("probability", "probabilities"):
         return
@@ -136,7 +137,7 @@ def _check_meaning(outputs: Array, manifest: Manifest) -> None:
 
 
 def _warn_of_probabilities(outputs: Array, manifest: Manifest) -> None:
-    """Print a line where logits look like probabilities, of which a softmax makes other probabilities."""
+    """Warn if logits look like probabilities, which a softmax or sigmoid would distort."""
     is_sum = manifest.output_width == 1 or np.allclose(outputs.sum(axis=1), 1, atol=PROBABILITY_TOLERANCE)
     if manifest.output.kind == "logits" and outputs.min() >= 0 and outputs.max() <= 1 and is_sum:
         right = "probability" if manifest.output_width == 1 else "probabilities"

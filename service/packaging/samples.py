@@ -1,4 +1,4 @@
-"""Read a file of sample inputs, from which `package` learns names, ranges and golden inputs."""
+"""Read sample inputs, the source of feature names, ranges and golden inputs for `package`."""
 
 import csv
 from dataclasses import dataclass
@@ -12,21 +12,22 @@ from service.errors import InvalidRequestError
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of numbers (N, columns), and the columns' names; none where neither a header nor a flag has them."""
+    """Rows of numbers, (N, columns), and the column names; empty if neither a header nor a flag gives them."""
 
     names: tuple[str, ...]
     rows: NDArray[np.float64]
 
 
 def read_samples(path: Path, features: list[str]) -> Samples:
-    """Read a CSV file, with or without a header, or an .npy file of (N, …).
+    """Read a CSV file, with or without a header, or an .npy file of shape (N, …).
 
     Args:
-        path: the file.
-        features: which columns of a file whose header has them all; else the names of its columns, in order.
+        path: The file.
+        features: The columns to select, if the header has them all; otherwise the names of the columns, in order.
 
     Raises:
-        InvalidRequestError: it cannot be read, has no rows, other columns, or a value that is no finite number.
+        InvalidRequestError: The file cannot be read, has no rows, has the wrong number of columns, or contains a value
+            that is not a finite number.
     """
     try:
         if path.suffix == ".npy":

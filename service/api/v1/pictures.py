@@ -1,4 +1,4 @@
-"""Pictures on the wire to arrays: a picture's own bytes, multipart files, and `{"b64": …}` instances in JSON."""
+"""Decode images from request bodies: raw image bytes, multipart files, and `{"b64": …}` instances in JSON."""
 
 import base64
 import binascii
@@ -14,31 +14,31 @@ MAX_PARTS = 1024
 
 
 class Part(NamedTuple):
-    """One part of a multipart body: its field's name, and its content."""
+    """One part of a multipart body: its field name and content."""
 
     name: str
     content: bytes
 
 
 def is_picture(content_type: bytes) -> bool:
-    """Tell whether a body is a picture, or several, by its content type."""
+    """Return whether a content type is an image or a multipart form."""
     return content_type[:6].lower() == b"image/" or is_multipart(content_type)
 
 
 def is_multipart(content_type: bytes) -> bool:
-    """Tell whether a body is a form with files."""
+    """Return whether a content type is a multipart form."""
     return content_type.partition(b";")[0].strip().lower() == b"multipart/form-data"
 
 
 def read_pictures(body: bytes, spec: ImageInput, content_type: bytes) -> tuple[Array, bytes | None]:
-    """Return the inputs float32 (N, *shape) of a body that `is_picture`.
+    """Decode an image or form body into inputs, float32 (N, *shape), and the form's parameters.
 
-    In a form, the part named "parameters" is JSON and is returned beside them; every other part is a picture.
+    In a form, the part named "parameters" is JSON and is returned undecoded; every other part is an image.
 
     Raises:
-        InvalidRequestError: the form or a picture cannot be read.
+        InvalidRequestError: The form or an image cannot be read.
     """
-    from service.model.preprocess import read_image, read_images  # noqa: PLC0415 - Pillow is imported where pictures come
+    from service.model.preprocess import read_image, read_images  # noqa: PLC0415 - import Pillow only for images
 
     if not is_multipart(content_type):
         return read_image(body, spec), None
@@ -54,7 +54,8 @@ def split_form(body: bytes, content_type: bytes) -> list[Part]:
     """Return the parts of a multipart/form-data body (RFC 7578), in order.
 
     Raises:
-        InvalidRequestError: there is no boundary, the body does not end, or there are too many parts.
+        InvalidRequestError: The boundary is missing or invalid, the closing boundary is missing, there are too many
+            parts, or a part is malformed.
     """
     boundary = _parse_header(content_type.decode("latin-1")).get_boundary()
     if not boundary or not boundary.isascii() or len(boundary) > 70:  # noqa: PLR2004 - RFC 2046, section 5.1.1
@@ -81,24 +82,24 @@ def _read_part(piece: bytes) -> Part:
 
 
 def _parse_header(value: str) -> Message:
-    """Return a message that parses a header field with parameters, by the standard library's reading."""
+    """Parse a header value with parameters, using the standard library's email parser."""
     message = Message()
     message["content-type"] = value.replace("\r", " ").replace("\n", " ")
     return message
 
 
 def replace_encoded(instances: object, spec: ImageInput) -> object:
-    """Return decoded JSON instances with every `{"b64": …}` replaced by its picture's numbers, flat.
+    """Replace each `{"b64": …}` in decoded JSON instances with its image's flattened values.
 
     Raises:
-        InvalidRequestError: one is not base64, has other fields, or its picture cannot be read.
+        InvalidRequestError: An instance is not base64, has other fields, or its image cannot be read.
     """
     if not isinstance(instances, list):
         return instances
     places = [index for index, instance in enumerate(instances) if isinstance(instance, dict)]
     if not places:
         return instances
-    from service.model.preprocess import read_images  # noqa: PLC0415 - Pillow is imported where pictures come
+    from service.model.preprocess import read_images  # noqa: PLC0415 - import Pillow only for images
 
     names = [f"instances[{index}].b64" for index in places]
     contents = [_decode_b64(instances[index], f"instances[{index}]") for index in places]

@@ -1,4 +1,4 @@
-"""Backends run a graph: float32 (N, *shape) in, float32 (N, K) out. They know nothing of models, tasks or HTTP."""
+"""Backends run graphs: float32 (N, *shape) in, float32 (N, K) out, independent of tasks and HTTP."""
 
 import shutil
 import sys
@@ -17,23 +17,22 @@ Array = NDArray[np.float32]
 
 
 class Backend(Protocol):
-    """One opened graph. `device` and `provider` are what really runs it, never what was asked for."""
+    """An open graph. `device` and `provider` are what actually runs it, not what was requested."""
 
     name: BackendName
     device: str
     provider: str
 
     def run(self, inputs: Array) -> Array:
-        """Return the graph's outputs float32 (N, K) for inputs float32 (N, *shape). Safe to call from any thread."""
+        """Run inputs, float32 (N, *shape), and return outputs, float32 (N, K). Thread-safe."""
         ...
 
 
 def choose_backends(manifest: AnyManifest, wanted: str) -> list[BackendName]:
-    """Return the backends to try for a model, best first; empty when none of its artifacts can be run here.
+    """Return the backends to try for a model, best first; empty if none of its artifacts can run here.
 
-    `wanted` is "auto", "onnx", "torchscript" or "onnx-int8". "auto" prefers ONNX unless only PyTorch can reach the
-    device, and rounded weights last; a model that has only one artifact is served by that one. "onnx-int8" takes the
-    plain ONNX graph of a model that has no other.
+    `wanted` is "auto", "onnx", "torchscript" or "onnx-int8". "auto" prefers ONNX, then TorchScript, then quantized
+    weights, among the artifacts the model has. "onnx-int8" falls back to the plain ONNX graph.
     """
     available: list[BackendName] = [name for name in manifest.artifacts if is_installed(name)]
     if wanted == "onnx-int8":
@@ -44,33 +43,33 @@ def choose_backends(manifest: AnyManifest, wanted: str) -> list[BackendName]:
 
 
 def is_installed(name: BackendName) -> bool:
-    """Tell whether the package behind a backend can be imported here."""
+    """Return whether a backend's package is installed."""
     return find_spec("torch" if name == "torchscript" else "onnxruntime") is not None
 
 
 def check_backend(wanted: str) -> None:
-    """Refuse a backend that was asked for by name and whose package is not installed.
+    """Check that a backend requested by name is installed.
 
     Raises:
-        StartError: it cannot be imported; the sentence says what to install.
+        StartError: It is not installed; the message says what to install.
     """
     if wanted == "torchscript" and not is_installed("torchscript"):
         raise StartError("--backend torchscript needs torch, which is not installed: pip install '.[torch]'")
 
 
 def open_backend(name: BackendName, content: bytes, manifest: Manifest, device: str, threads: int) -> Backend:
-    """Open an artifact's bytes on a device.
+    """Open an artifact on a device.
 
     Args:
-        name: which backend.
-        content: the artifact's bytes, already checked against the manifest.
-        manifest: says which tensors of the graph to use.
+        name: The backend.
+        content: The artifact's bytes, already verified against the manifest.
+        manifest: The manifest, which names the input and output tensors.
         device: "cpu", "cuda", "cuda:N" or "mps".
-        threads: CPU threads one call may use.
+        threads: CPU threads per call.
 
     Raises:
-        ModelRefusedError: the graph does not load or has other tensors than the manifest says.
-        StartError: the backend cannot use that device.
+        ModelRefusedError: The graph does not load, or its tensors do not match the manifest.
+        StartError: The backend cannot use the device.
     """
     if name != "torchscript":
         from service.model.backends.onnx_runtime import open_onnx  # noqa: PLC0415 - each backend is optional
@@ -82,10 +81,10 @@ def open_backend(name: BackendName, content: bytes, manifest: Manifest, device: 
 
 
 def as_rows(outputs: Array, count: int) -> Array:
-    """Return a graph's outputs of any shape as (N, K).
+    """Reshape a graph's outputs to (N, K).
 
     Raises:
-        InferenceError: there are no N rows in them.
+        InferenceError: The outputs cannot be split into N rows.
     """
     if not count or outputs.size % count:
         shown = "one number" if not outputs.shape else f"an output of shape {list(outputs.shape)}"
@@ -94,13 +93,13 @@ def as_rows(outputs: Array, count: int) -> Array:
 
 
 def choose_device(wanted: str, name: BackendName, preferred: str = "cuda:0") -> str:
-    """Return the device a backend will be opened on.
+    """Return the device to open a backend on.
 
-    For "auto" that is `preferred` where the backend can use it, else its first accelerator, else "cpu"; for "cuda"
-    likewise, of the GPUs alone.
+    "auto" chooses `preferred` if the backend can use it, then the backend's first accelerator, then "cpu". "cuda"
+    chooses in the same way among the GPUs.
 
     Raises:
-        StartError: `wanted` names a device that this backend cannot use here.
+        StartError: The backend cannot use the device named by `wanted`.
     """
     if wanted == "cpu":
         return "cpu"
@@ -115,9 +114,9 @@ def choose_device(wanted: str, name: BackendName, preferred: str = "cuda:0") -> 
 
 
 def list_accelerators(name: BackendName) -> list[str]:
-    """Return the accelerators this backend can use here, best first, such as ["cuda:0", "cuda:1"]."""
+    """Return the accelerators a backend can use, best first, such as ["cuda:0", "cuda:1"]."""
     if name == "onnx-int8" or not has_accelerator() or not is_installed(name):
-        return []  # a GPU gains nothing from it
+        return []  # int8 gains nothing on a GPU
     if name == "onnx":
         from service.model.backends.onnx_runtime import list_devices  # noqa: PLC0415
     else:
@@ -127,5 +126,5 @@ def list_accelerators(name: BackendName) -> list[str]:
 
 @cache
 def has_accelerator() -> bool:
-    """Tell whether this machine may have one; saves importing torch (seconds, 200 MB) to learn that it has not."""
+    """Return whether this machine may have an accelerator, without importing torch (seconds, 200 MB) to find out."""
     return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None

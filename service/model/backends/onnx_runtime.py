@@ -13,17 +13,17 @@ from service.model.backends import Array, as_rows
 from service.model.manifest import BackendName, Manifest
 
 _FLOAT = "tensor(float)"
-# In protobuf, what stands before the name of a file that has a tensor's numbers, and the length of that name.
+# The protobuf bytes before the name of an external data file, and the length of that name.
 _LOCATION = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
-_EXTERNAL_DATA = b"j"  # the tag of `TensorProto.external_data`, with a byte or two of length before that
-_LARGE_BYTES = 8 * 2**20  # a graph of this size gains nothing from an arena, which keeps what the largest batch took
+_EXTERNAL_DATA = b"j"  # tag of `TensorProto.external_data`; a length of one or two bytes follows it
+_LARGE_BYTES = 8 * 2**20  # above this an arena does not pay: it keeps the memory of the largest batch
 _NO_FOLDER = "/nonexistent"
-_FATAL = 4  # what it writes by itself below this is in no log format; errors reach the log as exceptions
+_FATAL = 4  # onnxruntime's own messages bypass the log format; errors are raised as exceptions anyway
 ort.set_default_logger_severity(_FATAL)
 
 
 class OnnxBackend:
-    """One onnxruntime session."""
+    """An onnxruntime session."""
 
     def __init__(
         self, session: ort.InferenceSession, input_name: str, output_name: str, device: str, name: BackendName
@@ -36,10 +36,10 @@ class OnnxBackend:
         self._output_names = [output_name]
 
     def run(self, inputs: Array) -> Array:
-        """Return the graph's outputs float32 (N, K); see `Backend.run`."""
+        """Return the graph's outputs, float32 (N, K). See `Backend.run`."""
         try:
             outputs = self._session.run(self._output_names, {self._input_name: inputs})[0]
-        except Exception as error:  # onnxruntime raises a dozen classes of its own
+        except Exception as error:  # onnxruntime raises about a dozen exception types
             raise InferenceError(f"onnxruntime: {_first_line(error)}") from error
         if outputs.ndim != 2:  # noqa: PLR2004 - (N,) is a column
             outputs = as_rows(outputs, len(inputs))
@@ -47,44 +47,44 @@ class OnnxBackend:
 
 
 def list_devices() -> list[str]:
-    """Return the GPUs that this build of onnxruntime can use, by CUDA's numbers."""
+    """Return the GPUs this build of onnxruntime can use, by CUDA device number."""
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return []
     return [f"cuda:{index}" for index in range(count_gpus())]
 
 
 def count_gpus(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many GPUs CUDA gives this process, without loading CUDA; 1 where the system does not say.
+    """Return how many GPUs are visible to this process, without loading CUDA; 1 if that is unknown.
 
-    onnxruntime does not tell: the `device_id` of its `OrtHardwareDevice` says which kind of device it is.
+    onnxruntime has no API for this: `OrtHardwareDevice.device_id` identifies the kind of device, not its number.
     """
     nodes = len([path for path in (root / "dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
     known = len(list((root / "proc/driver/nvidia/gpus").glob("*")))
-    count = min((found for found in (nodes, known) if found), default=0)  # a container may be given some of them
+    count = min((found for found in (nodes, known) if found), default=0)  # a container may see only some of them
     if "CUDA_VISIBLE_DEVICES" not in environment:
         return count or 1
     seen = 0
     for entry in map(str.strip, environment["CUDA_VISIBLE_DEVICES"].split(",")):
         is_number = entry.isdecimal() and (not count or int(entry) < count)
         if not is_number and not entry.startswith(("GPU-", "MIG-")):
-            break  # CUDA looks no further than the first that is none
+            break  # like CUDA, stop at the first invalid entry
         seen += 1
     return seen
 
 
 def open_onnx(content: bytes, manifest: Manifest, device: str, threads: int, name: BackendName = "onnx") -> OnnxBackend:
-    """Open a single-file ONNX graph; see `open_backend`."""
+    """Open a single-file ONNX graph. See `open_backend`."""
     session = open_session(content, device, threads)
     input_name, output_name = _choose_tensors(session, manifest)
     return OnnxBackend(session, input_name, output_name, device, name)
 
 
 def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSession:
-    """Open a session on a device.
+    """Open an onnxruntime session on a device.
 
     Raises:
-        ModelRefusedError: the graph does not load, or keeps its weights in another file.
-        StartError: it does not run on that device.
+        ModelRefusedError: The graph does not load, or its weights are in another file.
+        StartError: The session fell back to the CPU instead of using the device.
     """
     check_self_contained(content)
     options = ort.SessionOptions()
@@ -93,9 +93,9 @@ def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSess
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = len(content) < _LARGE_BYTES
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # Idle threads that spin would hold a core each; a small model has no use for them.
+    # Spinning idle threads would each occupy a core.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Else a path to weights would be one from wherever the process was started.
+    # By default, paths to external weights are resolved against the working directory.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
@@ -110,10 +110,12 @@ def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSess
 
 
 def check_self_contained(content: bytes) -> None:
-    """Look for weights that stand in another file, which no digest covers; without the onnx package, and in one pass.
+    """Check that a graph has no external weights, which no digest would cover.
+
+    Scans the bytes once and does not need the onnx package.
 
     Raises:
-        ModelRefusedError: there are some.
+        ModelRefusedError: Some weights are in another file.
     """
     for found in _LOCATION.finditer(content):
         if _EXTERNAL_DATA in content[max(0, found.start() - 3) : found.start() - 1]:
