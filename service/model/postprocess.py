@@ -40,24 +40,30 @@ def interpret(outputs: Array, manifest: Manifest) -> Array:
     return np.concatenate((1 - outputs, outputs), axis=1)
 
 
-def classify(outputs: Array, manifest: Manifest, threshold: float | None = None) -> tuple[Array, NDArray[np.intp]]:
+def classify(outputs: Array, manifest: Manifest, threshold: float | None = None) -> tuple[Array, list[int]]:
     """Return the probabilities float32 (N, labels) of a classifier's outputs (N, K), and the index of each row's label.
 
     `threshold` is the request's, for a binary model.
     """
     probabilities = interpret(outputs, manifest)
-    return probabilities, decide(probabilities, manifest, threshold)
+    return probabilities, choose_labels(probabilities, manifest, threshold)
+
+
+def choose_labels(probabilities: Array, manifest: Manifest, threshold: float | None = None) -> list[int]:
+    """Return the index of each row's label: argmax, or for binary models 1 where P(second label) >= threshold.
+
+    The threshold is rounded to float32, as probabilities are reported, so that 0.7 reaches a threshold of 0.7.
+    """
+    if manifest.task == "multiclass":
+        best: list[int] = probabilities.argmax(axis=1).tolist()
+        return best
+    limit = float(np.float32(choose_threshold(manifest, threshold)))
+    return [int(probability >= limit) for probability in probabilities[:, 1].tolist()]
 
 
 def decide(probabilities: Array, manifest: Manifest, threshold: float | None = None) -> NDArray[np.intp]:
-    """Return the index of each row's label: argmax, or for binary models 1 where P(second label) >= threshold.
-
-    The comparison is in float32, as probabilities are reported, so that 0.7 reaches a threshold of 0.7.
-    """
-    if manifest.task == "multiclass":
-        best: NDArray[np.intp] = probabilities.argmax(axis=1)
-        return best
-    return (probabilities[:, 1] >= np.float32(choose_threshold(manifest, threshold))).astype(np.intp)
+    """Return `choose_labels` as an array (N,)."""
+    return np.array(choose_labels(probabilities, manifest, threshold), dtype=np.intp)
 
 
 def choose_threshold(manifest: Manifest, threshold: float | None = None) -> float:

@@ -46,10 +46,11 @@ def build_predictions(outputs: Array, manifest: Manifest, call: Call) -> list[di
         return [{"prediction": value} for value in outputs[:, 0]]
     labels = manifest.output.labels
     probabilities, indices = postprocess.classify(outputs, manifest, call.threshold)
+    is_binary = manifest.task == "binary"
     predictions: list[dict[str, Any]] = []
-    for index, row in zip(indices.tolist(), probabilities, strict=True):
+    for index, row in zip(indices, probabilities, strict=True):
         # In a binary model "probability" is always that of the second label, the one that the threshold speaks of.
-        probability = row[1 if manifest.task == "binary" else index]
+        probability = row[1 if is_binary else index]
         prediction = {"prediction": index, "label": labels[index], "probability": probability, "probabilities": row}
         predictions.append(prediction)
     if call.top_k is not None:

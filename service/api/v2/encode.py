@@ -67,9 +67,9 @@ def _build_tensors(outputs: Array, manifest: AnyManifest, call: InferCall) -> Ma
     if manifest.task == "regression":
         return {"prediction": outputs[:, 0]} | own
     probabilities, indices = postprocess.classify(outputs, manifest)
-    labels = list(map(str.encode, map(manifest.output.labels.__getitem__, indices.tolist())))
+    labels = list(map(str.encode, map(manifest.output.labels.__getitem__, indices)))
     return {
-        "prediction": indices.astype(np.int64),
+        "prediction": np.array(indices, np.int64),
         "probabilities": probabilities,
         "label": np.array(labels, dtype=object),
         **own,  # last: the graph's own output may itself be called "probabilities"
