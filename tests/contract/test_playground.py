@@ -16,6 +16,7 @@ from PIL import Image
 from tests import fakes
 from tests.prefix import Prefix
 from tests.servers import Server
+from tests.wire import wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright, of the dev extra")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="they need axe-playwright-python")
@@ -95,6 +96,14 @@ def draw(page: Page, strokes: list[list[tuple[float, float]]]) -> None:
 def expect_label(page: Page, label: str) -> None:
     """Wait until the headline says a label."""
     playwright.expect(page.locator(".headline")).to_have_text(label, timeout=1000 * SECONDS)
+
+
+def wait_for(page: Page, predicate: str, argument: object = None) -> None:
+    """Wait until a function is true in the page.
+
+    Playwright's own `wait_for_function` asks again by `eval`, which the page's Content-Security-Policy forbids.
+    """
+    wait_until(lambda: page.evaluate(predicate, argument))
 
 
 def pixels(page: Page, selector: str) -> str:
@@ -232,12 +241,12 @@ def test_threshold_moves_label_and_map(open_page: Open, shipped: Server) -> None
     """The threshold's slider changes the label and the picture; so does a click on the map."""
     page = open_page(f"{shipped.url}/#logistic-clusters")
     painted = "canvas => canvas.getContext('2d').getImageData(160, 160, 1, 1).data[3] === 255"
-    page.wait_for_function(f"({painted})(document.querySelector('canvas.map'))")
+    wait_for(page, f"() => ({painted})(document.querySelector('canvas.map'))")
     expect_label(page, "upper right")
     before = pixels(page, "canvas.map")
     set_slider(page, "#threshold", 0.05)
     expect_label(page, "lower left")
-    page.wait_for_function("before => document.querySelector('canvas.map').toDataURL() !== before", arg=before)
+    wait_for(page, "before => document.querySelector('canvas.map').toDataURL() !== before", before)
     page.locator("canvas.map").click(position={"x": 300, "y": 10})
     expect_label(page, "upper right")
     assert float(page.locator("#feature-0").input_value()) > 3
@@ -291,9 +300,10 @@ def test_training_plots_are_shown(open_page: Open, shipped: Server) -> None:
     """The version's plots are on the card, each with a name."""
     page = open_page(f"{shipped.url}/#mnist")
     plots = shipped.get("/v1/models/mnist/card").json()["plots"]
-    page.wait_for_function(
+    wait_for(
+        page,
         "count => [...document.querySelectorAll('.plots img')].filter((img) => img.naturalWidth > 99).length === count",
-        arg=len(plots),
+        len(plots),
     )
     assert page.get_by_alt_text("Training plot: loss").count() == 1
 
