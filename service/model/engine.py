@@ -23,7 +23,6 @@ from typing import Any
 from service.errors import ModelRefusedError, ServiceError, StartError, UnavailableError
 from service.model import channel
 from service.model.batching import Batcher
-from service.model.cost import Cost
 from service.model.memory import release_memory
 from service.model.predictor import AnyPredictor, load_any_predictor
 from service.settings import Settings
@@ -39,18 +38,18 @@ logger = logging.getLogger("service")
 TICK_SECONDS, IDLE_TICK_SECONDS = 0.1, 1.0
 IDLE_SECONDS = 10.0  # without an open version, after which an engine ends
 NICENESS = 10  # a saturated engine gives way to the workers
+PRUNE_EVERY = 64  # requests, the answered ones are forgotten
 _OPENING, _KILLERS = "opening.json", "killers.json"
 
 
 @dataclass
 class OpenVersion:
-    """One version that is open, and the workers that hold it."""
+    """One version that is open, and who holds it: workers, each with a number for every time it opened the version."""
 
     predictor: AnyPredictor
     batcher: Batcher
     metrics: ModelMetrics
-    cost: Cost
-    holders: set[str] = field(default_factory=set)
+    holders: set[tuple[str, int]] = field(default_factory=set)
 
 
 class Reply:
@@ -167,14 +166,15 @@ class Engine:
                 if action == "run":
                     replies[number] = reply = Reply(writer, number)
                     self._run(fields, tensors, reply)
-                    replies = {key: each for key, each in replies.items() if not each.answered}
+                    if number % PRUNE_EVERY == 0:
+                        replies = {key: each for key, each in replies.items() if not each.answered}
                 elif action == "cancel" and number in replies:
                     replies.pop(number).answered = True
                 elif action == "open":
                     answer = await self._open(fields, worker)
                     writer.writelines(channel.pack({"id": number} | answer))
                 elif action == "close":
-                    self._release(worker, fields["key"])
+                    self._release(worker, fields["holder"])
         except (channel.ChannelClosedError, asyncio.CancelledError):  # the worker, or this engine, ends
             for reply in replies.values():
                 reply.answered = True  # nobody waits any more
@@ -196,7 +196,7 @@ class Engine:
         except ServiceError as error:
             reply.set_exception(error)
 
-    async def _open(self, fields: channel.Fields, holder: str) -> channel.Fields:
+    async def _open(self, fields: channel.Fields, worker: str) -> channel.Fields:
         """Open a version, unless it is, and let a worker hold it."""
         key = fields["key"]
         try:
@@ -215,9 +215,9 @@ class Engine:
             reason = f"it could not be opened ({type(error).__name__}); see the log"
             return {"error": describe_error(ModelRefusedError(reason))}
         version = self._versions[key]
-        version.holders.add(holder)
-        backend, cost = version.predictor.backend, version.cost
-        return {"backend": [backend.name, backend.device, backend.provider], "cost": [cost.fixed, cost.each]}
+        version.holders.add((worker, fields["holder"]))
+        backend = version.predictor.backend
+        return {"backend": [backend.name, backend.device, backend.provider]}
 
     def _load(self, fields: channel.Fields) -> OpenVersion:
         """Verify, open and measure a version, in the thread that opens; leave a note of what is being opened."""
@@ -236,16 +236,15 @@ class Engine:
             release_memory()
         metrics = ModelMetrics(fields["name"], fields["version"])
         batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, metrics)
-        return OpenVersion(predictor, batcher, metrics, cost)
+        return OpenVersion(predictor, batcher, metrics)
 
-    def _release(self, holder: str, key: str | None = None) -> None:
-        """Let a worker hold a version no more, or any; close what nobody holds."""
-        for name in [name for name in self._versions if key in (None, name)]:
-            version = self._versions[name]
-            version.holders.discard(holder)
+    def _release(self, worker: str, holder: int | None = None) -> None:
+        """Let one holder of a worker, or all of them, hold nothing more; close what nobody holds."""
+        for key, version in list(self._versions.items()):
+            version.holders = {each for each in version.holders if each[0] != worker or holder not in (None, each[1])}
             if not version.holders:
                 version.metrics.write(0)
-                del self._versions[name]
+                del self._versions[key]
                 self._opener.submit(release_memory)
 
 
@@ -273,4 +272,4 @@ def run_engine(
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(engine.run(report_ready, heartbeat))
     except OSError as error:
-        raise StartError(f"the engine cannot listen on {path}: {error.strerror}") from error
+        raise StartError(f"the engine cannot listen on {path}: {error.strerror or error}") from error

@@ -134,6 +134,8 @@ class EngineClient:
             ModelRefusedError: the version fails a check, or ended the engine.
             StartError: it cannot run on the backend asked for.
         """
+        holder = next(self._numbers)
+        fields = fields | {"holder": holder}
         answer = self._open(fields)
         batcher = RemoteBatcher(self, fields)
         self._batchers.add(batcher)
@@ -142,7 +144,7 @@ class EngineClient:
         else:
             self._loop.call_soon_threadsafe(self._opened.set)
             self._connected.wait(CONNECT_SECONDS)  # so that a version that is committed can answer
-        weakref.finalize(batcher, self._close, fields["key"])
+        weakref.finalize(batcher, self._close, holder)
         return RemotePredictor(manifest, RemoteBackend(*answer["backend"])), batcher
 
     def _open(self, fields: channel.Fields) -> channel.Fields:
@@ -175,10 +177,10 @@ class EngineClient:
                     raise ModelRefusedError("no engine is running that could open it") from error
                 time.sleep(RETRY_SECONDS)
 
-    def _close(self, key: str) -> None:
-        """Let the engine close a version that this worker no longer serves."""
+    def _close(self, holder: int) -> None:
+        """Tell the engine that this worker no longer needs a version that it opened."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._write, {"do": "close", "id": 0, "key": key})
+            self._loop.call_soon_threadsafe(self._write, {"do": "close", "id": 0, "holder": holder})
 
     def send(self, key: str, inputs: Any, deadline: float, waiter: Waiter) -> None:  # noqa: ANN401
         """Send a request's inputs.

@@ -197,6 +197,21 @@ def test_memory_comes_back_when_the_last_version_is_unloaded(tmp_path: Path) -> 
         assert "ended with code" not in server.log()
 
 
+def test_version_loaded_again_outlives_its_last_use(tmp_path: Path) -> None:
+    """A model that is unloaded and loaded again while a request of its first life runs goes on answering after that."""
+    models = tmp_path / "models"
+    fakes.write_version(models, napper())
+    with Server(models, "--workers", "1", "--placement", "engine") as server, Wire(server.url) as wire:
+        wire.send(build_predict("napper", [float(rounds_for(1.5))]))
+        time.sleep(0.2)
+        for action in ("unload", "load"):
+            assert server.post(f"/v2/repository/models/napper/{action}").status_code == 200
+        assert wire.read().status == 200
+        time.sleep(0.3)  # by now the first life is over
+        for _ in range(3):
+            assert server.predict("napper", [[1.0]]).status_code == 200
+
+
 def test_request_in_an_engine_is_finished_on_sigterm(tmp_path: Path) -> None:
     """What is in flight in an engine when SIGTERM arrives is answered before anything ends."""
     models = tmp_path / "models"
