@@ -37,6 +37,7 @@ logger = logging.getLogger("service")
 
 CONNECT_SECONDS = 10.0  # for an engine that is starting
 RETRY_SECONDS = 0.05
+OPEN_ATTEMPTS = 8  # an engine that is ending may still accept connections; its successor refuses what ended it
 SWEEP_SECONDS = 0.05
 _ERRORS: dict[str, type[ServiceError]] = {
     error.__name__: error
@@ -150,15 +151,16 @@ class EngineClient:
     def _open(self, fields: channel.Fields) -> channel.Fields:
         answer: channel.Fields = {}
         with self._lock:
-            for is_last in (False, True):
+            for attempt in range(OPEN_ATTEMPTS):
                 try:
                     self._control = self._control or self._connect()
                     answer = channel.call(self._control, fields | {"do": "open", "id": 0, "worker": self._worker})
                     break
-                except channel.ChannelClosedError:  # the engine ended meanwhile; its successor may know why
+                except channel.ChannelClosedError:  # the engine ended meanwhile; its successor knows why
                     self._control = None
-                    if is_last:
-                        raise ModelRefusedError("the engine ended while it opened it, twice") from None
+                    if attempt == OPEN_ATTEMPTS - 1:
+                        raise ModelRefusedError("the engine ended again and again while it opened it") from None
+                    time.sleep(RETRY_SECONDS)
         if "error" in answer:
             raise _as_error(answer)
         return answer
