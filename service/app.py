@@ -41,7 +41,6 @@ from service.telemetry.log import AccessLog
 from service.telemetry.recorder import Answered, Recorder
 from service.telemetry.tracing import open_tracer
 
-MIN_STUCK_SECONDS = 5.0
 MAX_OPERATION_BYTES = 2**16  # of a body for anything but a prediction; it is read on the event loop
 
 
@@ -86,8 +85,8 @@ class Application:
         self.registry.write_metrics()
 
     def find_stuck(self) -> str:
-        """Return the name of a model whose backend call has run for twice the request timeout, or nothing."""
-        return self.registry.find_stuck(max(MIN_STUCK_SECONDS, 2 * self.settings.request_timeout))
+        """Return the name of a model whose backend call does not end, or nothing."""
+        return self.registry.find_stuck(self.settings.stuck_seconds)
 
     async def _predict(
         self, method: str, route: PredictRoute, headers: RequestHeaders, receive: Receive, send: Send

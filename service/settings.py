@@ -17,6 +17,8 @@ from service.errors import StartError, describe_invalid
 
 Placement = Literal["auto", "inline", "engine"]
 
+MIN_STUCK_SECONDS = 5.0  # that a backend call may take, however short the request timeout is
+
 
 class Settings(BaseModel):
     """The service's configuration. Changing it requires a restart."""
@@ -65,6 +67,11 @@ class Settings(BaseModel):
     admin_key: str = Field(default="", repr=False, description="key for load and unload; empty: refused from outside")
     access_log: bool = Field(default=True, description="write a line for every request")
     log_format: Literal["text", "json"] = Field(default="text", description="log lines for people or for machines")
+
+    @property
+    def stuck_seconds(self) -> float:
+        """Seconds after which a backend call counts as one that never ends."""
+        return max(MIN_STUCK_SECONDS, 2 * self.request_timeout)
 
     @field_validator("api_key", "admin_key")
     @classmethod

@@ -131,14 +131,13 @@ class Engine:
         self._path.unlink(missing_ok=True)
         server = await asyncio.start_unix_server(self._serve, self._path, limit=channel.BUFFER_BYTES)
         report_ready()
-        limit = 2 * self._settings.request_timeout
         while self._versions or not self._is_over():
             self._changed.clear()
             heartbeat()
             for version in self._versions.values():
                 self._idle_since = time.monotonic()
                 version.metrics.write(version.batcher.rows, version.batcher.backlog)
-                if version.batcher.running > limit:
+                if version.batcher.running > self._settings.stuck_seconds:
                     logger.error("a call of model %s does not end; the engine ends", version.metrics.model)
                     os._exit(1)  # the interpreter would wait for the thread
             with contextlib.suppress(TimeoutError):

@@ -157,6 +157,17 @@ def test_engine_that_stands_still_is_answered_504(mixed: Server) -> None:
     wait_until(lambda: exchange(mixed.url, build_predict("heavy", [2.0])).status == 200, 5)
 
 
+def test_call_that_outlives_a_short_timeout_does_not_end_its_engine(tmp_path: Path) -> None:
+    """Only a call that takes seconds counts as one that never ends, however short `--request-timeout` is."""
+    fakes.write_version(tmp_path, napper(least=rounds_for(0.02)))
+    with Server(tmp_path, "--workers", "1", "--placement", "engine", "--request-timeout", "0.2") as server:
+        engine = server.engine()
+        assert exchange(server.url, build_predict("napper", [float(rounds_for(1.0))])).status == 504
+        wait_until(lambda: exchange(server.url, build_predict("napper", [1.0])).status == 200, 10)
+        assert server.engine() == engine
+        assert "ended with code" not in server.log()
+
+
 def test_worker_that_is_killed_takes_no_engine_along(mixed: Server) -> None:
     """The engine goes on for the other workers, and the new worker finds it."""
     engine = mixed.engine()
