@@ -25,7 +25,7 @@ DIGITS = [name for name in SHIPPED if RECIPES[name].task == "multiclass"]
 FULL_MNIST = os.environ.get("MNIST_DIR")
 
 
-def test_clusters_stop_where_the_tutorial_should() -> None:
+def test_clusters_stop_where_the_tutorial_does() -> None:
     """From the tutorial's own random state, training stops at iteration 380 with 199 of 200 points right."""
     torch.manual_seed(10)
     for side in (1, -1):
