@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import signal
 import sys
 import tempfile
@@ -36,7 +35,6 @@ def serve(settings: Settings, flags: dict[str, Any]) -> int:
     # PID 1 in a container ignores SIGTERM unless it has a handler; the supervisor installs its own later.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="service-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # must be set before importing service.telemetry.metrics
         # Delay SIGTERM until the imports are done: SystemExit raised inside native code may become another error.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         from service.hosts import litserve as litserve_host  # noqa: PLC0415 - only this command needs a web server

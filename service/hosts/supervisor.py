@@ -21,10 +21,8 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, NamedTuple
 
-from prometheus_client.multiprocess import mark_process_dead
-
 from service.errors import StartError
-from service.telemetry import metrics
+from service.telemetry import metrics, shared_metrics
 
 logger = logging.getLogger("service")
 
@@ -47,6 +45,7 @@ class WorkerContext(NamedTuple):
     heartbeat: Callable[[], None]  # to be called from its event loop at least once a second
     previous_exit: int  # how the process before it ended: 0 where there was none, negative for a signal
     request_engine: Callable[[], None]  # has the engine started, if it is not running
+    number: int  # among all processes, counted from 0; a successor has that of the process before it
 
 
 Run = Callable[[WorkerContext], None]
@@ -98,6 +97,7 @@ class Supervisor:
             engine = _Worker(len(devices), "engine-cpu", "cpu", run_engine, is_engine=True, start_at=math.inf)
             self._workers.append(engine)
         self._heartbeats = _fork.RawArray("Q", len(self._workers))
+        shared_metrics.share(len(self._workers))
         self._checked_at = 0.0
         self._lifeline = os.pipe()  # only the parent keeps the write end open, so workers see EOF when it dies
         self._signals = 0
@@ -155,6 +155,7 @@ class Supervisor:
             partial(_count_heartbeat, self._heartbeats, worker.index),
             worker.previous_exit,
             partial(sender.send, _ENGINE),
+            worker.index,
         )
         worker.process = _fork.Process(
             target=_run_in_child,
@@ -202,7 +203,7 @@ class Supervisor:
     def _handle_death(self, worker: _Worker, process: BaseProcess) -> None:
         if self._signals:
             return
-        mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
+        shared_metrics.forget_live(worker.index)
         is_done = worker.is_engine and process.exitcode == 0
         if is_done:
             logger.debug("%s has nothing left to do", process.name)
@@ -283,6 +284,7 @@ def _run_in_child(run: Run, context: WorkerContext, lifeline: tuple[int, int], i
     signal.signal(signal.SIGTERM, _exit_at_once)  # until the HTTP server's handler is installed
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     os.close(lifeline[1])
+    shared_metrics.use(context.number)
     threading.Thread(target=_end_with_parent, args=lifeline[:1], daemon=True).start()
     try:
         run(context)

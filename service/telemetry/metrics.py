@@ -1,18 +1,15 @@
 """What operators watch, in Prometheus' text format, summed over all worker processes.
 
-A worker writes its metrics ten times a second, so one that is killed loses a tenth of a second of them at most. Where
-`PROMETHEUS_MULTIPROC_DIR` is set before this module is imported (the host sets it), each worker writes its metrics into
-memory-mapped files there, and any worker answers for all of them, including those that have died.
+A worker writes its metrics ten times a second, so one that is killed loses a tenth of a second of them at most. Any
+worker answers for all of them, including those that have died; see `shared_metrics`.
 """
 
-import os
 import time
 from collections.abc import Sequence
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service.telemetry.histogram import Histogram
+from service.telemetry.shared_metrics import COLLECTOR, Counter, Gauge, Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -34,29 +31,30 @@ _dropped = Counter(
     (*_MODEL, "reason"),
 )
 _others = Counter("service_other_requests", "Requests answered that are no predict requests, by status code", ("code",))
-_in_flight = Gauge("service_requests_in_flight", "Predict requests being answered", multiprocess_mode="livesum")
-_queue_rows = Gauge("service_queue_rows", "Instances that wait or run", _MODEL, multiprocess_mode="livesum")
+_in_flight = Gauge("service_requests_in_flight", "Predict requests being answered", is_live=True)
+_queue_rows = Gauge("service_queue_rows", "Instances that wait or run", _MODEL, is_live=True)
 _backlog = Gauge(
     "service_queue_backlog_seconds",
     "Estimated seconds until all instances that wait or run are answered, in the process with the most",
     _MODEL,
-    multiprocess_mode="livemax",
+    combine=max,
+    is_live=True,
 )
 _served = Gauge(
     "service_model_info",
     "Workers that serve a version, by where it runs",
     (*_MODEL, "backend", "device", "provider"),
-    multiprocess_mode="livesum",
+    is_live=True,
 )
 # Without labels these two are there from the start, so that a rule can tell 0 from a service that is not scraped.
 _models_serving = Gauge(
-    "service_models_serving", "Models of which a version serves; 0 for an empty folder", multiprocess_mode="livemax"
+    "service_models_serving", "Models of which a version serves; 0 for an empty folder", combine=max, is_live=True
 )
 _restarts = Counter("service_worker_restarts", "Workers started again because the one before them ended")
 _last_request = Gauge(
-    "service_last_request_seconds", "When the last request was answered, since 1970", _MODEL, multiprocess_mode="max"
+    "service_last_request_seconds", "When the last request was answered, since 1970", _MODEL, combine=max
 )
-_refused = Gauge("service_model_refused", "Workers that refuse a version", _MODEL, multiprocess_mode="livesum")
+_refused = Gauge("service_model_refused", "Workers that refuse a version", _MODEL, is_live=True)
 
 
 class ModelMetrics:
@@ -67,37 +65,31 @@ class ModelMetrics:
     """
 
     def __init__(self, name: str, version: int) -> None:
-        labels = (name, str(version))
         self.model = f"{name}/{version}"
         self.batches: list[tuple[int, float, float]] = []
-        self._labels = labels
-        self._request_seconds = _request_seconds.labels(*labels)
-        self._queue_seconds = _queue_seconds.labels(*labels)
-        self._inference_seconds = _inference_seconds.labels(*labels)
-        self._batch_rows = _batch_rows.labels(*labels)
-        self._queue_rows = _queue_rows.labels(*labels)
-        self._backlog = _backlog.labels(*labels)
-        self._last_request = _last_request.labels(*labels)
+        self._labels = (name, str(version))
         self._shown_rows = 0
+        for histogram in (_request_seconds, _queue_seconds, _inference_seconds, _batch_rows):
+            histogram.observe((), *self._labels)  # there from the start, so that a rate sees the first request
 
     def answered(self, code: int, seconds: Sequence[float]) -> None:
         """Count answered requests of one status; `seconds` are from each request's head to its response."""
-        _requests.labels(*self._labels, str(code)).inc(len(seconds))
-        self._request_seconds.observe(seconds)
+        _requests.add(len(seconds), *self._labels, str(code))
+        _request_seconds.observe(seconds, *self._labels)
 
     def dropped(self, reason: str) -> None:
         """Count a request that was given up: "full", "overload", "expired" or "gone"."""
-        _dropped.labels(*self._labels, reason).inc()
+        _dropped.add(1, *self._labels, reason)
 
     def write_batches(self) -> None:
         """Add up the backend calls since the last time."""
         if not self.batches:
             return
         batches, self.batches = self.batches, []
-        self._batch_rows.observe([rows for rows, _, _ in batches])
-        self._queue_seconds.observe([waited for _, waited, _ in batches])
-        self._inference_seconds.observe([ran for _, _, ran in batches])
-        self._last_request.set(time.time())
+        _batch_rows.observe([rows for rows, _, _ in batches], *self._labels)
+        _queue_seconds.observe([waited for _, waited, _ in batches], *self._labels)
+        _inference_seconds.observe([ran for _, _, ran in batches], *self._labels)
+        _last_request.set(time.time(), *self._labels)
 
     def write(self, queue_rows: int, backlog: float = 0.0) -> None:
         """Add up the backend calls since the last time, and set the gauges of the queue.
@@ -108,34 +100,34 @@ class ModelMetrics:
         """
         if queue_rows or self._shown_rows:
             self._shown_rows = queue_rows
-            self._queue_rows.set(queue_rows)
-            self._backlog.set(backlog)
+            _queue_rows.set(queue_rows, *self._labels)
+            _backlog.set(backlog, *self._labels)
         self.write_batches()
 
 
 def record_failure(code: int) -> None:
     """Count a predict request for no known model. It has no model label: callers could invent any number of names."""
-    _requests.labels("", "", str(code)).inc()
+    _requests.add(1, "", "", str(code))
 
 
 def record_dropped(reason: str) -> None:
     """Count a connection that was given up: it was too slow to send a request, or to read its response."""
-    _dropped.labels("", "", reason).inc()
+    _dropped.add(1, "", "", reason)
 
 
 def record_other(code: int) -> None:
     """Count a response to anything but a predict request."""
-    _others.labels(str(code)).inc()
+    _others.add(1, str(code))
 
 
 def record_served(name: str, version: int, backend: str, device: str, provider: str, serves: bool) -> None:
     """Say whether this worker serves a version."""
-    _served.labels(name, str(version), backend, device, provider).set(int(serves))
+    _served.set(int(serves), name, str(version), backend, device, provider)
 
 
 def record_refused(name: str, version: str, refuses: bool) -> None:
     """Say whether this worker refuses a version."""
-    _refused.labels(name, version).set(int(refuses))
+    _refused.set(int(refuses), name, version)
 
 
 def set_serving(models: int) -> None:
@@ -145,7 +137,7 @@ def set_serving(models: int) -> None:
 
 def record_restart() -> None:
     """Count a worker that replaces one that ended; called by the parent of the workers."""
-    _restarts.inc()
+    _restarts.add(1)
 
 
 def set_in_flight(count: int) -> None:
@@ -155,7 +147,7 @@ def set_in_flight(count: int) -> None:
 
 def render() -> bytes:
     """Return the metrics of all workers as text."""
-    return generate_latest(_registry())
+    return generate_latest(COLLECTOR)
 
 
 Totals = dict[tuple[str, str, str], float]
@@ -164,7 +156,7 @@ Totals = dict[tuple[str, str, str], float]
 def read_totals() -> Totals:
     """Return sums over all workers by sample, model and version; "succeeded" are the requests answered 200."""
     totals: Totals = {}
-    for family in _registry().collect():
+    for family in COLLECTOR.collect():
         for sample in family.samples:
             labels = sample.labels
             if "model" not in labels or sample.name.endswith("_bucket"):
@@ -174,11 +166,3 @@ def read_totals() -> Totals:
             if sample.name == "service_requests_total" and labels["code"] == "200":
                 totals["succeeded", labels["model"], labels["version"]] = sample.value
     return totals
-
-
-def _registry() -> CollectorRegistry:
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return REGISTRY
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return registry

@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from tests import fakes
-from tests.servers import Server
+from tests.servers import ROOT, Server
 from tests.wire import wait_until
 
 
@@ -64,14 +64,13 @@ def test_onnxruntime_writes_nothing_of_its_own(log_format: str, empty_dir: Path)
 
 def test_failure_has_one_traceback(models_dir: Path, tmp_path: Path) -> None:
     """What goes wrong on a path that is no prediction is answered 500 and logged once, under the request's id."""
-    environment = {"TMPDIR": str(tmp_path)}
+    broken = "import prometheus_client\n\ndef fail(*_):\n    raise ValueError('no figures')\n"
+    (tmp_path / "sitecustomize.py").write_text(broken + "\nprometheus_client.generate_latest = fail\n")
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     with Server(models_dir, "--workers", "1", "--reload-interval", "0", environment=environment) as server:
-        (figures,) = tmp_path.glob("service-*")
-        figures.rename(tmp_path / "elsewhere")
         answer = server.get("/metrics", headers={"X-Request-ID": "mine"})
-        (tmp_path / "elsewhere").rename(figures)
         assert answer.status_code == 500
         assert answer.json() == {"error": "the model failed to answer this request"}
-        assert server.get("/metrics").status_code == 200
-        assert server.log().count("ValueError: env PROMETHEUS_MULTIPROC_DIR") == 1  # the end of its traceback
+        assert server.get("/v1/models").status_code == 200
+        assert server.log().count("ValueError: no figures") == 1  # the end of its traceback
         assert "ERROR service: request mine failed" in server.log()

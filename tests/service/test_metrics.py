@@ -1,9 +1,11 @@
-"""Tests of service.telemetry: metrics, the histogram that takes many observations, and the recorder."""
+"""Tests of service.telemetry: metrics, the memory that processes share for them, and the recorder."""
 
-import subprocess
-import sys
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
 from itertools import count
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,12 +13,15 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client import Histogram as Reference
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
-from service.telemetry import metrics
-from service.telemetry.histogram import Histogram
+from service.telemetry import metrics, shared_metrics
 from service.telemetry.log import AccessLog
 from service.telemetry.metrics import ModelMetrics
 from service.telemetry.recorder import CLIENT_CLOSED, Answered, Recorder
+from service.telemetry.shared_metrics import COLLECTOR, Block, Histogram
+
+_fork = multiprocessing.get_context("fork")
 
 _numbers = count()
 BOUNDS = (0.1, 1.0, 5.0)
@@ -27,50 +32,118 @@ def read(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
+def parse(name: str) -> list[Sample]:
+    """Return the samples of a metric as Prometheus reads them."""
+    (family,) = (each for each in text_string_to_metric_families(metrics.render().decode()) if each.name == name)
+    return family.samples
+
+
 @given(st.lists(st.lists(st.floats(0, 10)), min_size=1))
 def test_histogram_equals_prometheus_clients(batches: list[list[float]]) -> None:
     """Observations in batches give the samples that prometheus_client's own histogram gives one by one."""
     name = f"test_{next(_numbers)}"
     ours = Histogram(name, "about", ("a",), BOUNDS)
-    try:
-        registry = CollectorRegistry()
-        reference = Reference(name, "about", ("a",), buckets=BOUNDS, registry=registry)
-        ours.labels("x")
-        reference.labels("x")
-        for batch in batches:
-            ours.labels("x").observe(batch)
-            for value in batch:
-                reference.labels("x").observe(value)
-        (theirs,) = registry.collect()
-        expected = {(s.name, *s.labels.values()): s.value for s in theirs.samples if not s.name.endswith("_created")}
-        (family,) = ours.collect()
-        found = {(s.name, *s.labels.values()): s.value for s in family.samples}
-        assert found == pytest.approx(expected)
-    finally:
-        REGISTRY.unregister(ours)
+    registry = CollectorRegistry()
+    reference = Reference(name, "about", ("a",), buckets=BOUNDS, registry=registry)
+    reference.labels("x")
+    for batch in batches:
+        ours.observe(batch, "x")
+        for value in batch:
+            reference.labels("x").observe(value)
+    (theirs,) = registry.collect()
+    expected = {(s.name, *s.labels.values()): s.value for s in theirs.samples if not s.name.endswith("_created")}
+    (family,) = (each for each in COLLECTOR.collect() if each.name == name)
+    found = {(s.name, *s.labels.values()): s.value for s in family.samples}
+    assert found == pytest.approx(expected)
 
 
-def test_histograms_of_processes_are_added_up(tmp_path: Path) -> None:
-    """In multi-process mode, any process shows the sum over all, including those that have ended."""
-    script = (
-        "from service.telemetry.metrics import ModelMetrics, render\n"
-        "ModelMetrics('m', 1).answered(200, [0.002, 0.2])\n"
-        "print(render().decode())"
-    )
-    for _ in range(3):
-        shown = subprocess.run(
-            [sys.executable, "-c", script],
-            env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(Path(metrics.__file__).parents[2])},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    families = {family.name: family for family in text_string_to_metric_families(shown)}
-    samples = {(s.name, s.labels.get("le", "")): s.value for s in families["service_request_seconds"].samples}
-    assert samples["service_request_seconds_count", ""] == 6
-    assert samples["service_request_seconds_bucket", "0.0025"] == 3
-    assert samples["service_request_seconds_bucket", "+Inf"] == 6
-    assert samples["service_request_seconds_sum", ""] == pytest.approx(3 * 0.202)
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """A function that runs another in a forked process of an index: what it wrote is in the metrics here."""
+    monkeypatch.setattr(shared_metrics, "_memory", shared_metrics._Memory())
+    shared_metrics.share(2)
+
+    def run(index: int, work: Callable[[], None]) -> None:
+        def start() -> None:
+            shared_metrics.use(index)
+            work()
+
+        process = _fork.Process(target=start)
+        process.start()
+        process.join()
+
+    return run
+
+
+def test_metrics_of_processes_are_added_up(processes: Callable[[int, Callable[[], None]], None]) -> None:
+    """Any process shows the sum over all, including those that were replaced or killed; no counter goes back."""
+
+    def work() -> None:
+        ModelMetrics("m", 1).answered(200, [0.002, 0.2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for ended, index in enumerate((0, 1, 0, 0), 1):
+        processes(index, work)
+        shared_metrics.forget_live(index)
+        samples = {(s.name, s.labels.get("le", "")): s.value for s in parse("service_request_seconds")}
+        assert samples["service_request_seconds_count", ""] == 2 * ended
+        assert samples["service_request_seconds_bucket", "0.0025"] == ended
+        assert samples["service_request_seconds_bucket", "+Inf"] == 2 * ended
+        assert samples["service_request_seconds_sum", ""] == pytest.approx(ended * 0.202)
+        assert read("service_requests_total", model="m", version="1", code="200") == 2 * ended
+
+
+def test_replaced_processes_take_no_more_memory(processes: Callable[[int, Callable[[], None]], None]) -> None:
+    """However often a worker is replaced, its successor writes where it wrote."""
+    used = []
+    for _ in range(20):
+        processes(0, lambda: ModelMetrics("m", 1).answered(200, [0.1]))
+        used.append(shared_metrics._memory.blocks[1]._words[0])
+    assert len(set(used)) == 1
+    assert read("service_requests_total", model="m", version="1", code="200") == 20
+
+
+def test_process_killed_while_it_adds_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its half-written entry counts for nothing, and its successor's begins at zero."""
+    block = Block(4096)
+    block.open(b"whole", 1)[0] = 1.0
+    used = block._words[0]
+    block.open(b"the key of an entry that was not finished", 3)[2] = 7.0
+    block._words[0] = used
+    block.take_over()
+    assert [(key, cells.tolist()) for key, cells in block.read()] == [(b"whole", [1.0])]
+    assert block.open(b"next", 12).tolist() == [0.0] * 12
+
+
+def test_full_block_goes_on_counting_what_it_has(caplog: pytest.LogCaptureFixture) -> None:
+    """Beyond its size, new entries are counted for nobody; one line says so."""
+    block = Block(4096)
+    numbers = [block.open(b"%d" % number, 8) for number in range(100)]
+    for each in numbers:
+        each[0] += 1.0
+    assert 0 < len(list(block.read())) < 100
+    assert all(cells[0] == 1.0 for _, cells in block.read())
+    assert [record.getMessage() for record in caplog.records] == [
+        "there are too many models for the metrics of one process; new ones are not counted"
+    ]
+
+
+def test_live_gauges_end_with_their_process(processes: Callable[[int, Callable[[], None]], None]) -> None:
+    """Queues are worked off at the same time, so the longest backlog is shown; the rows are those of living workers."""
+
+    def work(backlog: float) -> None:
+        ModelMetrics("m", 1).write(1, backlog)
+        metrics.record_restart()
+
+    for index, backlog in enumerate((2.5, 0.5)):
+        processes(index, partial(work, backlog))
+    labels = {"model": "m", "version": "1"}
+    assert read("service_queue_rows", **labels) == 2.0
+    assert read("service_queue_backlog_seconds", **labels) == 2.5
+    shared_metrics.forget_live(0)
+    assert read("service_queue_rows", **labels) == 1.0
+    assert read("service_queue_backlog_seconds", **labels) == 0.5
+    assert read("service_worker_restarts_total") == 2.0
 
 
 def answer(status: int, of: ModelMetrics | None, is_prediction: bool = True) -> Answered:
@@ -86,27 +159,6 @@ def test_gauges_of_the_queue_follow_it() -> None:
         version.write(rows, backlog)
         assert read("service_queue_rows", **labels) == rows
         assert read("service_queue_backlog_seconds", **labels) == backlog
-
-
-def test_longest_backlog_of_the_live_processes_is_shown(tmp_path: Path) -> None:
-    """Queues of several processes are worked off at the same time, so their times are not added up."""
-    script = (
-        "import sys\n"
-        "from service.telemetry.metrics import ModelMetrics, render\n"
-        "ModelMetrics('m', 1).write(1, float(sys.argv[1]))\n"
-        "print(render().decode())"
-    )
-    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(Path(metrics.__file__).parents[2])}
-    for backlog in (2.5, 0.5):
-        shown = subprocess.run(
-            [sys.executable, "-c", script, str(backlog)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    assert 'service_queue_rows{model="m",version="1"} 2.0' in shown
-    assert 'service_queue_backlog_seconds{model="m",version="1"} 2.5' in shown
 
 
 def test_recorder_counts_each_request_once(capfd: pytest.CaptureFixture[str]) -> None:
