@@ -1,16 +1,19 @@
-"""Command line: `python -m training --list | <recipe>… | --all | autograd | sweep <recipe>…`."""
+"""Command line: `python -m training --list | <recipe>… | --all | autograd`."""
 
 import argparse
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.arguments import read_positive, read_seeds
 from training.errors import TrainingError
 
+if TYPE_CHECKING:
+    from service.model.manifest import Manifest
+
 AUTOGRAD = "autograd"
-SWEEP = "sweep"
 INTERRUPTED = 130  # as shells report a program ended by Ctrl-C
 TERMINATED = 143
 
@@ -20,12 +23,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training",
         description="Train models and publish each, as TorchScript and ONNX with a manifest, into the models folder.",
-        epilog=f"`python -m training {AUTOGRAD}` is a tour of autograd; it trains nothing. `python -m training {SWEEP}"
-        " --help`: seeds and recipes side by side. A run that fails any check publishes nothing and exits 1.",
+        epilog=f"`python -m training {AUTOGRAD}` is a tour of autograd; it trains nothing. A run that fails any check"
+        " publishes nothing and exits 1.",
     )
     parser.add_argument("recipes", nargs="*", metavar="recipe", help=f"what to train, see --list; or {AUTOGRAD!r}")
     parser.add_argument("--list", action="store_true", help="list the recipes and exit")
     parser.add_argument("--all", action="store_true", help="train every recipe")
+    parser.add_argument(
+        "--recipes-from", type=Path, metavar="FILE", help="a Python file with recipes of your own, see docs/training.md"
+    )
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where to publish (default: models)")
     parser.add_argument(
         "--data-dir", type=Path, default=Path("data"), help="where data sets are, or are downloaded to (default: data)"
@@ -44,16 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto, a GPU where the recipe benefits)"
     )
     parser.add_argument("--version", type=read_positive, help="version to publish as (default: the next free one)")
+    parser.add_argument("--no-publish", action="store_true", help="do everything but publish, such as for a trial")
+    parser.add_argument(
+        "--force", action="store_true", help="publish also if the published version is better on validation"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments[:1]) == [SWEEP]:
-        from training import sweep  # noqa: PLC0415 - `--help` should not wait for torch
-
-        return sweep.main(arguments[1:])
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.recipes == [AUTOGRAD]:
@@ -73,41 +79,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    from training import distributed  # noqa: PLC0415 - `--help` should not wait for torch
-    from training.recipes import RECIPES  # noqa: PLC0415
-    from training.run import Request, assist, run  # noqa: PLC0415
+    from service.model.version_folder import load_manifest  # noqa: PLC0415 - `--help` should not wait for torch
+    from training.recipes import load_recipes  # noqa: PLC0415
+    from training.run import Request, rehearse, run  # noqa: PLC0415
 
+    recipes = load_recipes(options.recipes_from)
     if options.list:
-        for recipe in RECIPES.values():
+        for recipe in recipes.values():
             print(f"{recipe.name:18} {recipe.task:11} {recipe.title}")
         return 0
-    names = list(RECIPES) if options.all else options.recipes
+    names = list(recipes) if options.all else options.recipes
     if not names:
         parser.error("name a recipe, or give --all or --list")
-    unknown = [name for name in names if name not in RECIPES]
+    unknown = [name for name in names if name not in recipes]
     if unknown:
-        parser.error(f"unknown recipe {unknown[0]!r}; choose from {', '.join(RECIPES)}")
-    with distributed.launched(names, options.device) as device:
-        seeds = tuple(options.seeds)
-        request = Request(options.models_dir, options.data_dir, seeds, options.epochs, device, options.version)
-        for name in dict.fromkeys(names):
-            if not distributed.is_first():
-                assist(RECIPES[name], request)
+        parser.error(f"unknown recipe {unknown[0]!r}; choose from {', '.join(recipes)}")
+    seeds = tuple(options.seeds)
+    request = Request(
+        options.models_dir, options.data_dir, seeds, options.epochs, options.device, options.version, options.force
+    )
+    for name in dict.fromkeys(names):
+        try:
+            if options.no_publish:
+                print(f"{name}: not published  {_summarize(rehearse(recipes[name], request))}", flush=True)
                 continue
-            try:
-                folder = run(RECIPES[name], request)
-            except KeyboardInterrupt:
-                print(f"interrupted; {name} was not published", file=sys.stderr)
-                return INTERRUPTED
-            print(f"{name}: published {folder}  {_summary(folder)}", flush=True)
+            folder = run(recipes[name], request)
+        except KeyboardInterrupt:
+            print(f"interrupted; {name} was not published", file=sys.stderr)
+            return INTERRUPTED
+        print(f"{name}: published {folder}  {_summarize(load_manifest(folder))}", flush=True)
     return 0
 
 
-def _summary(folder: Path) -> str:
-    from service.model.version_folder import load_manifest  # noqa: PLC0415
-
-    metrics = load_manifest(folder).metrics
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+def _summarize(manifest: "Manifest") -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items())
 
 
 def _leave(_signal: int, _frame: object) -> None:

@@ -14,12 +14,11 @@ from service.model import postprocess
 from service.model.backends import Array
 from service.model.manifest import BackendName, Manifest, Task
 from service.model.predictor import Predictor
-from training.about import ABOUT
 from training.calibration import LEAST_FOR_CALIBRATION, measure_reliability
 from training.cost import BATCHES, Cost
 from training.data import Split, Splits
 from training.evaluate import best_epoch, predict
-from training.recipes import Recipe
+from training.recipe import Recipe
 from training.seeds import Candidate, Interval, mean_interval, wilson_interval
 
 CARD_FILE = "README.md"
@@ -48,14 +47,13 @@ def write_card(
     folder: Path, manifest: Manifest, recipe: Recipe, splits: Splits, predictor: Predictor, report: Report
 ) -> None:
     """Write the card into a version's folder, beside the plots it shows."""
-    about = ABOUT[recipe.name]
     results = predict(predictor, splits.test)
     parts = [
         f"# {manifest.title} (`{manifest.name}` version {manifest.version})",
         manifest.description,
-        f"## What it is for\n{about.purpose}\n\nIt gives {_ANSWERS[manifest.task]}. {about.limits}",
-        f"## Data\n{about.data}\n\n{_write_sizes(splits)}",
-        f"## Figures\n{_write_figures(manifest, report, len(splits.test))}",
+        f"## What it is for\n{recipe.purpose}\n\nIt gives {_ANSWERS[manifest.task]}. {recipe.limits}",
+        f"## Data\n{recipe.source}\n\n{_write_sizes(splits)}",
+        f"## Figures\n{_write_figures(manifest, report, splits)}",
     ]
     if manifest.task != "regression":
         parts.append(f"## By class\n{_write_classes(results, splits.test, manifest)}")
@@ -91,8 +89,9 @@ def _write_sizes(splits: Splits) -> str:
     return "Instances: " + ", ".join(f"{name} {len(split):,}" for name, split in named.items() if split) + "."
 
 
-def _write_figures(manifest: Manifest, report: Report, count: int) -> str:
+def _write_figures(manifest: Manifest, report: Report, splits: Splits) -> str:
     """Return the test figures of each seed, their mean with its interval, and further figures of the published one."""
+    count, is_own = len(splits.test), splits.test is splits.train  # with nothing held out
     names = list(next(iter(report.by_seed.values())))
     rows = [
         [f"{seed}{', published' * (seed == report.chosen.seed)}", *(show(name, figures[name]) for name in names)]
@@ -102,7 +101,7 @@ def _write_figures(manifest: Manifest, report: Report, count: int) -> str:
         intervals = {name: mean_interval([each[name] for each in report.by_seed.values()]) for name in names}
         rows.append(["mean", *(show(name, each.mean) for name, each in intervals.items())])
         rows.append(["95 % interval of the mean", *(show_range(name, each) for name, each in intervals.items())])
-    text = "On the test split, by seed:\n\n" + table(["seed", *names], rows)
+    text = f"On the {'training' if is_own else 'test'} split, by seed:\n\n" + table(["seed", *names], rows)
     if len(report.by_seed) > 1:
         text += "\n\nThe interval is mean ± t·s/√n: it contains the mean over all possible seeds in 95 % of cases."
     if manifest.task != "regression" and count >= LEAST_FOR_CALIBRATION:
@@ -201,7 +200,7 @@ def _write_provenance(manifest: Manifest, report: Report) -> str:
     fitted, seeds = report.chosen.fitted, ",".join(str(each.seed) for each in report.candidates)
     kept = fitted.history.index(best_epoch(fitted)) + 1
     seconds = ", ".join(f"{each.seconds:.0f}" for each in report.candidates)
-    is_best = len(report.candidates) > 1 and fitted.history[kept - 1].validation_accuracy is not None
+    is_best = len(report.candidates) > 1 and report.chosen.validation is not None
     versions = ", ".join(f"{name} {number}" for name, number in training.libraries.items())
     return (
         f"`python -m training {manifest.name} --seeds {seeds}`: {len(fitted.history)} epochs, kept epoch {kept};"

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from sklearn.datasets import make_regression
 from torch import Tensor
 
-from training import distributed
 from training.errors import DataError
 
 HALF_PLANE_DIRECTION = (0.5, -1.5)
@@ -93,7 +92,7 @@ class IndexBatches:
             order = torch.randperm(len(self._split), generator=self._generator, device=device)
             arrays = arrays[0][order], arrays[1][order]  # the batches are views of it
         for inputs, targets in zip(*(torch.split(array, self._batch_size) for array in arrays), strict=True):
-            yield as_floats(distributed.share(inputs)), distributed.share(targets)
+            yield as_floats(inputs), targets
 
 
 def as_floats(inputs: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from training.data import Split, Splits, as_floats
 from training.export import ARTIFACT_FILES
 from training.nets import ServingNet
 from training.parity import run_net
-from training.recipes import Recipe
+from training.recipe import Recipe
 from training.seeds import Candidate
 
 GOLDEN_SAMPLES = 4

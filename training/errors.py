@@ -1,6 +1,7 @@
 """The errors of a training run, in the order of its steps. Each message is one line.
 
 TrainingError
+├── RecipeError     a recipe lacks something, or its file cannot be run
 ├── DeviceError     settings: the requested device cannot be used
 ├── DataError       load: the data set is missing and cannot be downloaded
 ├── CheckError      fit, export, parity, evaluate: a check failed, so nothing is published
@@ -10,6 +11,10 @@ TrainingError
 
 class TrainingError(Exception):
     """Base class of the errors below."""
+
+
+class RecipeError(TrainingError):
+    """Raised when a recipe lacks a part, or the file that defines it cannot be run."""
 
 
 class DeviceError(TrainingError):

@@ -1,14 +1,19 @@
-"""Fit digits: the tutorial's perceptron, the same perceptron trained for accuracy, and a small convolutional net."""
+"""The digits' recipes: the tutorial's perceptron, the same trained for accuracy, and a small convolutional net."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from service.model.manifest import ImageInput, ImageSpec, Output
+from training import data, evaluate, plots
 from training.augment import Augmentation
 from training.config import TrainConfig
 from training.data import Splits
 from training.nets import DigitsCnn, DigitsNet, NormedDigitsNet, fold_norms
+from training.recipe import Recipe
+from training.robustness import measure_robustness
 from training.trainer import Fitted, Settings, Trainer
 
 MEAN_PIXEL, DEVIATION = 0.1307, 0.3081  # of the training images in [0, 1], rounded as is customary
@@ -87,3 +92,82 @@ def _fit(name: str, net: nn.Module, config: TrainConfig, splits: Splits, setting
     train, validation = splits.train.to(settings.device), splits.validation.to(settings.device)
     trainer = Trainer(net, "multiclass", replace(config, epochs=settings.epochs), train, validation)
     return trainer.fit(name, checkpoint=settings.checkpoint)
+
+
+_MEASURED = (
+    "MNIST (Y. LeCun, C. Cortes, C. J. C. Burges, http://yann.lecun.com/exdb/mnist), digits of about 500 American"
+    " census workers and high-school students, CC BY-SA 3.0: 55,000 images for training, 5,000 held out of the training"
+    " set to choose epoch, temperature and seed. A run reads the 10,000 test images once, at its end, and chooses"
+    " nothing by them; docs/training-log.md lists the earlier trials that looked at them."
+)
+_LIMITS = (
+    "It knows ten digits, one per image. Letters, several digits and scribbles get a digit too, sometimes a confident"
+    " one. Images must be prepared as MNIST's were; the service does that for PNG and JPEG files."
+)
+
+
+def _digits(
+    name: str,
+    title: str,
+    description: str,
+    purpose: str,
+    epochs: int,
+    fit: Callable[[Splits, Settings], Fitted],
+    limits: str = _LIMITS,
+) -> Recipe:
+    image = ImageSpec(width=28, height=28, channels=1, polarity="light-on-dark", fitting="mnist")
+    labels = tuple(str(digit) for digit in range(10))
+    return Recipe(
+        name=name,
+        title=title,
+        description=f"{description} Pixels in [0, 1], bright ink on dark; the graph normalises them itself.",
+        task="multiclass",
+        input=ImageInput(kind="image", shape=(784,), image=image, tensor="inputs"),
+        output=Output(kind="probabilities", name="digit", labels=labels, tensor="outputs"),
+        epochs=epochs,
+        load=data.load_digits,
+        fit=fit,
+        figures=evaluate.measure_validation,
+        plots={
+            "digits.png": plots.draw_digits,
+            "loss.png": plots.draw_loss,
+            "confusion.png": plots.draw_confusion,
+            "misclassified.png": plots.draw_misclassified,
+            "reliability.png": plots.draw_reliability,
+        },
+        purpose=purpose,
+        limits=limits,
+        source=_MEASURED,
+        quantizes=True,
+        robustness=measure_robustness,
+        benefits_from_gpu=True,
+    )
+
+
+RECIPES = (
+    _digits(
+        "mnist",
+        "Handwritten digits",
+        "The tutorial's perceptron (784-512-128-10, sigmoid) on MNIST.",
+        "Recognizes single handwritten digits with a tutorial's perceptron: the baseline for the two others.",
+        MNIST.epochs,
+        fit_mnist,
+        f"{_LIMITS} It was trained on MNIST's digits alone: for images from elsewhere use `mnist-cnn`.",
+    ),
+    _digits(
+        "mnist-mlp-best",
+        "Handwritten digits, the same net at its best",
+        "The tutorial's perceptron (784-512-128-10, sigmoid), trained on distorted MNIST digits for long.",
+        "Recognizes single handwritten digits with few and simple operations: three matrix products.",
+        MLP_BEST.epochs,
+        fit_mlp_best,
+    ),
+    _digits(
+        "mnist-cnn",
+        "Handwritten digits, convolutional",
+        "A small convolutional net, trained on distorted MNIST digits.",
+        "Recognizes single handwritten digits most accurately of the three; use it for images from elsewhere.",
+        CNN.epochs,
+        fit_cnn,
+    ),
+)

@@ -62,6 +62,12 @@ class Progress:
         """Count one update of the parameters."""
         self._bar.update()
 
+    def stop(self, reason: str) -> None:
+        """Show that the fit ends early, and why; the bar is then full."""
+        self._bar.total = self._bar.n
+        self._bar.refresh()
+        tqdm.write(f"{self._title}: stopped after epoch {self._done}: {reason}")
+
     def epoch(self, epoch: Epoch) -> None:
         """Show the figures of a finished epoch."""
         self._done += 1

@@ -30,11 +30,17 @@ def choose_version(models_dir: Path, name: str, wanted: int | None) -> int:
         PublishError: the wanted version exists.
     """
     if wanted is None:
-        folders = (models_dir / name).glob("[1-9]*")
-        return 1 + max((int(folder.name) for folder in folders if folder.name.isdecimal()), default=0)
+        newest = find_newest(models_dir, name)
+        return 1 if newest is None else int(newest.name) + 1
     if (models_dir / name / str(wanted)).exists():
         raise PublishError(f"{models_dir / name / str(wanted)} exists; versions are never overwritten, choose another")
     return wanted
+
+
+def find_newest(models_dir: Path, name: str) -> Path | None:
+    """Return the folder of a model's highest version, if it has one."""
+    folders = [folder for folder in (models_dir / name).glob("[1-9]*") if folder.name.isdecimal()]
+    return max(folders, key=lambda folder: int(folder.name), default=None)
 
 
 @contextmanager

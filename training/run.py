@@ -1,13 +1,14 @@
 """One training run, from a recipe to a published version.
 
-    load → fit each seed → choose → serving graph → export → parity → evaluate → quantize → plots → card → manifest
-    → check as served → publish
+    load → fit each seed → choose → serving graph → export → parity → evaluate → quantize → compare with the
+    last version → plots → card → manifest → check as served → publish
 
 Until training is over only checkpoints are written, and a failed step leaves nothing in the models folder.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ import torch
 from service.errors import ModelRefusedError
 from service.model.manifest import BackendName, Manifest
 from service.model.predictor import Predictor, load_predictor
-from training import distributed
+from service.model.version_folder import load_manifest
 from training.card import Report, write_card
+from training.compare import check_not_worse
 from training.cost import measure_costs
 from training.data import Splits
 from training.describe import build_manifest, describe_training
@@ -27,8 +29,8 @@ from training.nets import ServingNet
 from training.parity import check_parity, open_predictors
 from training.publish import choose_version, publish, staging, write_manifest
 from training.quantize import quantize
-from training.recipes import Recipe
-from training.robustness import measure_accuracy, measure_robustness
+from training.recipe import Recipe
+from training.robustness import measure_accuracy
 from training.seeds import Candidate, choose_candidate, fit_seed, mean_interval, measure_candidate
 from training.trainer import Settings
 
@@ -37,7 +39,11 @@ CHECKPOINTS = ".checkpoints"  # in the data folder
 
 @dataclass(frozen=True)
 class Request:
-    """Options of a run. `epochs` None: the recipe's. `version` None: the next free one."""
+    """Options of a run.
+
+    `epochs` None: the recipe's. `version` None: the next free one. `force`: publish even what is worse
+    than the last version.
+    """
 
     models_dir: Path = Path("models")
     data_dir: Path = Path("data")
@@ -45,6 +51,7 @@ class Request:
     epochs: int | None = None
     device: str = "auto"
     version: int | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,31 @@ def run(recipe: Recipe, request: Request) -> Path:
     Raises:
         TrainingError: the run failed and published nothing; the message is one line.
     """
+    with staged(recipe, request) as folder:
+        published = publish(folder, request.models_dir)
+    for seed in request.seeds:
+        find_checkpoint(recipe, seed, request).unlink(missing_ok=True)
+    return published
+
+
+def rehearse(recipe: Recipe, request: Request) -> Manifest:
+    """Train, export and check one model, and publish nothing. The state of a long fit is kept.
+
+    Raises:
+        TrainingError: a check failed.
+    """
+    with staged(recipe, replace(request, force=True)) as folder:
+        return load_manifest(folder)
+
+
+@contextmanager
+def staged(recipe: Recipe, request: Request) -> Iterator[Path]:
+    """Train a version, and yield its folder, complete and checked; it is removed on exit unless it was published."""
     number = choose_version(request.models_dir, recipe.name, request.version)
-    splits = load(recipe, request)
+    splits = recipe.load(request.data_dir)
     draft = build_draft(recipe, number, splits, fit_seeds(recipe, splits, request))
+    if not request.force:
+        check_not_worse(request.models_dir, draft.predictor, splits)
     with staging(request.models_dir, recipe.name, number) as folder:
         for name, content in draft.contents.items():
             (folder / draft.manifest.artifacts[name].file).write_bytes(content)
@@ -77,20 +106,7 @@ def run(recipe: Recipe, request: Request) -> Path:
         write_card(folder, draft.manifest, recipe, splits, draft.predictor, draft.report)
         write_manifest(folder, draft.manifest)
         check_as_served(folder, list(draft.contents))
-        published = publish(folder, request.models_dir)
-    for seed in request.seeds:
-        find_checkpoint(recipe, seed, request).unlink(missing_ok=True)
-    return published
-
-
-def assist(recipe: Recipe, request: Request) -> None:
-    """Take part in the fits of the first rank's run; see `distributed`."""
-    fit_seeds(recipe, load(recipe, request), request)
-
-
-def load(recipe: Recipe, request: Request) -> Splits:
-    """Return a recipe's data; of several processes, the first downloads it."""
-    return distributed.first_alone(lambda: recipe.load(request.data_dir))
+        yield folder
 
 
 def build_draft(recipe: Recipe, number: int, splits: Splits, candidates: Sequence[Candidate]) -> Draft:
@@ -105,8 +121,7 @@ def build_draft(recipe: Recipe, number: int, splits: Splits, candidates: Sequenc
     metrics = evaluate(predictors, splits.test) | recipe.figures(chosen.fitted, splits) | summarize_seeds(by_seed)
     if chosen.temperature != 1:
         metrics["temperature"] = chosen.temperature
-    is_image = recipe.input.kind == "image"
-    if is_image and (quantized := quantize(contents["onnx"], predictors["onnx"], splits)) is not None:
+    if recipe.quantizes and (quantized := quantize(contents["onnx"], predictors["onnx"], splits)) is not None:
         contents, manifest = contents | {"onnx-int8": quantized.content}, quantized.predictor.manifest
         metrics["int8_accuracy"] = measure_accuracy(quantized.predictor, splits.test)
     report = Report(
@@ -115,7 +130,7 @@ def build_draft(recipe: Recipe, number: int, splits: Splits, candidates: Sequenc
         by_seed=by_seed,
         parameters=sum(each.numel() for each in chosen.fitted.net.parameters()),
         costs=measure_costs(manifest, contents),
-        robustness=measure_robustness(predictors["onnx"], splits.test) if is_image else {},
+        robustness=recipe.robustness(predictors["onnx"], splits.test) if recipe.robustness else {},
     )
     fields = manifest.model_dump() | {"metrics": metrics, "training": training.model_dump()}
     return Draft(Manifest.model_validate(fields), contents, predictors["onnx"], report)

@@ -12,25 +12,33 @@ from scipy.stats import t as student  # type: ignore[import-untyped] # as scikit
 from service.model import postprocess
 from service.model.manifest import Manifest
 from training.calibration import choose_temperature
+from training.config import TrainConfig
 from training.data import Splits, as_floats
-from training.evaluate import best_epoch, measure_results
+from training.evaluate import measure_results
 from training.nets import ServingNet, divide_logits
 from training.parity import run_net
-from training.recipes import Recipe
-from training.trainer import EVALUATION_BATCH, Fitted, Settings
+from training.progress import Epoch
+from training.recipe import Recipe
+from training.trainer import EVALUATION_BATCH, Fitted, Settings, measure_split
 
 CONFIDENCE = 0.95
+_PLAIN_LOSS = TrainConfig(epochs=1, batch_size=1, lr=0.0)  # the mean, without label smoothing
 _NORMAL = 1.959964  # standard deviations that contain 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One fit of a recipe; `temperature` is what its net's logits have been divided by."""
+    """One fit of a recipe.
+
+    `temperature` is what its net's logits have been divided by. `validation` are its figures on the validation split,
+    the loss first; None where there is no such split.
+    """
 
     seed: int
     fitted: Fitted
     temperature: float
     seconds: float
+    validation: Epoch | None = None
 
 
 @dataclass(frozen=True)
@@ -48,22 +56,24 @@ def fit_seed(recipe: Recipe, splits: Splits, seed: int, settings: Settings) -> C
     torch.manual_seed(seed)
     fitted = recipe.fit(splits, settings)
     fitted.net.cpu().eval()
-    temperature = 1.0
+    temperature, validation = 1.0, None
+    if splits.validation is not None:
+        validation = measure_split(fitted.net, splits.validation, recipe.task, _PLAIN_LOSS)
     if recipe.task != "regression" and splits.validation is not None:
         temperature = choose_temperature(fitted.net, splits.validation, recipe.task)
         divide_logits(fitted.net, temperature)
-    return Candidate(seed, fitted, temperature, fitted.earlier_seconds + time.perf_counter() - started)
+    return Candidate(seed, fitted, temperature, fitted.earlier_seconds + time.perf_counter() - started, validation)
 
 
 def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
     """Return the candidate with the highest validation accuracy, then the lowest validation loss.
 
-    Without validation figures, return the first.
+    Without a validation split, return the first.
     """
 
     def rank(candidate: Candidate) -> tuple[float, float]:
-        epoch = best_epoch(candidate.fitted)
-        return -(epoch.validation_accuracy or 0.0), epoch.validation_loss or 0.0
+        figures = candidate.validation
+        return (0.0, 0.0) if figures is None else (-(figures.accuracy or 0.0), figures.loss)
 
     return min(candidates, key=rank)
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from service.model.manifest import Task
-from training import distributed
 from training.augment import Augmenter
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainConfig, build_criterion, build_optimizer, build_schedule
@@ -95,12 +94,12 @@ class Trainer:
         self.steps = 0
         self.earlier_seconds, self._started = 0.0, time.perf_counter()
 
-    def fit(self, title: str, stop: Callable[[int], bool] | None = None, checkpoint: Path | None = None) -> Fitted:
+    def fit(self, title: str, stop: Callable[[int], str] | None = None, checkpoint: Path | None = None) -> Fitted:
         """Train for the configured number of epochs.
 
         Args:
             title: of the progress bar.
-            stop: called with the number of finished epochs; True ends the fit early.
+            stop: called with the number of finished epochs; a reason ends the fit early, the empty string does not.
             checkpoint: the file to save the state to, and to resume from if it holds a state of this fit.
 
         Raises:
@@ -118,7 +117,8 @@ class Trainer:
                 if checkpoint is not None and (is_last or time.monotonic() - saved_at > CHECKPOINT_INTERVAL):
                     is_saved = save_checkpoint(checkpoint, identity, self.state_dict())
                     checkpoint, saved_at = checkpoint if is_saved else None, time.monotonic()
-                if stop is not None and stop(len(self.history)):
+                if stop is not None and (reason := stop(len(self.history))):
+                    progress.stop(reason)
                     break
         self.net.load_state_dict(self.best or self.ema.state_dict())
         return Fitted(self.net.eval(), self.history, earlier_seconds=self.earlier_seconds)
@@ -134,7 +134,7 @@ class Trainer:
             loss, logits = self.train_step(inputs if augment is None else augment(inputs), targets)
             tally.add(loss, logits, targets)
             progress.step()
-        trained = distributed.average_epoch(tally.epoch(), tally.count)
+        trained = tally.epoch()
         if self.validation is None:
             return trained
         validated = self.validate(self.validation)
@@ -148,7 +148,6 @@ class Trainer:
             loss = self.criterion(logits, targets)
         self.optimizer.zero_grad()
         loss.backward()
-        distributed.average_gradients(self.net, len(targets))
         self.optimizer.step()
         self.schedule.step()
         self.steps += 1
@@ -162,16 +161,9 @@ class Trainer:
         for average, value in self._ema_pairs:
             average.lerp_(value, 1 - decay)
 
-    @torch.no_grad()
     def validate(self, split: Split) -> Epoch:
         """Return loss and accuracy on a split, of the averaged weights where there are any."""
-        self.ema.eval()
-        tally = Tally(self.task, self.config.reduction)
-        parts = (torch.split(part, EVALUATION_BATCH) for part in (split.inputs, split.targets))
-        for inputs, targets in zip(*parts, strict=True):
-            logits = self.ema(as_floats(inputs))
-            tally.add(self.criterion(logits, targets), logits, targets)
-        return tally.epoch()
+        return measure_split(self.ema.eval(), split, self.task, self.config)
 
     def _record(self, epoch: Epoch) -> None:
         """Add an epoch to the history, and keep its weights if they are the best so far."""
@@ -218,6 +210,17 @@ class Trainer:
             "torch": str(torch.__version__),
             "device": [self.device.type, torch.cuda.device_count()],  # a state holds the generators of its devices
         }
+
+
+@torch.no_grad()
+def measure_split(net: nn.Module, split: Split, task: Task, config: TrainConfig) -> Epoch:
+    """Return loss and accuracy of a net, in evaluation mode, on a split."""
+    tally, criterion = Tally(task, config.reduction), build_criterion(task, config)
+    parts = (torch.split(part, EVALUATION_BATCH) for part in (split.inputs, split.targets))
+    for inputs, targets in zip(*parts, strict=True):
+        logits = net(as_floats(inputs))
+        tally.add(criterion(logits, targets), logits, targets)
+    return tally.epoch()
 
 
 def set_training(net: nn.Module, dropout: bool) -> None:

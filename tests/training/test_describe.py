@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from training import describe as module
-from training.recipes import RECIPES, Recipe
+from training.recipe import Recipe
+from training.recipes import RECIPES
 
 
 def test_ranges_are_those_of_the_training_data() -> None:

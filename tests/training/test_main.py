@@ -27,7 +27,17 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    for option in ("--list", "--all", "--models-dir", "--data-dir", "--seeds", "--epochs", "--device", "--version"):
+    for option in (
+        "--list",
+        "--all",
+        "--models-dir",
+        "--data-dir",
+        "--seeds",
+        "--epochs",
+        "--device",
+        "--version",
+        "--force",
+    ):
         assert option in printed
     assert "autograd" in printed
 
@@ -68,6 +78,57 @@ def test_several_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["linear", "logistic-hours", "linear", "--epochs", "1", "--models-dir", str(tmp_path)]) == 0
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["linear/1", "logistic-hours/1"]
     assert "linear: published" in capsys.readouterr().out
+
+
+def test_trial_publishes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--no-publish` does everything else and prints the figures."""
+    assert main(["linear", "--epochs", "2", "--no-publish", "--models-dir", str(tmp_path)]) == 0
+    assert "linear: not published  mse " in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["logistic-hours", "logistic-clusters", "linear"])
+def test_worse_version_is_not_published(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a whole fit, one of an epoch is refused in one line unless forced; an equal one is welcome."""
+    folder = ["--models-dir", str(tmp_path)]
+    assert main([name, *folder]) == 0
+    assert main([name, *folder]) == 0
+    capsys.readouterr()
+    assert main([name, "--epochs", "1", *folder]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: version 2, which is published, is better on the")
+    assert error.count("\n") == 1
+    assert main([name, "--epochs", "1", "--force", *folder]) == 0
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["1", "2", "3"]
+
+
+def test_recipe_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--recipes-from` trains the recipe of the walk-through, with no other edit."""
+    walk = (ROOT / "docs" / "your-own-recipe.md").read_text()
+    file = tmp_path / "my_recipes.py"
+    file.write_text(walk.split("```python\n")[1].split("```")[0])
+    arguments = ["--recipes-from", str(file), "--models-dir", str(tmp_path / "models")]
+    assert main([*arguments, "--list"]) == 0
+    assert capsys.readouterr().out.split()[0] == "ripeness"
+    assert main([*arguments, "ripeness"]) == 0
+    assert (tmp_path / "models" / "ripeness" / "1" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [("x = 1", "defines no recipe"), ("1 / 0", "ZeroDivisionError"), (None, "is not a file")],
+)
+def test_recipes_that_cannot_be_read(
+    code: str | None, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file without recipes, or one that fails, is one line."""
+    file = tmp_path / "mine.py"
+    if code is not None:
+        file.write_text(code)
+    assert main(["--recipes-from", str(file), "--list"]) == 1
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
 
 
 def test_existing_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

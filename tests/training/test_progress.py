@@ -24,6 +24,15 @@ def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
     assert captured.err == ""
 
 
+def test_early_stop_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    """It says after which epoch the fit ended, and why."""
+    with Progress("test", 10, 1) as progress:
+        progress.step()
+        progress.epoch(Epoch(0.25, 1.0))
+        progress.stop("199 of 200 points are right")
+    assert "test: stopped after epoch 1: 199 of 200 points are right" in capsys.readouterr().out
+
+
 def test_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal a bar with loss and accuracy goes to stderr, and nothing to stdout."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)

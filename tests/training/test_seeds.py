@@ -1,29 +1,45 @@
 """Of several seeds the best on validation is chosen; intervals follow their formulas."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from training.nets import LinearNet
 from training.progress import Epoch
-from training.seeds import Candidate, choose_candidate, mean_interval, wilson_interval
-from training.trainer import Fitted
+from training.recipes import RECIPES
+from training.seeds import Candidate, choose_candidate, fit_seed, mean_interval, wilson_interval
+from training.trainer import Fitted, Settings
 
 
-def build_candidate(seed: int, *history: Epoch) -> Candidate:
-    """Return a candidate of a history."""
-    return Candidate(seed, Fitted(LinearNet(1), list(history)), temperature=1.0, seconds=0.0)
+def build_candidate(seed: int, validation: Epoch | None) -> Candidate:
+    """Return a candidate with validation figures, or without."""
+    return Candidate(seed, Fitted(LinearNet(1), [Epoch(0.5)]), 1.0, 0.0, validation)
 
 
 def test_validation_chooses() -> None:
-    """The highest validation accuracy of the kept epoch wins, then the lowest loss; training figures do not matter."""
-    first = build_candidate(0, Epoch(0.0, 1.0, 0.3, 0.97), Epoch(0.0, 1.0, 0.4, 0.99))
-    second = build_candidate(1, Epoch(0.5, 0.5, 0.35, 0.98))
-    third = build_candidate(2, Epoch(0.9, 0.4, 0.2, 0.98))
+    """The highest validation accuracy wins, then the lowest loss."""
+    first, second, third = (
+        build_candidate(i, Epoch(*each)) for i, each in enumerate([(0.3, 0.97), (0.35, 0.98), (0.2, 0.98)])
+    )
     assert choose_candidate([first, second, third]).seed == 2
 
 
 def test_without_validation_the_first_is_chosen() -> None:
     """No other figure chooses, least of all the test split's."""
-    assert choose_candidate([build_candidate(5, Epoch(0.9)), build_candidate(1, Epoch(0.1))]).seed == 5
+    assert choose_candidate([build_candidate(5, None), build_candidate(1, None)]).seed == 5
+
+
+def test_every_recipe_with_a_validation_split_is_chosen_by_it() -> None:
+    """Also one whose loop does not validate: its finished net is measured on the split."""
+    recipe = RECIPES["logistic-clusters"]
+    splits = recipe.load(Path())
+    candidates = [
+        fit_seed(recipe, splits, seed, Settings(epochs, torch.device("cpu"))) for seed, epochs in ((0, 1), (1, 300))
+    ]
+    figures = [each.validation for each in candidates]
+    assert all(figures)
+    assert choose_candidate(candidates).seed == 1
 
 
 def test_mean_interval() -> None:

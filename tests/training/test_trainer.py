@@ -72,12 +72,12 @@ def test_last_average_is_kept_without_validation(images: Splits) -> None:
 
 
 def test_stop() -> None:
-    """Training ends after the epoch for which `stop` returns True; it is called with every epoch's number."""
+    """Training ends after the epoch for which `stop` returns a reason; it is called with every epoch's number."""
     seen: list[int] = []
 
-    def stop(number: int) -> bool:
+    def stop(number: int) -> str:
         seen.append(number)
-        return number == 3
+        return "three are enough" if number == 3 else ""
 
     assert len(build_trainer(epochs=10).fit("test", stop).history) == 3
     assert seen == [1, 2, 3]
