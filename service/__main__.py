@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from service import __version__
 from service.cli import commands
+from service.cli.sign import sign
 from service.errors import ServiceError
 from service.settings import add_flags, load_settings
 
@@ -41,6 +42,13 @@ def build_parser() -> argparse.ArgumentParser:
     models.add_argument("--url", default="", help="where the service is; default: http://127.0.0.1 and its port")
     add_flags(models, ["port", "api_key", "admin_key"])
     models.set_defaults(run=commands.models)
+
+    signing = actions.add_parser("sign", help="sign a version, for services that run with --require-signature")
+    signing.add_argument("folder", metavar="VERSION_FOLDER", help="models/<name>/<version>")
+    signing.add_argument(
+        "--key", required=True, metavar="FILE", help="private key (PEM, ECDSA on P-256, P-384 or P-521)"
+    )
+    signing.set_defaults(run=sign)
 
     _add_package(actions.add_parser("package", help="put a model of your own into the folder, with a manifest"))
     return parser
