@@ -13,6 +13,7 @@ ServiceError
 ├── UnavailableError        503  registry or batching: loading, full, draining; `Retry-After` is sent
 ├── DeadlineExceededError   504  batching: no answer by the request's deadline
 ├── InferenceError          500  backend: the graph raised, or gave other than (N, K)
+│   └── DeviceLostError          500  backend: the GPU failed for the whole process
 ├── ModelRefusedError       never an answer: a version that fails a check and so is not served
 └── StartError              never an answer: the service cannot start as configured
 """
@@ -99,6 +100,10 @@ class DeadlineExceededError(ServiceError):
 
 class InferenceError(ServiceError):
     """The backend failed or gave an unusable output; the caller learns no more than that."""
+
+
+class DeviceLostError(InferenceError):
+    """The GPU failed in a way after which every call of this process fails; only another process can use it again."""
 
 
 class ModelRefusedError(ServiceError):

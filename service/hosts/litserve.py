@@ -25,7 +25,7 @@ from service.errors import StartError
 from service.hosts.supervisor import Supervisor, Timeouts, WorkerContext
 from service.http.server import BACKLOG, HttpServer
 from service.model import engine
-from service.model.backends import list_accelerators
+from service.model.backends import describe_unused_gpu, list_accelerators
 from service.model.memory import release_memory
 from service.model.remote import EngineClient
 from service.registry.registry import check_settings
@@ -183,8 +183,12 @@ def choose_devices(settings: Settings) -> list[str]:
     backends = [settings.backend] if settings.backend != "auto" else ["onnx", "torchscript"]
     found = sorted({device for name in backends for device in list_in_child(name)})
     fitting = [device for device in found if settings.device in ("auto", device, device.partition(":")[0])]
+    unused = "" if found else describe_unused_gpu(settings.backend)
     if settings.device != "auto" and not fitting:
-        raise StartError(f"device {settings.device} is not usable here; usable: {', '.join(['cpu', *found])}")
+        usable = "; ".join(filter(None, [f"usable: {', '.join(['cpu', *found])}", unused]))
+        raise StartError(f"device {settings.device} is not usable here; {usable}")
+    if unused:
+        logger.warning("%s", unused)
     return [device for device in fitting if device == "mps"] or fitting or ["cpu"]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
 from service.model.backends import Array, Backend, check_backend, choose_backends, choose_device, open_backend
+from service.model.backends.accelerator import AcceleratorBackend
 from service.model.cost import Cost, measure_cost
 from service.model.manifest import AnyManifest, BackendName, Manifest
 from service.model.tensor_model import TensorPredictor, open_tensor_model
@@ -20,6 +21,9 @@ logger = logging.getLogger("service")
 
 ABSOLUTE_TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-4
+# TF32 rounds each operand by up to 2**-11. With operands rounded so, probabilities of the published models are off by
+# up to 2e-3, and outputs of an encoder of BERT-base's size by as much.
+TF32_TOLERANCE = 1e-2  # absolute and relative
 PROBABILITY_TOLERANCE = 1e-3  # rounding error allowed in a probability or in the sum of a row
 _LOWEST, _HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
 _ALONE = 2  # instances that are also run on their own at each load
@@ -67,6 +71,8 @@ class Predictor:
 
     def measure_cost(self, max_rows: int) -> Cost:
         """Measure the cost of backend calls with up to `max_rows` rows. See `service.model.cost.measure_cost`."""
+        if isinstance(self.backend, AcceleratorBackend):
+            self.backend.warm_up(max_rows)
         return measure_cost(self.run, self.manifest.input.shape, max_rows)  # outputs for zeros may not be finite
 
     def run(self, inputs: Array) -> Array:
@@ -103,6 +109,7 @@ def load_any_predictor(
     threads: int = 1,
     preferred: str = "cuda:0",
     serve_as: str | None = None,
+    tf32: bool = False,
 ) -> AnyPredictor:
     """Read, verify and open a version folder.
 
@@ -115,6 +122,7 @@ def load_any_predictor(
         threads: CPU threads per backend call.
         preferred: The accelerator that "auto" and "cuda" choose when there are several.
         serve_as: Model name for a folder that is not laid out as `<name>/<version>`, such as a KServe mount.
+        tf32: Whether an NVIDIA GPU may round operands to TF32; golden outputs may then be off by `TF32_TOLERANCE`.
 
     Raises:
         ModelRefusedError: The version cannot be served; the message says why.
@@ -130,10 +138,10 @@ def load_any_predictor(
     contents = {each: load_artifact(folder, artifact) for each, artifact in manifest.artifacts.items()}
     for place, (name, where) in pairwise(places):
         try:
-            return _open(contents, manifest, place, threads)
+            return _open(contents, manifest, place, threads, tf32)
         except StartError as error:  # a build may list a device whose libraries fail to load
             _warn_once(f"{error}; models run by {name} on {where} instead")
-    return _open(contents, manifest, places[-1], threads)
+    return _open(contents, manifest, places[-1], threads, tf32)
 
 
 def load_named_manifest(folder: Path, serve_as: str | None = None) -> AnyManifest:
@@ -152,11 +160,13 @@ def load_named_manifest(folder: Path, serve_as: str | None = None) -> AnyManifes
     return manifest
 
 
-def _open(contents: Mapping[BackendName, bytes], manifest: AnyManifest, place: Place, threads: int) -> AnyPredictor:
+def _open(
+    contents: Mapping[BackendName, bytes], manifest: AnyManifest, place: Place, threads: int, tf32: bool
+) -> AnyPredictor:
     name, device = place
     if not isinstance(manifest, Manifest):
-        return open_tensor_model(contents["onnx"], manifest, device, threads)
-    predictor = Predictor(manifest, open_backend(name, contents[name], manifest, device, threads))
+        return open_tensor_model(contents["onnx"], manifest, device, threads, tf32)
+    predictor = Predictor(manifest, open_backend(name, contents[name], manifest, device, threads, tf32))
     check_golden(predictor)
     return predictor
 
@@ -170,8 +180,8 @@ def check_golden(predictor: Predictor) -> None:
     """Run the golden inputs and compare the outputs; without golden samples, run random inputs and check the shape.
 
     Raises:
-        ModelRefusedError: An output is off by more than 1e-5 + 1e-4·|expected| plus the artifact's own tolerance, or
-            depends on the other instances in the batch.
+        ModelRefusedError: An output is off by more than 1e-5 + 1e-4·|expected| (with TF32: 1e-2 + 1e-2·|expected|)
+            plus the artifact's own tolerance, or depends on the other instances in the batch.
     """
     manifest = predictor.manifest
     golden = manifest.golden
@@ -188,7 +198,7 @@ def check_golden(predictor: Predictor) -> None:
     if golden is not None:
         allowed = manifest.artifacts[predictor.backend.name].tolerance or 0.0
         expected = np.array(golden.outputs, dtype=np.float32)
-        worst = worst_excess(outputs[: len(expected)], expected) - allowed
+        worst = worst_excess(outputs[: len(expected)], expected, *_choose_tolerances(predictor)) - allowed
         if worst > 0:
             raise ModelRefusedError(
                 f"its {predictor.backend.name} graph on {predictor.backend.device}"
@@ -204,7 +214,8 @@ def check_alone(predictor: Predictor, inputs: Array, outputs: Array) -> None:
         ModelRefusedError: The outputs differ, as they do for a net traced in training mode.
     """
     name = predictor.backend.name
-    allowed = _ROUNDING * ABSOLUTE_TOLERANCE + (predictor.manifest.artifacts[name].tolerance or 0.0)
+    absolute, relative = (_ROUNDING * tolerance for tolerance in _choose_tolerances(predictor))
+    allowed = absolute + (predictor.manifest.artifacts[name].tolerance or 0.0)
     for row, together in zip(inputs[:_ALONE, None], outputs, strict=False):
         try:
             alone = predictor.run(row)[0]
@@ -212,16 +223,23 @@ def check_alone(predictor: Predictor, inputs: Array, outputs: Array) -> None:
             raise ModelRefusedError(
                 f"its {name} graph fails on one instance alone, as a net in training mode does: {error}"
             ) from error
-        if not np.allclose(alone, together, _ROUNDING * RELATIVE_TOLERANCE, allowed, equal_nan=True):
+        if not np.allclose(alone, together, relative, allowed, equal_nan=True):
             raise ModelRefusedError(
                 f"its {name} graph gives an instance another answer beside others than alone; export the net in"
                 " evaluation mode: net.eval()"
             )
 
 
-def worst_excess(actual: Array, expected: Array) -> float:
-    """Return how far |actual - expected| exceeds 1e-5 + 1e-4·|expected| at most: <= 0 if they agree, inf for NaN."""
-    excess = np.abs(actual - expected) - (ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * np.abs(expected))
+def _choose_tolerances(predictor: Predictor) -> tuple[float, float]:
+    """Return the absolute and the relative error that a predictor's outputs may have."""
+    return (TF32_TOLERANCE, TF32_TOLERANCE) if predictor.backend.is_tf32 else (ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE)
+
+
+def worst_excess(
+    actual: Array, expected: Array, absolute: float = ABSOLUTE_TOLERANCE, relative: float = RELATIVE_TOLERANCE
+) -> float:
+    """Return how far |actual - expected| exceeds absolute + relative·|expected|: <= 0 if they agree, inf for NaN."""
+    excess = np.abs(actual - expected) - (absolute + relative * np.abs(expected))
     worst = float(excess.max())
     return worst if np.isfinite(worst) else float("inf")
 

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError
-from service.model.backends.onnx_runtime import open_session
+from service.model.backends.onnx_runtime import describe_failure, open_session
 from service.model.cost import Cost, time_calls
 from service.model.manifest import BackendName, TensorManifest, TensorSpec
 
@@ -84,10 +84,11 @@ class TensorPredictor:
             return Tensors((name, _as_bytes(np.asarray(output))) for name, output in zip(names, outputs, strict=True))
         except Exception as error:
             node = _FAILED_NODE.search(str(error))
-            if node and "allocate" not in str(error):  # such as mismatched sizes, which only the graph can detect
+            # Such as mismatched sizes, which only the graph can detect.
+            if node and not re.search("allocate|out of memory|CU[A-Z_]+ failure", str(error)):
                 reason = f"the graph does not take these tensors together; its {node[1]} node refuses them"
                 raise InvalidRequestError(reason) from error
-            raise InferenceError(f"onnxruntime: {error}") from error
+            raise describe_failure(error, self.backend.device) from error
 
     def measure_cost(self, max_rows: int) -> Cost:
         """Time a call on zeros with every open dimension set to 1; a graph that fails on them counts as slow."""
@@ -100,14 +101,16 @@ class TensorPredictor:
         return Cost(fixed=0.0, each=seconds, batch=1)
 
 
-def open_tensor_model(content: bytes, manifest: TensorManifest, device: str, threads: int) -> TensorPredictor:
+def open_tensor_model(
+    content: bytes, manifest: TensorManifest, device: str, threads: int, tf32: bool = False
+) -> TensorPredictor:
     """Open an ONNX graph and check its tensors against the manifest.
 
     Raises:
         ModelRefusedError: The graph does not load, or its tensors do not match the manifest.
         StartError: The graph cannot run on the device.
     """
-    session = open_session(content, device, threads)
+    session = open_session(content, device, threads, tf32)
     inputs, outputs = read_tensor_specs(session)
     for kind, said, found in (("input", manifest.inputs, inputs), ("output", manifest.outputs, outputs)):
         by_name = {spec.name: spec for spec in found}
@@ -117,7 +120,8 @@ def open_tensor_model(content: bytes, manifest: TensorManifest, device: str, thr
                 raise ModelRefusedError(f"the graph has no {kind} {spec.name} of {spec.datatype} {list(spec.shape)}")
     if {spec.name for spec in manifest.inputs} != {spec.name for spec in inputs}:
         raise ModelRefusedError(f"the graph's inputs are {', '.join(spec.name for spec in inputs)}")
-    return TensorPredictor(manifest, TensorBackend(session, device, session.get_providers()[0]))
+    provider = session.get_providers()[0] + (" with TF32" if tf32 and device.startswith("cuda") else "")
+    return TensorPredictor(manifest, TensorBackend(session, device, provider))
 
 
 def read_tensor_specs(session: ort.InferenceSession) -> tuple[list[TensorSpec], list[TensorSpec]]:

@@ -16,6 +16,7 @@ from service.telemetry import metrics
 from tests.servers import ROOT
 
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
+GPU_COMPOSE = (ROOT / "docker-compose.gpu.yml").read_text()
 EXAMPLE = (ROOT / ".env.example").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 FIXED = {"host", "port", "models_dir"}  # by the image
@@ -59,6 +60,13 @@ def test_stop_grace_is_enough() -> None:
     found = variables()
     longest = float(found["SERVICE_DRAIN_DELAY"]) + float(found["SERVICE_SHUTDOWN_GRACE"])
     assert float(found["STOP_GRACE_PERIOD"].removesuffix("s")) > longest + 2
+
+
+def test_gpu_has_the_whole_machine() -> None:
+    """On a GPU's machine, what limits the service on a small one is lifted unless it was set."""
+    limits = dict(re.findall(r"^    (cpus|mem_limit|pids_limit): (\S+)$", GPU_COMPOSE, re.MULTILINE))
+    assert limits == {"cpus": "${CPUS:-0}", "mem_limit": "${MEMORY:-0}", "pids_limit": "-1"}
+    assert set(re.findall(r"\$\{(\w+):-", GPU_COMPOSE)) <= set(variables())
 
 
 def test_locks_have_every_dependency() -> None:

@@ -15,7 +15,14 @@ from onnx import TensorProto, helper
 
 from service.errors import InferenceError, ModelRefusedError, StartError
 from service.model import backends
-from service.model.backends import choose_backends, choose_device, list_accelerators, onnx_runtime, open_backend
+from service.model.backends import (
+    choose_backends,
+    choose_device,
+    describe_unused_gpu,
+    list_accelerators,
+    onnx_runtime,
+    open_backend,
+)
 from service.model.backends.onnx_runtime import check_self_contained, open_session
 from service.model.manifest import BackendName
 from tests import fakes
@@ -310,3 +317,24 @@ def test_onnx_devices_have_cudas_numbers(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnx_runtime, "count_gpus", lambda: 2)
     assert onnx_runtime.list_devices() == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "visible", "wanted", "cure"),
+    [
+        (True, 1, "auto", "pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+        (True, 1, "torchscript", "install PyTorch's build for CUDA"),
+        (True, 1, "onnx-int8", ""),
+        (True, 0, "auto", ""),
+        (False, 1, "auto", ""),
+    ],
+)
+def test_gpu_without_a_backend_is_told(
+    has_gpu: bool, visible: int, wanted: str, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sentence says what to install; there is none where no GPU could be used anyway."""
+    monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: has_gpu)
+    monkeypatch.setattr(onnx_runtime, "count_gpus", lambda: visible)
+    sentence = describe_unused_gpu(wanted)
+    assert bool(sentence) == bool(cure)
+    assert cure in sentence

@@ -66,6 +66,18 @@ def test_device_that_is_not_there_is_refused(device: str, found: list[str], monk
         choose_devices(Settings(device=device))
 
 
+def test_gpu_without_a_backend_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """With `auto` it is one line in the log; where a GPU was asked for, it belongs to the refusal."""
+    monkeypatch.setattr(litserve_host, "list_accelerators", lambda name: [])
+    monkeypatch.setattr(litserve_host, "describe_unused_gpu", lambda wanted: f"install something for {wanted}")
+    assert choose_devices(Settings(device="cpu")) == ["cpu"]
+    assert not caplog.records
+    assert choose_devices(Settings()) == ["cpu"]
+    assert [record.getMessage() for record in caplog.records] == ["install something for auto"]
+    with pytest.raises(StartError, match="device cuda is not usable here; usable: cpu; install something for auto"):
+        choose_devices(Settings(device="cuda"))
+
+
 @pytest.mark.parametrize(
     ("workers", "found", "expected"),
     [

@@ -182,7 +182,7 @@ def test_auto_says_that_a_gpu_could_not_be_used(
     """Where a build lists a GPU that it then cannot use, "auto" runs on the CPU, says so once, and shows the CPU."""
     monkeypatch.setattr("service.model.backends.list_accelerators", lambda name: ["cuda:0"] if name == "onnx" else [])
     real = ort.InferenceSession  # whose first provider's libraries do not load
-    monkeypatch.setattr(ort, "InferenceSession", lambda *given, providers: real(*given, providers=providers[-1:]))
+    monkeypatch.setattr(ort, "InferenceSession", lambda *given, providers, **_: real(*given, providers=providers[-1:]))
     module._warn_once.cache_clear()
     for version in (1, 2):
         folder = fakes.write_version(tmp_path, fakes.doubler(version=version))

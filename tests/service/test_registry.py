@@ -116,7 +116,7 @@ def test_version_that_cannot_use_the_device_stops_no_other(empty_dir: Path, monk
     """A version whose backend does not reach the device asked for is refused, also at a start; the others serve."""
     monkeypatch.setattr("service.model.backends.list_accelerators", lambda name: ["cuda:0"] if name == "onnx" else [])
     real = onnx_runtime.open_session
-    monkeypatch.setattr(onnx_runtime, "open_session", lambda content, device, threads: real(content, "cpu", threads))
+    monkeypatch.setattr(onnx_runtime, "open_session", lambda content, device, threads, tf32: real(content, "cpu", threads))
     settings = Settings(models_dir=empty_dir, device="cuda")
     fakes.write_version(empty_dir, fakes.coin().only("torchscript"))
     with pytest.raises(StartError, match="device cuda is not usable by the torchscript backend"):

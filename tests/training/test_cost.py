@@ -16,6 +16,7 @@ class SleepingBackend:
 
     name: BackendName = "onnx"
     device = provider = "cpu"
+    is_tf32 = False
 
     def __init__(self, clock: list[float]) -> None:
         self.clock = clock

@@ -17,11 +17,15 @@ Array = NDArray[np.float32]
 
 
 class Backend(Protocol):
-    """An open graph. `device` and `provider` are what actually runs it, not what was requested."""
+    """An open graph. `device` and `provider` are what actually runs it, not what was requested.
+
+    `is_tf32` tells whether matrix products and convolutions round their operands to TF32, 10 bits of mantissa.
+    """
 
     name: BackendName
     device: str
     provider: str
+    is_tf32: bool
 
     def run(self, inputs: Array) -> Array:
         """Run inputs, float32 (N, *shape), and return outputs, float32 (N, K). Thread-safe."""
@@ -57,8 +61,10 @@ def check_backend(wanted: str) -> None:
         raise StartError("--backend torchscript needs torch, which is not installed: pip install '.[torch]'")
 
 
-def open_backend(name: BackendName, content: bytes, manifest: Manifest, device: str, threads: int) -> Backend:
-    """Open an artifact on a device.
+def open_backend(
+    name: BackendName, content: bytes, manifest: Manifest, device: str, threads: int, tf32: bool = False
+) -> Backend:
+    """Open an artifact on a device. On an accelerator, calls are padded to a few sizes; see `accelerator`.
 
     Args:
         name: The backend.
@@ -66,18 +72,26 @@ def open_backend(name: BackendName, content: bytes, manifest: Manifest, device: 
         manifest: The manifest, which names the input and output tensors.
         device: "cpu", "cuda", "cuda:N" or "mps".
         threads: CPU threads per call.
+        tf32: Whether an NVIDIA GPU may round operands to TF32.
 
     Raises:
         ModelRefusedError: The graph does not load, or its tensors do not match the manifest.
         StartError: The backend cannot use the device.
     """
+    backend: Backend
     if name != "torchscript":
         from service.model.backends.onnx_runtime import open_onnx  # noqa: PLC0415 - each backend is optional
 
-        return open_onnx(content, manifest, device, threads, name)
-    from service.model.backends.torchscript import open_torchscript  # noqa: PLC0415 - torch is not always installed
+        backend = open_onnx(content, manifest, device, threads, name, tf32)
+    else:
+        from service.model.backends.torchscript import open_torchscript  # noqa: PLC0415 - torch is optional
 
-    return open_torchscript(content, manifest, device, threads)
+        backend = open_torchscript(content, device, threads, tf32)
+    if device == "cpu":
+        return backend
+    from service.model.backends.accelerator import AcceleratorBackend  # noqa: PLC0415 - it imports this module
+
+    return AcceleratorBackend(backend, tuple(manifest.input.shape))
 
 
 def as_rows(outputs: Array, count: int) -> Array:
@@ -127,4 +141,24 @@ def list_accelerators(name: BackendName) -> list[str]:
 @cache
 def has_accelerator() -> bool:
     """Return whether this machine may have an accelerator, without importing torch (seconds, 200 MB) to find out."""
-    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+    return sys.platform == "darwin" or has_nvidia_gpu()
+
+
+def has_nvidia_gpu() -> bool:
+    """Return whether the NVIDIA driver is installed here."""
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def describe_unused_gpu(wanted: str) -> str:
+    """Return what to install where there is an NVIDIA GPU, but no installed backend can use one; else "".
+
+    To be asked where `list_accelerators` has found none for the backends `wanted`: "auto", or one by name.
+    """
+    from service.model.backends.onnx_runtime import count_gpus  # noqa: PLC0415
+
+    if wanted == "onnx-int8" or not has_nvidia_gpu() or not count_gpus():  # CUDA_VISIBLE_DEVICES may hide them all
+        return ""
+    cure = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    if wanted == "torchscript":
+        cure = "install PyTorch's build for CUDA (https://pytorch.org/get-started/locally)"
+    return f"this machine has an NVIDIA GPU, but no installed backend can use it; to use it: {cure}"

@@ -1,14 +1,17 @@
 """Run ONNX graphs with onnxruntime (https://onnxruntime.ai/docs/api/python/api_summary.html)."""
 
+import contextlib
+import io
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from service.errors import InferenceError, ModelRefusedError, StartError
+from service.errors import DeviceLostError, InferenceError, ModelRefusedError, StartError
 from service.model.backends import Array, as_rows
 from service.model.manifest import BackendName, Manifest
 
@@ -18,6 +21,9 @@ _LOCATION = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
 _EXTERNAL_DATA = b"j"  # tag of `TensorProto.external_data`; a length of one or two bytes follows it
 _LARGE_BYTES = 8 * 2**20  # above this an arena does not pay: it keeps the memory of the largest batch
 _NO_FOLDER = "/nonexistent"
+# What CUDA and its libraries say, between a C++ signature and the source line; "CUDA failure 2" is out of memory.
+_CUDA_FAILURE = re.compile(r"\b(?:CUDA|CUDNN|CUDNN_FE|CUBLAS|CUFFT) (?:failure|error)[^;\n]*")
+_NO_MEMORY = re.compile(r"out of memory|Failed to allocate memory for requested buffer of size \d+|bad_alloc")
 _FATAL = 4  # onnxruntime's own messages bypass the log format; errors are raised as exceptions anyway
 ort.set_default_logger_severity(_FATAL)
 
@@ -26,11 +32,18 @@ class OnnxBackend:
     """An onnxruntime session."""
 
     def __init__(
-        self, session: ort.InferenceSession, input_name: str, output_name: str, device: str, name: BackendName
+        self,
+        session: ort.InferenceSession,
+        tensors: tuple[str, str],
+        device: str,
+        name: BackendName = "onnx",
+        is_tf32: bool = False,
     ) -> None:
+        input_name, output_name = tensors
         self.name = name
         self.device = device
         self.provider: str = session.get_providers()[0]
+        self.is_tf32 = is_tf32
         self._session = session
         self._input_name = input_name
         self._output_names = [output_name]
@@ -40,7 +53,7 @@ class OnnxBackend:
         try:
             outputs = self._session.run(self._output_names, {self._input_name: inputs})[0]
         except Exception as error:  # onnxruntime raises about a dozen exception types
-            raise InferenceError(f"onnxruntime: {_first_line(error)}") from error
+            raise describe_failure(error, self.device) from error
         if outputs.ndim != 2:  # noqa: PLR2004 - (N,) is a column
             outputs = as_rows(outputs, len(inputs))
         return np.ascontiguousarray(outputs, dtype=np.float32)
@@ -72,19 +85,20 @@ def count_gpus(root: Path = Path("/"), environment: Mapping[str, str] = os.envir
     return seen
 
 
-def open_onnx(content: bytes, manifest: Manifest, device: str, threads: int, name: BackendName = "onnx") -> OnnxBackend:
+def open_onnx(
+    content: bytes, manifest: Manifest, device: str, threads: int, name: BackendName = "onnx", tf32: bool = False
+) -> OnnxBackend:
     """Open a single-file ONNX graph. See `open_backend`."""
-    session = open_session(content, device, threads)
-    input_name, output_name = _choose_tensors(session, manifest)
-    return OnnxBackend(session, input_name, output_name, device, name)
+    session = open_session(content, device, threads, tf32)
+    return OnnxBackend(session, _choose_tensors(session, manifest), device, name, tf32 and device.startswith("cuda"))
 
 
-def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSession:
+def open_session(content: bytes, device: str, threads: int, tf32: bool = False) -> ort.InferenceSession:
     """Open an onnxruntime session on a device.
 
     Raises:
         ModelRefusedError: The graph does not load, or its weights are in another file.
-        StartError: The session fell back to the CPU instead of using the device.
+        StartError: onnxruntime cannot use the device.
     """
     check_self_contained(content)
     options = ort.SessionOptions()
@@ -99,14 +113,60 @@ def open_session(content: bytes, device: str, threads: int) -> ort.InferenceSess
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0"}))
+        _preload_cuda()
+        providers.insert(0, ("CUDAExecutionProvider", choose_cuda_options(device, tf32)))
     try:
-        session = ort.InferenceSession(content, options, providers=providers)
+        # With its own fallback, onnxruntime would move a session to the CPU without a word when a call fails.
+        session = ort.InferenceSession(content, options, providers=providers, enable_fallback=False)
     except Exception as error:
+        if device != "cpu" and _NO_MEMORY.search(str(error)):
+            raise ModelRefusedError(f"its ONNX graph does not fit into the memory of {device}") from error
+        if found := _CUDA_FAILURE.search(str(error)):
+            raise StartError(f"onnxruntime cannot use {device}: {found[0].strip()}") from error
         raise ModelRefusedError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
     if device != "cpu" and session.get_providers()[0] == "CPUExecutionProvider":
         raise StartError(f"onnxruntime fell back to the CPU where {device} was asked for")
     return session
+
+
+def choose_cuda_options(device: str, tf32: bool) -> dict[str, str]:
+    """Return the CUDA provider's options (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider)."""
+    return {
+        "device_id": device.partition(":")[2] or "0",
+        "use_tf32": str(int(tf32)),  # on by default, and then golden outputs are missed
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default tries every algorithm, for each size of a batch
+        "arena_extend_strategy": "kSameAsRequested",  # the default doubles the arena whenever it has to grow
+    }
+
+
+@cache
+def _preload_cuda() -> None:
+    """Load CUDA's libraries from their PyPI packages, where the dynamic linker does not look for them."""
+    if hasattr(ort, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; opening will fail then
+            ort.preload_dlls()
+
+
+def describe_failure(error: Exception, device: str) -> InferenceError:
+    """Return what to raise for an exception of `InferenceSession.run`: a DeviceLostError if the device works no more.
+
+    After an error such as an illegal memory access, every CUDA call of the process fails; so a call that cannot fail
+    otherwise tells whether it was one.
+    """
+    text = str(error)
+    found = _CUDA_FAILURE.search(text)
+    sentence = f"onnxruntime: {found[0].strip() if found else _first_line(error)}"
+    if device.startswith("cuda") and not _NO_MEMORY.search(text) and not _is_alive(device):
+        return DeviceLostError(sentence)
+    return InferenceError(sentence)
+
+
+def _is_alive(device: str) -> bool:
+    try:
+        ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", int(device.partition(":")[2] or 0)).numpy()
+    except Exception as error:  # onnxruntime raises about a dozen exception types
+        return _NO_MEMORY.search(str(error)) is not None
+    return True
 
 
 def check_self_contained(content: bytes) -> None:

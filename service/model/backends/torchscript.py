@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import torch
 
-from service.errors import InferenceError, ModelRefusedError, StartError
+from service.errors import DeviceLostError, InferenceError, ModelRefusedError, StartError
 from service.model.backends import Array, as_rows
-from service.model.manifest import BackendName, Manifest
+from service.model.manifest import BackendName
 
 
 class TorchScriptBackend:
@@ -16,9 +16,10 @@ class TorchScriptBackend:
 
     name: BackendName = "torchscript"
 
-    def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
+    def __init__(self, module: torch.jit.ScriptModule, device: torch.device, is_tf32: bool = False) -> None:
         self.device = str(device)
         self.provider = f"torch {torch.__version__}"
+        self.is_tf32 = is_tf32
         self._module = module
         self._device = device
 
@@ -29,13 +30,34 @@ class TorchScriptBackend:
                 outputs = self._module(torch.from_numpy(inputs).to(self._device))
                 result = outputs.to("cpu", torch.float32).numpy() if isinstance(outputs, torch.Tensor) else None
         except Exception as error:  # a graph may raise anything
-            raise InferenceError(f"torch: {str(error).strip().splitlines()[-1]}") from error  # skip the stack trace
+            raise self._describe_failure(error) from error
         if result is None:
             kind = type(outputs).__name__
             raise InferenceError(f"the graph gives a {kind} where one tensor is read; return that tensor from forward")
         if result.ndim != 2:  # noqa: PLR2004 - (N,) is a column
             result = as_rows(result, len(inputs))
         return np.ascontiguousarray(result)
+
+    def _describe_failure(self, error: Exception) -> InferenceError:
+        """Return what to raise for an exception of the graph: a DeviceLostError if the device works no more.
+
+        After an error such as a failed assertion in a kernel, every CUDA call of the process fails; so a call that
+        cannot fail otherwise tells whether it was one.
+        """
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        cuda = [line for line in lines if "CUDA error" in line or "CUDA out of memory" in line]  # before its advice
+        sentence = f"torch: {(cuda or lines)[-1]}"  # the lines before are the stack
+        is_lost = self._device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError) and not self._is_alive()
+        return DeviceLostError(sentence) if is_lost else InferenceError(sentence)
+
+    def _is_alive(self) -> bool:
+        try:
+            torch.zeros(1, device=self._device).cpu()
+        except torch.OutOfMemoryError:
+            return True
+        except RuntimeError:
+            return False
+        return True
 
 
 def list_devices() -> list[str]:
@@ -46,15 +68,17 @@ def list_devices() -> list[str]:
     return found
 
 
-def open_torchscript(content: bytes, manifest: Manifest, device: str, threads: int) -> TorchScriptBackend:
-    """Open a TorchScript archive. See `open_backend`."""
-    del manifest  # `forward` takes one tensor and returns one; the golden check covers the rest
+def open_torchscript(content: bytes, device: str, threads: int, tf32: bool = False) -> TorchScriptBackend:
+    """Open a TorchScript archive whose `forward` takes one tensor and returns one. See `open_backend`."""
     torch.set_num_threads(threads)
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
         raise StartError(f"torch cannot use device {device!r}") from error
+    if target.type == "cuda":  # settings of the whole process, but all its models are opened alike
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
     try:
         with warnings.catch_warnings():
             # torch.jit is deprecated but still works, and this project requires it.
@@ -68,4 +92,4 @@ def open_torchscript(content: bytes, manifest: Manifest, device: str, threads: i
                 " save it with torch.jit.script(net.eval()).save(path)"
             ) from error
         raise ModelRefusedError(f"torch cannot load the graph: {str(error).splitlines()[0]}") from error
-    return TorchScriptBackend(module, target)
+    return TorchScriptBackend(module, target, tf32 and target.type == "cuda")
