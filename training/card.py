@@ -14,7 +14,7 @@ from service.model import postprocess
 from service.model.backends import Array
 from service.model.manifest import BackendName, Manifest, Task
 from service.model.predictor import Predictor
-from training.calibration import LEAST_FOR_CALIBRATION, measure_reliability
+from training.calibration import LEAST_FOR_MEASURING, Calibration, measure_reliability, measure_spread
 from training.cost import BATCHES, Cost
 from training.data import Split, Splits
 from training.evaluate import best_epoch, predict
@@ -103,8 +103,11 @@ def _write_figures(manifest: Manifest, report: Report, splits: Splits) -> str:
         rows.append(["95 % interval of the mean", *(show_range(name, each) for name, each in intervals.items())])
     text = f"On the {'training' if is_own else 'test'} split, by seed:\n\n" + table(["seed", *names], rows)
     if len(report.by_seed) > 1:
-        text += "\n\nThe interval is mean ± t·s/√n: it contains the mean over all possible seeds in 95 % of cases."
-    if manifest.task != "regression" and count >= LEAST_FOR_CALIBRATION:
+        text += (
+            "\n\nThe interval is mean ± t·s/√n: it contains the mean over all possible seeds in 95 % of cases. It"
+            " leaves out that another test split, or other training data, would give other figures."
+        )
+    if manifest.task != "regression" and count >= LEAST_FOR_MEASURING:
         interval = wilson_interval(round(manifest.metrics["accuracy"] * count), count)
         text += (
             f"\n\nThe published version's accuracy of {show('accuracy', interval.mean)} is of {count:,} instances;"
@@ -113,7 +116,7 @@ def _write_figures(manifest: Manifest, report: Report, splits: Splits) -> str:
     more = [
         f"`{name}` {value:.6g}"
         for name, value in manifest.metrics.items()
-        if name not in names and not name.endswith(("_mean", "_low", "_high", "temperature"))
+        if name not in names and not name.endswith(("_mean", "_low", "_high", "temperature", "_shift"))
     ]
     return text + ("\n\n" + "; ".join(more) + "." if more else "")
 
@@ -131,20 +134,26 @@ def _write_classes(results: Array, test: Split, manifest: Manifest) -> str:
 
 
 def _write_calibration(results: Array, splits: Splits, report: Report) -> str:
-    if len(splits.test) < LEAST_FOR_CALIBRATION:
+    if len(splits.test) < LEAST_FOR_MEASURING:
         return f"{len(splits.test)} instances are too few to judge the probabilities. Do not rely on them."
-    reliability = measure_reliability(results, splits.test.targets.numpy().reshape(-1))
-    temperature = report.chosen.temperature
-    scaling = (
-        f"The logits are divided by a temperature of {temperature:.4f}, chosen on the validation split and folded into"
-        " the last layer of the served graph."
-        if temperature != 1
-        else "No temperature is applied: none lowered the error on the validation split."
+    targets = splits.test.targets.numpy().reshape(-1)
+    reliability, spread = measure_reliability(results, targets), measure_spread(results, targets)
+    is_binary = results.shape[1] == 2  # noqa: PLR2004
+    what = (
+        "probability of class 1 and its frequency" if is_binary else "probability of the predicted label and accuracy"
     )
+    calibration = report.chosen.calibration
+    scaling = "The logits are as trained."
+    if calibration != Calibration():
+        scaling = (
+            f"The logits are multiplied by {calibration.scale:.4f} and shifted by {calibration.shift:.4f}, chosen on"
+            " the validation split and folded into the last layer of the served graph."
+        )
     return (
-        f"Expected calibration error {show('ece', reliability.error)} on the test split: the difference between mean"
-        " probability of the predicted label and accuracy, averaged over 15 bins of equal width (Guo et al. 2017)."
-        f" {scaling}\n\n![reliability diagram](reliability.png)"
+        f"Expected calibration error {show('ece', reliability.error)} on the test split: the difference between"
+        f" {what}, averaged over 15 bins of equal width. Its 95 % interval (bootstrap) is"
+        f" {show('ece', spread.low)} … {show('ece', spread.high)}; exact probabilities would score"
+        f" {show('ece', spread.by_chance)} by chance. {scaling}\n\n![reliability diagram](reliability.png)"
     )
 
 

@@ -11,7 +11,7 @@ from service.model import postprocess
 from service.model.backends import Array
 from service.model.manifest import BackendName, Manifest
 from service.model.predictor import Predictor
-from training.calibration import LEAST_FOR_CALIBRATION, measure_reliability
+from training.calibration import LEAST_FOR_MEASURING, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, Split, Splits, as_floats, least_squares
 from training.errors import CheckError
 from training.nets import LinearNet
@@ -42,6 +42,11 @@ def evaluate(predictors: dict[BackendName, Predictor], split: Split) -> dict[str
     return measure_results(reported, split, predictor.manifest)
 
 
+def measure_split(predictor: Predictor, split: Split) -> dict[str, float]:
+    """Return the metrics of one predictor on a split; see `measure_results`."""
+    return measure_results(predict(predictor, split), split, predictor.manifest)
+
+
 def measure_results(results: Array, split: Split, manifest: Manifest) -> dict[str, float]:
     """Return the metrics of a model's results on a split.
 
@@ -61,7 +66,7 @@ def measure_results(results: Array, split: Split, manifest: Manifest) -> dict[st
         "accuracy": float(np.mean(postprocess.decide(results, manifest) == targets)),
         "loss": _mean_loss(results, targets),
     }
-    if len(split) >= LEAST_FOR_CALIBRATION:
+    if len(split) >= LEAST_FOR_MEASURING:
         figures["ece"] = measure_reliability(results, targets).error
     if manifest.task == "binary":
         figures["auc"] = float(roc_auc_score(targets, results[:, 1]))

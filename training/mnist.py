@@ -138,6 +138,7 @@ def _digits(
         purpose=purpose,
         limits=limits,
         source=_MEASURED,
+        calibrates=True,
         quantizes=True,
         robustness=measure_robustness,
         benefits_from_gpu=True,

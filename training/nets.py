@@ -124,11 +124,11 @@ def fold_norms(net: nn.Sequential) -> nn.Sequential:
 
 
 @torch.no_grad()
-def divide_logits(net: nn.Module, temperature: float) -> None:
-    """Divide a net's logits by a temperature, through the weights and bias of its last layer."""
+def rescale_logits(net: nn.Module, scale: float, shift: float = 0.0) -> None:
+    """Multiply a net's logits by a scale and add a shift, through the weights and bias of its last layer."""
     last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1]
-    last.weight.div_(temperature)
-    last.bias.div_(temperature)
+    last.weight.mul_(scale)
+    last.bias.mul_(scale).add_(shift)
 
 
 class ServingNet(nn.Module):

@@ -223,20 +223,20 @@ def count_confusions(labels: NDArray[np.int64], decided: NDArray[np.intp], class
 
 
 def draw_reliability(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
-    """Draw the accuracy and number of test instances in each bin of confidence."""
+    """Draw what came true, and of how many test instances, in each bin of the stated probability."""
     del fitted
-    targets = splits.test.targets.numpy().reshape(-1)
-    found = measure_reliability(predict(predictor, splits.test), targets)
+    is_binary = predictor.manifest.task == "binary"
+    found = measure_reliability(predict(predictor, splits.test), splits.test.targets.numpy().reshape(-1))
     filled, width = found.counts > 0, 1 / BINS
     middles = (np.arange(BINS) + 0.5) * width
-    with _canvas(path, f"{predictor.manifest.title}: sure and right", width=7.2, height=4.6) as axes:
-        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
-        axes.bar(middles[filled], found.accuracy[filled], width=0.9 * width, color=BLUE, alpha=0.75, label="right")
-        axes.plot(found.confidence[filled], found.accuracy[filled], "o", color=INK, markersize=4, label="mean sureness")
-        for middle, count, height in zip(middles[filled], found.counts[filled], found.accuracy[filled], strict=True):
+    with _canvas(path, f"{predictor.manifest.title}: stated and observed", width=7.2, height=4.6) as axes:
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="exact")
+        axes.bar(middles[filled], found.observed[filled], width=0.9 * width, color=BLUE, alpha=0.75, label="observed")
+        axes.plot(found.stated[filled], found.observed[filled], "o", color=INK, markersize=4, label="stated, mean")
+        for middle, count, height in zip(middles[filled], found.counts[filled], found.observed[filled], strict=True):
             axes.text(middle, height + 0.02, str(count), ha="center", fontsize=7, color=INK)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.1)
-        axes.set_xlabel("probability of the predicted label")
-        axes.set_ylabel("share that is right (and how many)")
+        axes.set_xlabel("stated probability of " + ("class 1" if is_binary else "the predicted label"))
+        axes.set_ylabel("share that came true (and of how many)")
         _place_legend(axes, f"calibration error {found.error:.2%}")

@@ -19,11 +19,12 @@ from service.model.backends import Array, open_backend
 from service.model.manifest import Artifact, digest
 from service.model.predictor import Predictor
 from training.data import Split, Splits, as_floats
+from training.evaluate import measure_split
 from training.export import INPUT_TENSOR, strip
-from training.robustness import measure_accuracy
 
 QUANTIZED_FILE = "model.int8.onnx"
 MAX_ACCURACY_DROP = 0.0005  # of accuracy on the validation split
+MAX_LOSS_RISE = 0.005  # of the mean loss there, in nats
 _SAMPLES, _BATCH = 1000, 100
 _MIN_TOLERANCE = 0.02
 
@@ -50,19 +51,20 @@ class Quantized:
 
 
 def quantize(content: bytes, plain: Predictor, splits: Splits) -> Quantized | None:
-    """Quantize a graph; return None if that loses more than `MAX_ACCURACY_DROP`.
+    """Quantize a graph; return None if that loses more than `MAX_ACCURACY_DROP` or `MAX_LOSS_RISE`.
 
     Args:
         content: the float32 graph.
         plain: its predictor, with golden samples.
-        splits: `train` gives the ranges, `validation` the accuracy.
+        splits: `train` gives the ranges, `validation` accuracy and loss.
     """
     if splits.validation is None or plain.manifest.golden is None:
         return None
     rounded = build_graph(content, splits.train)
     manifest, golden = plain.manifest, plain.manifest.golden
     opened = Predictor(manifest, open_backend("onnx-int8", rounded, manifest, "cpu", threads=1))
-    if measure_accuracy(plain, splits.validation) - measure_accuracy(opened, splits.validation) > MAX_ACCURACY_DROP:
+    before, after = (measure_split(each, splits.validation) for each in (plain, opened))
+    if before["accuracy"] - after["accuracy"] > MAX_ACCURACY_DROP or after["loss"] - before["loss"] > MAX_LOSS_RISE:
         return None
     outputs = opened.run(np.array(golden.inputs, np.float32).reshape(-1, *manifest.input.shape))
     difference = float(np.abs(outputs - np.array(golden.outputs, np.float32)).max())

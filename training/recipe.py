@@ -20,7 +20,9 @@ class Recipe:
 
     `purpose`, `limits` and `source` (of the data, with its licence) are sentences of the model card. `figures` returns
     metrics that only this recipe has. `plots` maps file names to the functions that draw them.
-    `quantizes` adds an 8-bit ONNX artifact. `robustness` measures accuracy on changed test instances, for the card.
+    `calibrates`: whether the probabilities are corrected on the validation split; a taught model keeps its weights as
+    they were trained. `quantizes` adds an 8-bit ONNX artifact. `robustness` measures accuracy on changed test
+    instances, for the card.
     `benefits_from_gpu` is False if a step is too small to be worth a kernel launch.
     """
 
@@ -38,6 +40,7 @@ class Recipe:
     purpose: str
     limits: str
     source: str
+    calibrates: bool = False
     quantizes: bool = False
     robustness: Callable[[Predictor, Split], dict[str, float]] | None = None
     benefits_from_gpu: bool = False

@@ -17,20 +17,20 @@ from service.errors import ModelRefusedError
 from service.model.manifest import BackendName, Manifest
 from service.model.predictor import Predictor, load_predictor
 from service.model.version_folder import load_manifest
+from training.calibration import Calibration
 from training.card import Report, write_card
 from training.compare import check_not_worse
 from training.cost import measure_costs
 from training.data import Splits
 from training.describe import build_manifest, describe_training
 from training.errors import CheckError, DeviceError
-from training.evaluate import evaluate
+from training.evaluate import evaluate, measure_split
 from training.export import export
 from training.nets import ServingNet
 from training.parity import check_parity, open_predictors
 from training.publish import choose_version, publish, staging, write_manifest
 from training.quantize import quantize
 from training.recipe import Recipe
-from training.robustness import measure_accuracy
 from training.seeds import Candidate, choose_candidate, fit_seed, mean_interval, measure_candidate
 from training.trainer import Settings
 
@@ -119,11 +119,13 @@ def build_draft(recipe: Recipe, number: int, splits: Splits, candidates: Sequenc
     training = describe_training(recipe, chosen, splits, check_parity(serving, predictors, chosen.seed))
     by_seed = {each.seed: measure_candidate(each, splits, manifest) for each in candidates}
     metrics = evaluate(predictors, splits.test) | recipe.figures(chosen.fitted, splits) | summarize_seeds(by_seed)
-    if chosen.temperature != 1:
-        metrics["temperature"] = chosen.temperature
+    if chosen.calibration != Calibration():
+        metrics["temperature"] = 1 / chosen.calibration.scale
+        if chosen.calibration.shift:
+            metrics["calibration_shift"] = chosen.calibration.shift
     if recipe.quantizes and (quantized := quantize(contents["onnx"], predictors["onnx"], splits)) is not None:
         contents, manifest = contents | {"onnx-int8": quantized.content}, quantized.predictor.manifest
-        metrics["int8_accuracy"] = measure_accuracy(quantized.predictor, splits.test)
+        metrics |= {f"int8_{name}": value for name, value in measure_split(quantized.predictor, splits.test).items()}
     report = Report(
         chosen=chosen,
         candidates=candidates,

@@ -11,11 +11,11 @@ from scipy.stats import t as student  # type: ignore[import-untyped] # as scikit
 
 from service.model import postprocess
 from service.model.manifest import Manifest
-from training.calibration import choose_temperature
+from training.calibration import Calibration, choose_calibration
 from training.config import TrainConfig
 from training.data import Splits, as_floats
 from training.evaluate import measure_results
-from training.nets import ServingNet, divide_logits
+from training.nets import ServingNet, rescale_logits
 from training.parity import run_net
 from training.progress import Epoch
 from training.recipe import Recipe
@@ -30,13 +30,13 @@ _NORMAL = 1.959964  # standard deviations that contain 95 % of a normal distribu
 class Candidate:
     """One fit of a recipe.
 
-    `temperature` is what its net's logits have been divided by. `validation` are its figures on the validation split,
+    `calibration` has been applied to its net. `validation` are its figures on the validation split,
     the loss first; None where there is no such split.
     """
 
     seed: int
     fitted: Fitted
-    temperature: float
+    calibration: Calibration
     seconds: float
     validation: Epoch | None = None
 
@@ -51,18 +51,18 @@ class Interval:
 
 
 def fit_seed(recipe: Recipe, splits: Splits, seed: int, settings: Settings) -> Candidate:
-    """Fit a recipe from one seed, and calibrate it if it is a classifier with a validation split."""
+    """Fit a recipe from one seed, and calibrate it if the recipe says so and has a validation split."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     fitted = recipe.fit(splits, settings)
     fitted.net.cpu().eval()
-    temperature, validation = 1.0, None
+    calibration, validation = Calibration(), None
     if splits.validation is not None:
         validation = measure_split(fitted.net, splits.validation, recipe.task, _PLAIN_LOSS)
-    if recipe.task != "regression" and splits.validation is not None:
-        temperature = choose_temperature(fitted.net, splits.validation, recipe.task)
-        divide_logits(fitted.net, temperature)
-    return Candidate(seed, fitted, temperature, fitted.earlier_seconds + time.perf_counter() - started, validation)
+    if recipe.calibrates and splits.validation is not None:
+        calibration = choose_calibration(fitted.net, splits.validation, recipe.task)
+        rescale_logits(fitted.net, calibration.scale, calibration.shift)
+    return Candidate(seed, fitted, calibration, fitted.earlier_seconds + time.perf_counter() - started, validation)
 
 
 def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:

@@ -11,9 +11,9 @@ from training.nets import (
     Normalize,
     NormedDigitsNet,
     ServingNet,
-    divide_logits,
     fold_norms,
     linear_net,
+    rescale_logits,
 )
 
 
@@ -84,9 +84,9 @@ def test_cnn_folds() -> None:
 
 
 @pytest.mark.parametrize("net", [DigitsNet(0.0, 1.0), LinearNet(784)], ids=["digits", "linear"])
-def test_temperature_divides_the_logits(net: torch.nn.Module) -> None:
-    """Dividing the last layer's parameters divides the net's outputs."""
+def test_logits_are_rescaled(net: torch.nn.Module) -> None:
+    """Scaling and shifting the last layer's parameters does so to the net's outputs."""
     inputs = torch.rand(4, 784)
     before = net(inputs)
-    divide_logits(net, 2.5)
-    torch.testing.assert_close(net(inputs), before / 2.5)
+    rescale_logits(net, 0.4, 0.1)
+    torch.testing.assert_close(net(inputs), before * 0.4 + 0.1)

@@ -65,6 +65,9 @@ def test_graph_that_loses_too_much_is_left_out(
 ) -> None:
     """It is left out if it loses more than allowed, or if there is no validation split to measure that."""
     contents, plain = trained
-    monkeypatch.setattr(module, "MAX_ACCURACY_DROP", -1.0)
-    assert quantize(contents["onnx"], plain, splits) is None
+    for limit in ("MAX_ACCURACY_DROP", "MAX_LOSS_RISE"):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "MAX_ACCURACY_DROP", 1.0)
+            patched.setattr(module, limit, -1.0)
+            assert quantize(contents["onnx"], plain, splits) is None
     assert quantize(contents["onnx"], plain, Splits(splits.train, splits.test)) is None

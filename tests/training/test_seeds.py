@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.calibration import Calibration
 from training.nets import LinearNet
 from training.progress import Epoch
 from training.recipes import RECIPES
@@ -14,7 +15,7 @@ from training.trainer import Fitted, Settings
 
 def build_candidate(seed: int, validation: Epoch | None) -> Candidate:
     """Return a candidate with validation figures, or without."""
-    return Candidate(seed, Fitted(LinearNet(1), [Epoch(0.5)]), 1.0, 0.0, validation)
+    return Candidate(seed, Fitted(LinearNet(1), [Epoch(0.5)]), Calibration(), 0.0, validation)
 
 
 def test_validation_chooses() -> None:
