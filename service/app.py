@@ -30,7 +30,7 @@ from service.errors import (
     TooLargeError,
     UnauthorizedError,
 )
-from service.model.remote import EngineClient
+from service.model.remote import Engines
 from service.registry.coordination import WorkerStatus, open_coordination
 from service.registry.reconciler import Reconciler
 from service.registry.registry import Registry, check_settings
@@ -48,7 +48,7 @@ class Application:
     """The ASGI callable that `create_app` returns."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, reconciler: Reconciler, engine: EngineClient | None = None
+        self, settings: Settings, registry: Registry, reconciler: Reconciler, engines: Engines | None = None
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -57,7 +57,7 @@ class Application:
         self.arrival = asyncio.Event()  # set when a connection has come
         self.draining = False  # set by the host when it has been told to stop
         self._reconciler = reconciler
-        self._engine = engine
+        self._engines = engines
         self._operations = self._build_starlette()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,9 +149,10 @@ class Application:
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
             tasks = [asyncio.create_task(self._reconciler.run())]
-            if self._engine is not None:
-                tasks.append(asyncio.create_task(self._engine.run()))
-                await self._engine.wait_until_connected()
+            engines = list(self._engines.by_name.values()) if self._engines else []
+            tasks += [asyncio.create_task(engine.run()) for engine in engines]
+            for engine in engines:
+                await engine.wait_until_connected()
             yield
             for task in tasks:
                 task.cancel()
@@ -216,7 +217,7 @@ def create_app(
     threads: int = 1,
     preferred_device: str = "cuda:0",
     shared: Path | None = None,
-    engine: EngineClient | None = None,
+    engines: Engines | None = None,
 ) -> Application:
     """Load the models and return the application that serves them.
 
@@ -225,7 +226,7 @@ def create_app(
         threads: CPU threads that one backend call may use.
         preferred_device: the accelerator that "auto" takes where there are several.
         shared: a folder by which the workers of one host coordinate.
-        engine: where heavy models run; without one, every model runs in this process.
+        engines: where models are checked first, and where heavy ones run; without, all of that happens in this process.
 
     Raises:
         StartError: the models folder, the backend or the device asked for is not there.
@@ -234,6 +235,6 @@ def create_app(
     coordination = open_coordination(shared)
     coordination.report(WorkerStatus())  # from now on, the other workers wait for this one
     state = coordination.read_state()
-    registry = Registry(settings, threads, preferred_device, engine)
+    registry = Registry(settings, threads, preferred_device, engines)
     registry.load(state.unloaded)
-    return Application(settings, registry, Reconciler(registry, settings, coordination, state.generation), engine)
+    return Application(settings, registry, Reconciler(registry, settings, coordination, state.generation), engines)

@@ -51,6 +51,9 @@ class Settings(BaseModel):
     threads: int = Field(
         default=0, ge=0, le=1024, description="CPU threads of one backend call; 0: the cores that are there for it"
     )
+    open_timeout: float = Field(
+        default=60.0, gt=0, le=3600, description="seconds that opening and checking one version may take"
+    )
     max_batch_size: int = Field(default=64, ge=1, le=65536, description="instances in one backend call")
     queue_size: int = Field(default=4096, ge=1, description="instances of one model that may wait in a worker")
     request_timeout: float = Field(default=30.0, gt=0, le=3600, description="seconds until a request is answered 504")

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -77,11 +78,24 @@ class Server:
 
     def workers(self) -> list[psutil.Process]:
         """Return its worker processes."""
-        return [process for process in self.members() if process.pid != self.process.pid and not _is_engine(process)]
+        return self._find("worker")
 
     def engine(self) -> psutil.Process | None:
         """Return its engine process, if it has one."""
-        return next((process for process in self.members() if _is_engine(process)), None)
+        return next(iter(self._find("engine")), None)
+
+    def checker(self) -> psutil.Process | None:
+        """Return the process that checks new versions, if it runs now."""
+        return next(iter(self._find("checker")), None)
+
+    def _find(self, name: str) -> list[psutil.Process]:
+        """Return its processes whose names, given by the supervisor, begin with `name`."""
+        found = []
+        for process in self.members():
+            with suppress(psutil.NoSuchProcess):
+                if process.name().startswith(name):
+                    found.append(process)
+        return found
 
     def stop(self, number: int = signal.SIGTERM, *, whole_group: bool = False) -> int:
         """Send a signal to the parent, or to the whole group as a terminal does, and return the exit code.
@@ -138,14 +152,6 @@ class Server:
         text = self.log()
         self.kill()
         raise AssertionError(f"the server did not start: {text}")
-
-
-def _is_engine(process: psutil.Process) -> bool:
-    """Return whether a process is an engine, which runs at a higher niceness than the workers."""
-    try:
-        return bool(process.nice() > os.getpriority(os.PRIO_PROCESS, 0))
-    except psutil.NoSuchProcess:
-        return False
 
 
 def run_service(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from litserve import LitAPI
@@ -26,15 +27,16 @@ from service.hosts.supervisor import Supervisor, Timeouts, WorkerContext
 from service.http.server import BACKLOG, HttpServer
 from service.model import engine
 from service.model.backends import describe_unused_gpu, list_accelerators
+from service.model.checker import CHECKER, CheckerClient
 from service.model.memory import release_memory
-from service.model.remote import EngineClient
+from service.model.remote import EngineClient, Engines
+from service.registry.loading import CPU_ENGINE
 from service.registry.registry import check_settings
 from service.settings import Settings, count_cores
 
 logger = logging.getLogger("service")
 _fork = mp.get_context("fork")
 
-ENGINE_SOCKET = "engine-cpu.sock"
 MIN_HEARTBEAT_SECONDS = 5.0  # a worker may be silent this long, however short the request timeout is
 SWITCH_SECONDS = 0.0005  # a thread that decodes a large body yields to the event loop after this, not after 5 ms
 GARBAGE_THRESHOLD = 20_000  # objects; a request makes no cycles, so the default of 700 only costs time
@@ -48,7 +50,7 @@ class ModelHost(LitAPI):
         listener: the listening socket that all workers share.
         threads: CPU threads that one backend call may use.
         shared: a folder through which the workers coordinate.
-        engine: where heavy models run, if they do not run here.
+        engines: where models are checked first, and where heavy ones run; without, all of that happens here.
         heartbeat: what the server calls while its event loop runs.
     """
 
@@ -61,7 +63,7 @@ class ModelHost(LitAPI):
         listener: socket.socket,
         threads: int,
         shared: Path,
-        engine: EngineClient | None,
+        engines: Engines | None,
         heartbeat: Callable[[], None],
     ) -> None:
         super().__init__(loop=HttpLoop())
@@ -69,7 +71,7 @@ class ModelHost(LitAPI):
         self.listener = listener
         self.threads = threads
         self.shared = shared
-        self.engine = engine
+        self.engines = engines
         self.heartbeat = heartbeat
 
     def setup(self, device: str) -> None:
@@ -78,7 +80,7 @@ class ModelHost(LitAPI):
         Raises:
             StartError: the models folder, the backend or the device asked for is not there.
         """
-        self.app = create_app(self.settings, self.threads, device, self.shared, self.engine)
+        self.app = create_app(self.settings, self.threads, device, self.shared, self.engines)
         self.server = HttpServer(self.app, self.listener, self.heartbeat)
         signal.signal(signal.SIGTERM, self.server.handle_exit)
 
@@ -127,22 +129,22 @@ def serve(settings: Settings, shared: Path) -> None:
     devices = choose_placement(settings)
     cores = count_cores()
     threads = settings.threads or max(1, cores // len(devices))
-    has_engine = settings.placement != "inline" and set(devices) == {"cpu"}  # GPU models run in the workers
+    names = choose_engines(settings, devices)
     listener = open_listener(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback and not settings.api_key:
         logger.warning("listening on %s without --api-key: anyone who can reach this port can use every model", host)
 
     def run_worker(context: WorkerContext) -> None:
-        client = EngineClient(shared / ENGINE_SOCKET, settings.queue_size, context.request_engine)
-        api = ModelHost(settings, listener, threads, shared, client if has_engine else None, context.heartbeat)
+        engines = connect_engines(settings, shared, names, context.request_engine) if names else None
+        api = ModelHost(settings, listener, threads, shared, engines, context.heartbeat)
         api.setup(context.device)
         context.report_ready()
         api.loop.run(api)
 
-    def run_engine(context: WorkerContext) -> None:
-        path, every_core = shared / ENGINE_SOCKET, settings.threads or cores
-        engine.run_engine(settings, path, every_core, context.previous_exit, context.report_ready, context.heartbeat)
+    def run_engine(name: str, context: WorkerContext) -> None:
+        every_core, ready = settings.threads or cores, context.report_ready
+        engine.run_engine(settings, shared, name, every_core, context.previous_exit, ready, context.heartbeat)
 
     def announce() -> None:
         listener.listen(BACKLOG)  # before the servers of the workers do: connections wait instead of being refused
@@ -156,9 +158,27 @@ def serve(settings: Settings, shared: Path) -> None:
     gc.collect()
     gc.freeze()  # else a collection in a worker would copy the pages of every object that it visits
     with listener:
-        supervisor = Supervisor(run_worker, devices, run_engine if has_engine else None)
+        supervisor = Supervisor(run_worker, devices, {name: partial(run_engine, name) for name in names})
+        supervisor.request(CHECKER)  # now rather than when the first worker asks for it
         supervisor.run(announce, listener.close, timeouts)
     logger.info("stopped")
+
+
+def choose_engines(settings: Settings, devices: Sequence[str]) -> list[str]:
+    """Return the names of the processes beside the workers: the checker, and engines for heavy models."""
+    if set(devices) != {"cpu"}:  # a GPU's models are checked and run in its workers
+        return []
+    return [CHECKER] if settings.placement == "inline" else [CHECKER, CPU_ENGINE]
+
+
+def connect_engines(settings: Settings, shared: Path, names: Sequence[str], request: Callable[[str], None]) -> Engines:
+    """Return how a worker reaches the processes beside it; `request` has one started, by its name."""
+    engines = {
+        name: EngineClient(shared / f"{name}.sock", settings.queue_size, partial(request, name))
+        for name in names
+        if name != CHECKER
+    }
+    return Engines(CheckerClient(shared, partial(request, CHECKER)), engines)
 
 
 def choose_placement(settings: Settings) -> list[str]:

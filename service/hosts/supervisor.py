@@ -5,6 +5,7 @@ sentinels of its workers, so it sees a death at once. A worker that dies before 
 pauses.
 """
 
+import contextlib
 import logging
 import math
 import multiprocessing as mp
@@ -13,11 +14,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -33,7 +35,7 @@ MAX_FAILURES = 5  # in a row, with no other worker ready: then the service ends,
 CHECK_SECONDS = 1.0  # between checks of the heartbeats
 ECHO_SECONDS = 0.5  # a signal that follows another within this time is a copy of it
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_READY, _ENGINE = "ready", "engine"  # messages of a worker
+_READY = "ready"  # a message of a worker; any other is the name of an engine that it needs
 _fork = mp.get_context("fork")
 
 
@@ -44,7 +46,7 @@ class WorkerContext(NamedTuple):
     report_ready: Callable[[], None]  # to be called once, when the worker can serve
     heartbeat: Callable[[], None]  # to be called from its event loop at least once a second
     previous_exit: int  # how the process before it ended: 0 where there was none, negative for a signal
-    request_engine: Callable[[], None]  # has the engine started, if it is not running
+    request_engine: Callable[[str], None]  # has the engine of that name started, if it is not running
     number: int  # among all processes, counted from 0; a successor has that of the process before it
 
 
@@ -81,21 +83,25 @@ class _Worker:
 
 
 class Supervisor:
-    """Keeps one worker process running for each device given, and one engine process.
+    """Keeps one worker process running for each device given, and engine processes while they are needed.
 
     Args:
         run_worker: what a worker does, in its own process; when it returns, the process ends. It may raise
             `StartError`, whose message is logged without a traceback.
         devices: the device of each worker; a device may be given several times.
-        run_engine: what the engine does, once a worker requests it; it may return when it has nothing left to do. Its
-            death at any time ends nothing else.
+        engines: what each engine does, by its name, once it is requested; it may return when it has nothing left to
+            do. Its death at any time ends nothing else.
     """
 
-    def __init__(self, run_worker: Run, devices: Sequence[str], run_engine: Run | None = None) -> None:
-        self._workers = [_Worker(index, f"worker-{index}", device, run_worker) for index, device in enumerate(devices)]
-        if run_engine is not None:
-            engine = _Worker(len(devices), "engine-cpu", "cpu", run_engine, is_engine=True, start_at=math.inf)
-            self._workers.append(engine)
+    def __init__(self, run_worker: Run, devices: Sequence[str], engines: Mapping[str, Run] | None = None) -> None:
+        self._workers = [
+            _Worker(index, name, "cpu", run, is_engine=True, start_at=math.inf)
+            for index, (name, run) in enumerate((engines or {}).items())
+        ]  # before the workers, so that they start first
+        first = len(self._workers)
+        self._workers += [
+            _Worker(first + number, f"worker-{number}", device, run_worker) for number, device in enumerate(devices)
+        ]
         self._heartbeats = _fork.RawArray("Q", len(self._workers))
         shared_metrics.share(len(self._workers))
         self._checked_at = 0.0
@@ -104,6 +110,12 @@ class Supervisor:
         self._signalled_at = 0.0
         self._signal = ""
         self._announced = False
+
+    def request(self, name: str) -> None:
+        """Have the engine of that name started, if it is not running; nothing happens where there is none."""
+        for engine in self._workers:
+            if engine.is_engine and engine.name == name and engine.start_at == math.inf:
+                engine.start_at = time.monotonic()
 
     def run(self, announce: Callable[[], None], end_listening: Callable[[], None], timeouts: Timeouts) -> None:
         """Keep the workers running until SIGTERM or SIGINT, then drain them; a second signal kills them.
@@ -154,7 +166,7 @@ class Supervisor:
             partial(sender.send, _READY),
             partial(_count_heartbeat, self._heartbeats, worker.index),
             worker.previous_exit,
-            partial(sender.send, _ENGINE),
+            sender.send,
             worker.index,
         )
         worker.process = _fork.Process(
@@ -188,7 +200,7 @@ class Supervisor:
             announce()
 
     def _read(self, worker: _Worker, pipe: Connection) -> None:
-        """Take a message of a worker: it is ready, or needs the engine."""
+        """Take a message of a worker: it is ready, or needs an engine."""
         try:
             message = pipe.recv()
         except EOFError:  # the process is ending
@@ -197,8 +209,8 @@ class Supervisor:
             return
         if message == _READY:
             worker.ready, worker.ready_at = True, time.monotonic()
-        for engine in [each for each in self._workers if each.is_engine and message == _ENGINE]:
-            engine.start_at = min(engine.start_at, time.monotonic())
+        else:
+            self.request(message)
 
     def _handle_death(self, worker: _Worker, process: BaseProcess) -> None:
         if self._signals:
@@ -211,10 +223,11 @@ class Supervisor:
             logger.error("%s ended with code %s; starting another", process.name, process.exitcode)
         elif not self._announced and not worker.is_engine:
             raise StartError("a worker could not be started; the reason is above")
-        settled = worker.ready and time.monotonic() - worker.ready_at > SETTLED_SECONDS
+        # An engine that was ready is ended by what it opens or runs, and that is refused to its successors.
+        settled = worker.ready and (worker.is_engine or time.monotonic() - worker.ready_at > SETTLED_SECONDS)
         worker.failures = 0 if settled else worker.failures + 1
         others = [other for other in self._workers if other is not worker and not other.is_engine]
-        if worker.failures >= MAX_FAILURES and not any(other.ready for other in others):
+        if worker.failures >= MAX_FAILURES and not (worker.is_engine or any(other.ready for other in others)):
             raise StartError(f"no worker could be started in {MAX_FAILURES} attempts; the reason is above")
         pause = min(FIRST_PAUSE * 2 ** (worker.failures - 1), LONGEST_PAUSE) if worker.failures else 0.0
         if worker.was_ready and not worker.ready and not is_done:
@@ -285,6 +298,8 @@ def _run_in_child(run: Run, context: WorkerContext, lifeline: tuple[int, int], i
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     os.close(lifeline[1])
     shared_metrics.use(context.number)
+    with contextlib.suppress(OSError):  # what `ps` and `top` show; elsewhere than on Linux, it stays "python"
+        Path("/proc/self/comm").write_text(mp.current_process().name)
     threading.Thread(target=_end_with_parent, args=lifeline[:1], daemon=True).start()
     try:
         run(context)

@@ -14,11 +14,33 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from service.errors import (
+    DeadlineExceededError,
+    InferenceError,
+    InvalidRequestError,
+    ModelRefusedError,
+    ServiceError,
+    StartError,
+    TooLargeError,
+    UnavailableError,
+)
 from service.model.tensor_model import Tensors
 
 Fields = dict[str, Any]
 _LENGTHS = struct.Struct("<II")
 BUFFER_BYTES = 2**22  # that a stream reads ahead
+_ERRORS: dict[str, type[ServiceError]] = {
+    error.__name__: error
+    for error in (
+        DeadlineExceededError,
+        InferenceError,
+        InvalidRequestError,
+        ModelRefusedError,
+        StartError,
+        TooLargeError,
+        UnavailableError,
+    )
+}
 
 
 class ChannelClosedError(ConnectionError):
@@ -78,14 +100,25 @@ async def read(reader: asyncio.StreamReader) -> tuple[Fields, Any]:
         raise ChannelClosedError("the other end has gone") from error
 
 
-def call(connection: socket.socket, fields: Fields) -> Fields:
-    """Send a message without tensors over a blocking socket, and return the fields of the answer.
+def send(connection: socket.socket, fields: Fields) -> None:
+    """Send a message without tensors over a blocking socket.
 
     Raises:
-        ChannelClosedError: there is no answer.
+        ChannelClosedError: the other end has gone.
     """
     try:
         connection.sendall(b"".join(pack(fields)))
+    except OSError as error:
+        raise ChannelClosedError("the other end has gone") from error
+
+
+def receive(connection: socket.socket) -> Fields:
+    """Return the fields of the next message on a blocking socket.
+
+    Raises:
+        ChannelClosedError: there is none.
+    """
+    try:
         header, payload = _LENGTHS.unpack(_receive(connection, _LENGTHS.size))
         return unpack(_receive(connection, header), _receive(connection, payload))[0]
     except OSError as error:
@@ -101,3 +134,17 @@ def _receive(connection: socket.socket, count: int) -> bytes:
         parts.append(part)
         count -= len(part)
     return b"".join(parts)
+
+
+def describe_error(error: BaseException) -> list[Any]:
+    """Return a failure as a message has it: its class, its sentence, and seconds until a retry makes sense."""
+    return [type(error).__name__, str(error), getattr(error, "retry_after", 0)]
+
+
+def build_error(described: list[Any]) -> ServiceError:
+    """Return the failure that a message describes."""
+    name, sentence, retry_after = described
+    error = _ERRORS.get(name, InferenceError)(sentence)
+    if isinstance(error, UnavailableError):
+        error.retry_after = retry_after
+    return error

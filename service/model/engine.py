@@ -1,4 +1,4 @@
-"""An engine: the process that owns a device's heavy models, for all workers.
+"""An engine: the process that owns a device's heavy models, for all workers. The checker is one that only checks.
 
 Workers reach it over a Unix socket (see `remote`). Its batchers gather the requests of all of them, its calls use all
 cores, and what a graph does to the process, at load or later, is done to the engine alone. A version stays open as
@@ -7,7 +7,6 @@ long as a connected worker holds it.
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -23,7 +22,11 @@ from typing import Any
 from service.errors import ModelRefusedError, ServiceError, StartError, UnavailableError
 from service.model import channel
 from service.model.batching import Batcher
-from service.model.memory import release_memory
+from service.model.channel import describe_error
+from service.model.checker import CHECKER, Checker, choose_rows
+from service.model.cost import Cost
+from service.model.memory import offer_to_oom_killer, release_memory
+from service.model.openings import Openings, is_quarantined
 from service.model.predictor import AnyPredictor, load_any_predictor
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
@@ -37,9 +40,10 @@ logger = logging.getLogger("service")
 
 TICK_SECONDS, IDLE_TICK_SECONDS = 0.1, 1.0
 IDLE_SECONDS = 10.0  # without an open version, after which an engine ends
+CHECKER_IDLE_SECONDS = 2.0
 NICENESS = 10  # a saturated engine gives way to the workers
 PRUNE_EVERY = 64  # requests, the answered ones are forgotten
-_OPENING, _KILLERS = "opening.json", "killers.json"
+CHECKER_OOM_SCORE, ENGINE_OOM_SCORE = 1000, 500  # whom the system ends first when memory runs out
 
 
 @dataclass
@@ -79,46 +83,32 @@ class Engine:
 
     Args:
         settings: how to run.
-        path: of the socket.
+        shared: the folder that all processes share; the socket is there.
+        name: of the process.
         threads: CPU threads that one backend call may use.
-        previous_exit: how the engine before this one ended, 0 where there was none.
+        previous_exit: how the process of this name before this one ended, 0 where there was none.
     """
 
-    def __init__(self, settings: Settings, path: Path, threads: int, previous_exit: int = 0) -> None:
+    def __init__(self, settings: Settings, shared: Path, name: str, threads: int, previous_exit: int = 0) -> None:
         self._settings = settings
-        self._path = path
+        self._path = shared / f"{name}.sock"
         self._threads = threads
+        self._idle_seconds = CHECKER_IDLE_SECONDS if name == CHECKER else IDLE_SECONDS
         self._versions: dict[str, OpenVersion] = {}
         self._connections: Counter[str] = Counter()  # by worker
         self._opener = ThreadPoolExecutor(1, "open")
         self._opening: dict[str, asyncio.Future[OpenVersion]] = {}
+        self._openings = Openings(shared, name, settings.open_timeout)
+        self._openings.blame(previous_exit, is_alone=name == CHECKER)
+        self._checker = Checker(settings, self._openings, threads, self._opener)
         self._is_stopping = False
         self._changed = asyncio.Event()  # there may be a reason to end
         self._idle_since = time.monotonic()
-        self._killers = self._read_killers(previous_exit)
 
-    def _read_killers(self, previous_exit: int) -> dict[str, list[str]]:
-        """Return how engines before this one ended while they opened a version, by version."""
-        killers: dict[str, list[str]] = {}
-        known, opening = self._path.parent / _KILLERS, self._path.parent / _OPENING
-        with contextlib.suppress(FileNotFoundError):
-            killers = json.loads(known.read_bytes())
-        with contextlib.suppress(FileNotFoundError):
-            end = signal.Signals(-previous_exit).name if previous_exit < 0 else f"exit code {previous_exit}"
-            killers.setdefault(opening.read_text(), []).append(end)
-            known.write_text(json.dumps(killers))
-            opening.unlink()
-        return killers
-
-    def _check_harmless(self, key: str) -> None:
-        """Refuse to open what ended an engine; by SIGKILL, which may have had another reason, only the second time.
-
-        Raises:
-            ModelRefusedError: it did.
-        """
-        ends = self._killers.get(key, [])
-        if len(ends) > 1 or (ends and ends != ["SIGKILL"]):
-            raise ModelRefusedError(f"the engine was ended by {ends[-1]} while it opened it")
+    @property
+    def is_opening(self) -> bool:
+        """Whether a version is being opened now."""
+        return bool(self._opening or self._checker.running)
 
     def stop(self) -> None:
         """End once the last worker has gone."""
@@ -147,9 +137,9 @@ class Engine:
 
     def _is_over(self) -> bool:
         """Tell whether to end: no worker is left after SIGTERM, or none has had anything open here for a while."""
-        if self._opening:
+        if self.is_opening:
             self._idle_since = time.monotonic()
-        return not self._connections if self._is_stopping else time.monotonic() - self._idle_since > IDLE_SECONDS
+        return not self._connections if self._is_stopping else time.monotonic() - self._idle_since > self._idle_seconds
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection until it ends; close what only its worker held once that has no other."""
@@ -169,11 +159,8 @@ class Engine:
                         replies = {key: each for key, each in replies.items() if not each.answered}
                 elif action == "cancel" and number in replies:
                     replies.pop(number).answered = True
-                elif action == "open":
-                    answer = await self._open(fields, worker)
-                    writer.writelines(channel.pack({"id": number} | answer))
-                elif action == "close":
-                    self._release(worker, fields["holder"])
+                elif action in ("open", "close", "check"):
+                    await self._manage(fields, worker, writer)
         except (channel.ChannelClosedError, asyncio.CancelledError):  # the worker, or this engine, ends
             for reply in replies.values():
                 reply.answered = True  # nobody waits any more
@@ -185,6 +172,16 @@ class Engine:
             if self._is_stopping:
                 self._changed.set()
             writer.close()
+
+    async def _manage(self, fields: channel.Fields, worker: str, writer: asyncio.StreamWriter) -> None:
+        """Open, close or check versions."""
+        if fields["do"] == "open":
+            answer = await self._open(fields, worker)
+            writer.writelines(channel.pack({"id": fields["id"]} | answer))
+        elif fields["do"] == "close":
+            self._release(worker, fields["holder"])
+        else:
+            await self._checker.check_all(fields["versions"], writer)
 
     def _run(self, fields: channel.Fields, tensors: Any, reply: Reply) -> None:  # noqa: ANN401 - array or Tensors
         version = self._versions.get(fields["key"])
@@ -219,22 +216,27 @@ class Engine:
         return {"backend": [backend.name, backend.device, backend.provider]}
 
     def _load(self, fields: channel.Fields) -> OpenVersion:
-        """Verify, open and measure a version, in the thread that opens; leave a note of what is being opened."""
-        key, settings = fields["key"], self._settings
-        self._check_harmless(key)
-        note = self._path.parent / _OPENING
-        note.write_text(key)
-        try:
+        """Verify and open a version, in the thread that opens.
+
+        What the checker has found is not done again: `verified` has the manifest's digest, `cost` what calls cost.
+        """
+        known = self._openings.read(fields["key"])
+        if known is not None and is_quarantined(known):
+            raise channel.build_error(known["error"])
+        settings = self._settings
+        with self._openings.opening(fields["key"]):
             predictor = load_any_predictor(
-                Path(fields["path"]), settings.backend, "cpu", self._threads, serve_as=fields["serve_as"]
+                Path(fields["path"]),
+                settings.backend,
+                "cpu",
+                self._threads,
+                serve_as=fields["serve_as"],
+                verified=fields["verified"],
             )
-            rows = 1 if predictor.manifest.task == "tensors" else settings.max_batch_size
-            cost = predictor.measure_cost(rows)
-        finally:
-            note.unlink()
-            release_memory()
+        release_memory()
+        rows = choose_rows(predictor.manifest, settings)
         metrics = ModelMetrics(fields["name"], fields["version"])
-        batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, metrics)
+        batcher = Batcher(predictor.predict, Cost(*fields["cost"]), rows, settings.queue_size, metrics)
         return OpenVersion(predictor, batcher, metrics)
 
     def _release(self, worker: str, holder: int | None = None) -> None:
@@ -247,28 +249,28 @@ class Engine:
                 self._opener.submit(release_memory)
 
 
-def describe_error(error: BaseException) -> list[Any]:
-    """Return a failure as a message has it: its class, its sentence, and seconds until a retry makes sense."""
-    return [type(error).__name__, str(error), getattr(error, "retry_after", 0)]
-
-
 def run_engine(
     settings: Settings,
-    path: Path,
+    shared: Path,
+    name: str,
     threads: int,
     previous_exit: int,
     report_ready: Callable[[], None],
     heartbeat: Callable[[], None],
 ) -> None:
-    """Run an engine in this process until SIGTERM, and until its workers have gone.
+    """Run an engine or the checker in this process until SIGTERM, and until its workers have gone.
 
     Raises:
         StartError: the socket cannot be made.
     """
-    os.nice(NICENESS)
-    engine = Engine(settings, path, threads, previous_exit)
+    is_checker = name == CHECKER
+    os.nice(0 if is_checker else NICENESS)  # the checker measures
+    offer_to_oom_killer(CHECKER_OOM_SCORE if is_checker else ENGINE_OOM_SCORE)
+    engine = Engine(settings, shared, name, threads, previous_exit)
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(engine.run(report_ready, heartbeat))
     except OSError as error:
-        raise StartError(f"the engine cannot listen on {path}: {error.strerror or error}") from error
+        raise StartError(f"{name} cannot listen in {shared}: {error.strerror or error}") from error
+    if engine.is_opening:
+        os._exit(0)  # the interpreter would wait for the thread

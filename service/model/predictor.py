@@ -13,7 +13,7 @@ from service.errors import InferenceError, InvalidRequestError, ModelRefusedErro
 from service.model.backends import Array, Backend, check_backend, choose_backends, choose_device, open_backend
 from service.model.backends.accelerator import AcceleratorBackend
 from service.model.cost import Cost, measure_cost
-from service.model.manifest import AnyManifest, BackendName, Manifest
+from service.model.manifest import AnyManifest, BackendName, Manifest, digest
 from service.model.tensor_model import TensorPredictor, open_tensor_model
 from service.model.version_folder import load_any_manifest, load_artifact, load_manifest
 
@@ -110,6 +110,7 @@ def load_any_predictor(
     preferred: str = "cuda:0",
     serve_as: str | None = None,
     tf32: bool = False,
+    verified: str = "",
 ) -> AnyPredictor:
     """Read, verify and open a version folder.
 
@@ -123,6 +124,8 @@ def load_any_predictor(
         preferred: The accelerator that "auto" and "cuda" choose when there are several.
         serve_as: Model name for a folder that is not laid out as `<name>/<version>`, such as a KServe mount.
         tf32: Whether an NVIDIA GPU may round operands to TF32; golden outputs may then be off by `TF32_TOLERANCE`.
+        verified: The digest of the manifest whose graphs have passed the golden check in another process, on the same
+            kind of device; the check is not repeated.
 
     Raises:
         ModelRefusedError: The version cannot be served; the message says why.
@@ -130,6 +133,8 @@ def load_any_predictor(
     """
     check_backend(backend)
     manifest = load_named_manifest(folder, serve_as)
+    if verified and digest_manifest(manifest) != verified:
+        raise ModelRefusedError("its manifest was replaced while it was opened")
     names = choose_backends(manifest, backend)
     if not names:
         raise ModelRefusedError(_no_backend(manifest, backend))
@@ -138,10 +143,10 @@ def load_any_predictor(
     contents = {each: load_artifact(folder, artifact) for each, artifact in manifest.artifacts.items()}
     for place, (name, where) in pairwise(places):
         try:
-            return _open(contents, manifest, place, threads, tf32)
+            return _open(contents, manifest, place, threads, tf32, bool(verified))
         except StartError as error:  # a build may list a device whose libraries fail to load
             _warn_once(f"{error}; models run by {name} on {where} instead")
-    return _open(contents, manifest, places[-1], threads, tf32)
+    return _open(contents, manifest, places[-1], threads, tf32, bool(verified))
 
 
 def load_named_manifest(folder: Path, serve_as: str | None = None) -> AnyManifest:
@@ -160,14 +165,25 @@ def load_named_manifest(folder: Path, serve_as: str | None = None) -> AnyManifes
     return manifest
 
 
+def digest_manifest(manifest: AnyManifest) -> str:
+    """Return the digest of a manifest's content, which covers the digests of its artifacts."""
+    return digest(manifest.model_dump_json().encode())
+
+
 def _open(
-    contents: Mapping[BackendName, bytes], manifest: AnyManifest, place: Place, threads: int, tf32: bool
+    contents: Mapping[BackendName, bytes],
+    manifest: AnyManifest,
+    place: Place,
+    threads: int,
+    tf32: bool,
+    is_verified: bool,
 ) -> AnyPredictor:
     name, device = place
     if not isinstance(manifest, Manifest):
         return open_tensor_model(contents["onnx"], manifest, device, threads, tf32)
     predictor = Predictor(manifest, open_backend(name, contents[name], manifest, device, threads, tf32))
-    check_golden(predictor)
+    if not is_verified:
+        check_golden(predictor)
     return predictor
 
 

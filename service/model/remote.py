@@ -8,49 +8,30 @@ answered 503 at once; the client then connects to the engine's successor and ope
 import asyncio
 import contextlib
 import itertools
-import logging
 import os
 import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from service.errors import (
     DeadlineExceededError,
-    InferenceError,
-    InvalidRequestError,
     ModelRefusedError,
     ServiceError,
-    StartError,
     TooLargeError,
     UnavailableError,
 )
 from service.model import channel
 from service.model.batching import Waiter
+from service.model.checker import ATTEMPTS, CONNECT_SECONDS, CheckerClient, connect
 from service.model.manifest import AnyManifest, BackendName
 
-logger = logging.getLogger("service")
-
-CONNECT_SECONDS = 10.0  # for an engine that is starting
 RETRY_SECONDS = 0.05
-OPEN_ATTEMPTS = 8  # an engine that is ending may still accept connections; its successor refuses what ended it
 SWEEP_SECONDS = 0.05
-_ERRORS: dict[str, type[ServiceError]] = {
-    error.__name__: error
-    for error in (
-        DeadlineExceededError,
-        InferenceError,
-        InvalidRequestError,
-        ModelRefusedError,
-        StartError,
-        TooLargeError,
-        UnavailableError,
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -109,12 +90,12 @@ class EngineClient:
     Args:
         path: of the engine's socket.
         queue_size: rows of one request that an engine takes at most.
-        request_engine: has the engine started, if it is not running.
+        request: has the engine started, if it is not running.
     """
 
-    def __init__(self, path: Path, queue_size: int, request_engine: Callable[[], None]) -> None:
+    def __init__(self, path: Path, queue_size: int, request: Callable[[], None]) -> None:
         self.queue_size = queue_size
-        self._request_engine = request_engine
+        self._request = request
         self._path = path
         self._worker = f"{os.getpid()}-{id(self)}"
         self._lock = threading.Lock()
@@ -151,33 +132,20 @@ class EngineClient:
     def _open(self, fields: channel.Fields) -> channel.Fields:
         answer: channel.Fields = {}
         with self._lock:
-            for attempt in range(OPEN_ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 try:
-                    self._control = self._control or self._connect()
-                    answer = channel.call(self._control, fields | {"do": "open", "id": 0, "worker": self._worker})
+                    self._control = self._control or connect(self._path, self._request)
+                    channel.send(self._control, fields | {"do": "open", "id": 0, "worker": self._worker})
+                    answer = channel.receive(self._control)
                     break
                 except channel.ChannelClosedError:  # the engine ended meanwhile; its successor knows why
                     self._control = None
-                    if attempt == OPEN_ATTEMPTS - 1:
+                    if attempt == ATTEMPTS - 1:
                         raise ModelRefusedError("the engine ended again and again while it opened it") from None
                     time.sleep(RETRY_SECONDS)
         if "error" in answer:
-            raise _as_error(answer)
+            raise channel.build_error(answer["error"])
         return answer
-
-    def _connect(self) -> socket.socket:
-        self._request_engine()
-        until = time.monotonic() + CONNECT_SECONDS
-        while True:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                connection.connect(os.fspath(self._path))
-                return connection
-            except OSError as error:
-                connection.close()
-                if time.monotonic() > until:
-                    raise ModelRefusedError("no engine is running that could open it") from error
-                time.sleep(RETRY_SECONDS)
 
     def _close(self, holder: int) -> None:
         """Tell the engine that this worker no longer needs a version that it opened."""
@@ -235,7 +203,7 @@ class EngineClient:
                 if waiter is None:
                     continue
                 if "error" in fields:
-                    waiter.set_exception(_as_error(fields))
+                    waiter.set_exception(channel.build_error(fields["error"]))
                 else:
                     waiter.set_result(outputs)
         finally:
@@ -274,9 +242,14 @@ class EngineClient:
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
 
-def _as_error(fields: channel.Fields) -> ServiceError:
-    name, sentence, retry_after = fields["error"]
-    error = _ERRORS.get(name, InferenceError)(sentence)
-    if isinstance(error, UnavailableError):
-        error.retry_after = retry_after
-    return error
+@dataclass(frozen=True)
+class Engines:
+    """The processes beside the workers, as one worker reaches them.
+
+    Attributes:
+        checker: where a version is opened first.
+        by_name: where versions run that do not run in the workers; empty if all do.
+    """
+
+    checker: CheckerClient
+    by_name: Mapping[str, EngineClient]

@@ -4,16 +4,18 @@ Preparing touches nothing that is being served, so it may run in a thread; `Regi
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 
 from service.errors import ModelRefusedError, ServiceError, StartError
-from service.model.backends import choose_backends
 from service.model.batching import Batcher
+from service.model.channel import Fields, build_error
+from service.model.checker import choose_rows
+from service.model.cost import Cost
 from service.model.manifest import digest
 from service.model.predictor import load_any_predictor, load_named_manifest
-from service.model.remote import EngineClient
-from service.model.version_folder import load_any_manifest
+from service.model.remote import Engines
 from service.registry.model_folder import (
     Fingerprint,
     ModelSettings,
@@ -25,13 +27,12 @@ from service.registry.model_folder import (
     scan,
 )
 from service.registry.versions import NO_FAILURES, FailedVersions, LoadedVersion, Model, VersionKey, list_served
-from service.settings import Placement, Settings
+from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
 
 logger = logging.getLogger("service")
 
-MAX_INLINE_BYTES = 16 * 2**20  # of weights that every worker may hold a copy of
-MAX_INLINE_SECONDS = 0.004  # that a lone row may take in a worker
+CPU_ENGINE = "engine-cpu"  # the name of the process
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,12 @@ class Loader:
         settings: how to run.
         threads: CPU threads that one backend call may use.
         preferred_device: the accelerator that "auto" takes where there are several.
-        engine: where heavy versions run; without one, every version runs here.
+        engines: where versions are checked first, and where heavy ones run; without, all of that happens here.
     """
 
-    def __init__(
-        self, settings: Settings, threads: int, preferred_device: str, engine: EngineClient | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, threads: int, preferred_device: str, engines: Engines | None = None) -> None:
         self._settings = settings
-        self._engine = engine
+        self._engines = engines
         self._threads = threads
         self._preferred_device = preferred_device
 
@@ -123,7 +122,7 @@ class Loader:
         complete = {key: reason for key, reason in last.failed.pending.items() if key in unchanged}
         retried = set() if debounce else {key for key in unchanged if key in complete or _is_refused(key, models)}
         new = [folder for key, folder in wanted.items() if key not in unchanged - retried]
-        opened, errors = self._open_all(new, settings)
+        opened, errors = self._open_all(new, settings, retried)
         reasons = {key: str(error) for key, error in errors.items()}
         return Change(
             scan=found,
@@ -153,14 +152,17 @@ class Loader:
         return settings, wrong
 
     def _open_all(
-        self, folders: Iterable[VersionFolder], settings: Mapping[str, ModelSettings]
+        self, folders: Sequence[VersionFolder], settings: Mapping[str, ModelSettings], retried: Collection[VersionKey]
     ) -> tuple[dict[VersionKey, LoadedVersion], dict[VersionKey, ServiceError]]:
+        """Verify, open and measure versions, in the checker first if there is one."""
         opened: dict[VersionKey, LoadedVersion] = {}
         errors: dict[VersionKey, ServiceError] = {}
-        for folder in folders:
+        described = [self._describe(folder, settings[folder.name], retried) for folder in folders]
+        answers = self._engines.checker.check(described) if self._engines else repeat(None)
+        for folder, fields, answer in zip(folders, described, answers, strict=False):
             key = VersionKey(folder.name, folder.version)
             try:
-                opened[key] = self.open_version(folder, settings[folder.name].placement)
+                opened[key] = self._place(folder, fields, answer) if answer else self.open_version(folder)
             except ServiceError as error:
                 errors[key] = error
             except Exception as error:  # whatever is wrong with one version, the others are served
@@ -169,21 +171,46 @@ class Loader:
                 errors[key] = ModelRefusedError(f"it could not be opened ({kind}); see the log")
         return opened, errors
 
-    def open_version(self, folder: VersionFolder, placement: Placement | None = None) -> LoadedVersion:
-        """Verify, open and measure one version, here or in the engine.
+    def _describe(self, folder: VersionFolder, settings: ModelSettings, retried: Collection[VersionKey]) -> Fields:
+        """Return what the checker and the engines are told of a version."""
+        placement = settings.placement or self._settings.placement
+        if self._engines is None or not self._engines.by_name:
+            placement = "inline"
+        return {
+            "key": f"{folder.name}/{folder.version}/{placement}/{digest(repr(folder.fingerprint).encode())[:16]}",
+            "name": folder.name,
+            "version": folder.version,
+            "path": str(folder.path.absolute()),
+            "serve_as": folder.serve_as,
+            "placement": placement,
+            "threads": self._threads,
+            "retry": VersionKey(folder.name, folder.version) in retried,
+        }
+
+    def _place(self, folder: VersionFolder, fields: Fields, answer: Fields) -> LoadedVersion:
+        """Open a version that the checker has checked, here or in an engine, wherever it belongs."""
+        if "error" in answer:
+            raise build_error(answer["error"])
+        if self._engines is None or answer["place"] == "inline":
+            return self.open_version(folder, Cost(*answer["cost"]), answer["manifest"])
+        manifest = load_named_manifest(folder.path, folder.serve_as)
+        known = {"cost": answer["cost"], "verified": answer["manifest"]}
+        predictor, batcher = self._engines.by_name[CPU_ENGINE].open(manifest, fields | known)
+        return LoadedVersion(predictor, batcher, ModelMetrics(folder.name, folder.version))
+
+    def open_version(self, folder: VersionFolder, cost: Cost | None = None, verified: str = "") -> LoadedVersion:
+        """Verify, open and measure a version here.
 
         Args:
             folder: of the version.
-            placement: what the model's settings say; what the service's do where they say nothing.
+            cost: of its calls, if the checker has measured it.
+            verified: the digest of the manifest that the checker has verified, if it has.
 
         Raises:
             ModelRefusedError: it fails a check.
             StartError: it cannot run on the backend or device asked for.
         """
         settings, metrics = self._settings, ModelMetrics(folder.name, folder.version)
-        engine, placement = self._engine, placement or settings.placement
-        if engine is not None and (placement == "engine" or (placement == "auto" and self._is_large(folder))):
-            return self._open_in_engine(engine, folder, metrics)
         predictor = load_any_predictor(
             folder.path,
             settings.backend,
@@ -191,34 +218,10 @@ class Loader:
             self._threads,
             self._preferred_device,
             serve_as=folder.serve_as,
+            verified=verified,
         )
-        # Requests with tensors of any shape cannot share a call.
-        rows = 1 if predictor.manifest.task == "tensors" else settings.max_batch_size
-        cost = predictor.measure_cost(rows)
-        if engine is not None and placement == "auto" and cost.seconds(1) > MAX_INLINE_SECONDS:
-            return self._open_in_engine(engine, folder, metrics)
-        batcher = Batcher(predictor.predict, cost, rows, settings.queue_size, metrics)
-        return LoadedVersion(predictor, batcher, metrics)
-
-    def _is_large(self, folder: VersionFolder) -> bool:
-        """Tell whether a version's weights are too large for a copy in every worker.
-
-        Raises:
-            ModelRefusedError: its manifest cannot be read.
-        """
-        manifest = load_any_manifest(folder.path)
-        backends = choose_backends(manifest, self._settings.backend)
-        return bool(backends) and manifest.artifacts[backends[0]].bytes > MAX_INLINE_BYTES
-
-    def _open_in_engine(self, engine: EngineClient, folder: VersionFolder, metrics: ModelMetrics) -> LoadedVersion:
-        fields = {
-            "key": f"{folder.name}/{folder.version}/{digest(repr(folder.fingerprint).encode())[:16]}",
-            "name": folder.name,
-            "version": folder.version,
-            "path": str(folder.path.absolute()),
-            "serve_as": folder.serve_as,
-        }
-        predictor, batcher = engine.open(load_named_manifest(folder.path, folder.serve_as), fields)
+        rows = choose_rows(predictor.manifest, settings)
+        batcher = Batcher(predictor.predict, cost or predictor.measure_cost(rows), rows, settings.queue_size, metrics)
         return LoadedVersion(predictor, batcher, metrics)
 
 

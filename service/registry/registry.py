@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from service.errors import NotFoundError, StartError, UnavailableError
 from service.model.backends import check_backend
 from service.model.batching import Batcher
-from service.model.remote import EngineClient, RemoteBatcher
+from service.model.remote import Engines, RemoteBatcher
 from service.registry.changes import log_refusals, record_changes
 from service.registry.loading import Change, Loader
 from service.registry.model_folder import Scan
@@ -28,7 +28,7 @@ class Registry:
         settings: how to run.
         threads: CPU threads that one backend call may use.
         preferred_device: the accelerator that "auto" takes where there are several.
-        engine: where heavy versions run; without one, every version runs here.
+        engines: where versions are checked first, and where heavy ones run; without, all of that happens here.
 
     Attributes:
         models: every model that has a version or a reason for having none, by name.
@@ -41,11 +41,11 @@ class Registry:
         settings: Settings,
         threads: int = 1,
         preferred_device: str = "cpu",
-        engine: EngineClient | None = None,
+        engines: Engines | None = None,
     ) -> None:
         self.models: Mapping[str, Model] = {}
         self.routes: Mapping[tuple[str, str | None], LoadedVersion] = {}
-        self.loader = Loader(settings, threads, preferred_device, engine)
+        self.loader = Loader(settings, threads, preferred_device, engines)
         self._models_dir = settings.models_dir
         self._is_loaded = False
         self._committed = Change()

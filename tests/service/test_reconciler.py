@@ -20,7 +20,7 @@ from service.registry.model_folder import SETTINGS_FILE, VersionFolder
 from service.registry.reconciler import Reconciler
 from service.registry.registry import Registry
 from service.registry.versions import LoadedVersion
-from service.settings import Placement, Settings
+from service.settings import Settings
 from tests import fakes
 
 Talk = Callable[[Reconciler], Coroutine[Any, Any, None]]
@@ -201,7 +201,7 @@ def test_version_that_one_worker_refuses_serves_nowhere(empty_dir: Path, tmp_pat
     good, bad = build(empty_dir, tmp_path), build(empty_dir, tmp_path)
     opens = bad.registry.loader.open_version
 
-    def refuse(folder: VersionFolder, placement: Placement | None = None) -> LoadedVersion:
+    def refuse(folder: VersionFolder, *_: object) -> LoadedVersion:
         raise ModelRefusedError("out of memory")
 
     async def talk(reconciler: Reconciler) -> None:
@@ -226,7 +226,7 @@ def test_version_pending_in_one_worker_is_tried_again(empty_dir: Path, tmp_path:
     early, late = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
     opens = early.registry.loader.open_version
 
-    def fail_once(folder: VersionFolder, placement: Placement | None = None) -> LoadedVersion:
+    def fail_once(folder: VersionFolder, *_: object) -> LoadedVersion:
         early.registry.loader.open_version = opens  # type: ignore[method-assign]
         (empty_dir / "doubler" / "2" / "note.txt").write_text("still being copied")
         raise ModelRefusedError("half there")

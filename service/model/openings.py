@@ -1,0 +1,97 @@
+"""What is known of versions that were opened: the answer of their check, or what it did to the process that opened it.
+
+Each process that opens versions notes in a shared folder which one it is opening. If it dies of it, its successor finds
+the note, and the version is quarantined there: it is not opened again until its files change, whoever restarts.
+"""
+
+import contextlib
+import hashlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.errors import ModelRefusedError
+from service.model.channel import Fields, describe_error
+
+_CRASHES = {signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGBUS, signal.SIGABRT, signal.SIGSYS, signal.SIGALRM}
+
+
+class Openings:
+    """The versions that the processes of one name have opened in turn. Without space on the disk, nothing is kept.
+
+    Args:
+        folder: that all processes share.
+        name: of the process.
+        seconds: that opening one version may take. It is ended by SIGALRM after that, whatever the graph does.
+    """
+
+    def __init__(self, folder: Path, name: str, seconds: float) -> None:
+        self._folder = folder
+        self._name = name
+        self._seconds = seconds
+        self._note = folder / f"{name}-opening"
+
+    def read(self, key: str) -> Fields | None:
+        """Return what is known of a version: the answer of its check, or the error that quarantines it."""
+        known = self._read(key)
+        return known if known.keys() - {"ends"} else None
+
+    def write(self, key: str, answer: Fields) -> None:
+        """Keep the answer of a version's check."""
+        staging = self._folder / f".{self._name}-answer"
+        with contextlib.suppress(OSError):
+            staging.write_text(json.dumps(answer))
+            staging.replace(self._path(key))
+
+    @contextlib.contextmanager
+    def opening(self, key: str) -> Iterator[None]:
+        """Open a version inside: noted for a successor of this process, and within the time that it may take."""
+        with contextlib.suppress(OSError):
+            self._note.write_text(key)
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._note.unlink(missing_ok=True)
+
+    def blame(self, previous_exit: int, is_alone: bool) -> None:
+        """Remember how the process before this one ended, if it was opening a version then.
+
+        Args:
+            previous_exit: its exit code, negative for a signal.
+            is_alone: whether a crash can have no other reason, as it can where requests run as well. Other ends may
+                have another reason too, such as too little memory, so they must happen twice.
+        """
+        try:
+            key = self._note.read_text()
+            self._note.unlink()
+        except OSError:  # it was not
+            return
+        known = self._read(key)
+        ends = [*known.get("ends", ()), previous_exit]
+        if len(ends) > 1 or (is_alone and -previous_exit in _CRASHES):
+            known["error"] = describe_error(ModelRefusedError(self._describe_end(previous_exit)))
+        self.write(key, known | {"ends": ends})
+
+    def _describe_end(self, code: int) -> str:
+        if code == -signal.SIGALRM:
+            return f"not open after {self._seconds:g} s (--open-timeout); it is tried again when its files change"
+        end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with exit code {code}"
+        return f"{end} while opening; it is tried again when its files change"
+
+    def _read(self, key: str) -> Fields:
+        try:
+            known: Fields = json.loads(self._path(key).read_bytes())
+        except (OSError, ValueError):  # nothing is
+            return {}
+        return known
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def is_quarantined(known: Fields) -> bool:
+    """Tell whether a version ended the process that opened it, so that it must not be opened again."""
+    return "ends" in known and "error" in known
