@@ -251,9 +251,10 @@ def _resize(plane: Plane, width: int, height: int) -> Plane:
 
 
 def _resize_colours(picture: Image.Image, image: ImageSpec) -> NDArray[np.float64]:
-    grey = _grey(picture)
-    planes = [grey] * 3 if picture.mode in ("L", "F") else [*np.moveaxis(np.asarray(picture) / 255, 2, 0)]
-    return np.stack([_resize(plane, image.width, image.height) for plane in planes], axis=2)
+    size = (image.width, image.height)
+    planes = [plane.convert("F").resize(size, Image.Resampling.BILINEAR) for plane in picture.split()]
+    field = np.stack([np.asarray(plane, dtype=np.float64) for plane in planes], axis=2)
+    return np.broadcast_to(np.clip(field / 255, 0, 1), (image.height, image.width, 3))
 
 
 def _arrange(field: NDArray[np.float64], spec: ImageInput) -> NDArray[np.float64]:
