@@ -8,7 +8,7 @@ PEERS  := $(VENV)/.peers
 ARGS   ?=
 JOBS   ?= 2
 
-.PHONY: help serve test test-newest test-compose train bench chaos soak fuzz lint format lock clean
+.PHONY: help serve test test-newest test-compose train bench chaos soak fuzz conformance sbom lint format lock clean
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -47,8 +47,19 @@ chaos: $(DEV) ## two minutes of load, kills, spikes and bad requests (ARGS="--se
 soak: $(DEV) ## minutes of load with kills and reloads; nothing may be lost or grow
 	$(BIN)/python -m tests.soak $(ARGS)
 
-fuzz: $(DEV) ## random requests from the API's own description, for long
+fuzz: $(DEV) ## ten minutes by coverage, and ten of requests from the API's own description
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.by_coverage $(ARGS)
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+conformance: $(DEV) ## HTTP/1.1 by the byte, of this and every other server that is installed
+	$(BIN)/python -m tests.conformance $(ARGS)
+
+sbom: $(DEV) ## a bill of materials (CycloneDX) of what the images install, by name and hash
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7,<8'
+	@mkdir -p build
+	for image in '' -gpu -train; do $(BIN)/cyclonedx-py requirements deploy/requirements$$image.lock \
+	  --pyproject pyproject.toml --output-reproducible --output-file build/sbom$$image.json || exit; done
 
 lint: $(DEV) ## formatting, lint and types
 	$(BIN)/ruff format --check .

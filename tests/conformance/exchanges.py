@@ -64,6 +64,7 @@ TARGET = [
     Case("target-absolute-other-host", "3.2.2", "200+ 400 400+", line("GET http://y/health/live HTTP/1.1")),
     Case("target-absolute-without-host", "3.2.2", "400", "GET http://x/health/live HTTP/1.1\r\n\r\n", "400+"),
     Case("target-asterisk-get", "3.2.4", "400", line("GET * HTTP/1.1"), "400+ 404+"),
+    Case("target-asterisk-then-garbage", "3.2.4", "400", line("GET * HTTP/1.1") + "\xf3", "404,400"),
     Case("target-asterisk-options", "3.2.4", "200+ 204+", line("OPTIONS * HTTP/1.1"), "400 400+ 405+"),
     Case("target-authority-get", "3.2.3", "400", line("GET x:80 HTTP/1.1"), "400+"),
     Case("target-relative", "3.2.1", "400", line("GET health/live HTTP/1.1"), "400+"),
