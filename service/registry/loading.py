@@ -48,7 +48,7 @@ class Change:
         wanted: versions that are to be served.
         fingerprints: of these, when they were last tried.
         opened: new versions, ready to be served.
-        failed: new versions that failed a check.
+        failed: versions that failed a check, now or before.
         start_error: why a version cannot run on the backend or device asked for, if that was a reason to fail.
     """
 
@@ -71,8 +71,8 @@ class Change:
             self,
             opened={key: loaded for key, loaded in self.opened.items() if key not in refused and key not in pending},
             failed=FailedVersions({**self.failed.refused, **refused}, {**self.failed.pending, **pending}),
-            # Without a fingerprint, a version that is still being copied for the other worker is opened again.
-            fingerprints={key: known for key, known in self.fingerprints.items() if key not in pending},
+            # Without a fingerprint they are opened again: the other worker may have seen other files, half copied.
+            fingerprints={key: known for key, known in self.fingerprints.items() if key not in refused | pending},
         )
 
 
@@ -120,7 +120,8 @@ class Loader:
         unchanged = {key for key, folder in wanted.items() if last.fingerprints.get(key) == folder.fingerprint}
         # Pending at the last call and not touched since: nobody is copying them any more.
         complete = {key: reason for key, reason in last.failed.pending.items() if key in unchanged}
-        retried = set() if debounce else {key for key in unchanged if key in complete or _is_refused(key, models)}
+        refused = {key: models[key.name].refused[str(key.version)] for key in unchanged if _is_refused(key, models)}
+        retried = set() if debounce else {*complete, *refused}
         new = [folder for key, folder in wanted.items() if key not in unchanged - retried]
         opened, errors = self._open_all(new, settings, retried)
         reasons = {key: str(error) for key, error in errors.items()}
@@ -133,7 +134,7 @@ class Loader:
             wanted=frozenset(wanted),
             fingerprints={key: folder.fingerprint for key, folder in wanted.items()},
             opened=opened,
-            failed=FailedVersions(complete, reasons) if debounce else FailedVersions(reasons, {}),
+            failed=FailedVersions(refused | complete, reasons) if debounce else FailedVersions(reasons, {}),
             start_error=next((error for error in errors.values() if isinstance(error, StartError)), None),
         )
 

@@ -11,14 +11,20 @@ import logging
 import time
 from collections.abc import Callable
 
-from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
+from service.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    ModelRefusedError,
+    NotFoundError,
+    UnavailableError,
+)
 from service.model.memory import release_memory
 from service.registry.changes import log_changes, log_served
 from service.registry.coordination import Coordination, DesiredState, Update, WorkerStatus
 from service.registry.loading import Change
 from service.registry.model_folder import Scan, VersionFolder, hash_scan, list_versions, save_settings, scan
 from service.registry.registry import Registry
-from service.registry.versions import NO_FAILURES, FailedVersions
+from service.registry.versions import NO_FAILURES, FailedVersions, VersionKey
 from service.settings import Settings
 
 logger = logging.getLogger("service")
@@ -26,6 +32,7 @@ logger = logging.getLogger("service")
 CHANGE_SECONDS = 30.0
 RETRY_SECONDS = 1.0
 POLL_SECONDS = 1.0  # while other workers are waited for: one that dies notifies nobody
+_FOLDER = VersionKey("", 0)  # stands for the whole folder among what failed in a worker
 
 
 class Reconciler:
@@ -86,9 +93,9 @@ class Reconciler:
         prepare, loop = self.registry.prepare, asyncio.get_running_loop()
         try:
             change = await loop.run_in_executor(None, prepare, state.unloaded, state.debounce)
-        except BaseException:
-            self._generation = state.generation
-            self._report(state.generation, self.registry.scan)  # the others need not wait
+        except BaseException as error:
+            self._generation = state.generation  # the others need not wait; while it is pending, all will look again
+            self._report(state.generation, self.registry.scan, FailedVersions({}, {_FOLDER: str(error)}))
             raise
         self._report(state.generation, change.scan, change.failed)
         return change
@@ -216,6 +223,8 @@ class Reconciler:
         generation = self._coordination.change(update)
         if not await self._wait_until(lambda: self._coordination.is_committed(generation)):
             raise DeadlineExceededError(f"not every worker applied the change within {CHANGE_SECONDS:.0f} s")
+        if reason := self._coordination.read_failures().pending.get(_FOLDER):
+            raise UnavailableError(f"the change waits until the models folder can be read: {reason}")
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

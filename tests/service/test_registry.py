@@ -192,8 +192,20 @@ def test_what_fails_elsewhere_is_left_out_of_a_change(empty_dir: Path) -> None:
     registry.commit(reduced)
     assert sorted(registry.models["doubler"].versions) == [1]
     assert registry.models["doubler"].refused == {"2": "broken"}
-    registry.commit(registry.prepare(debounce=True))  # complete for the other worker, too
+    change = registry.prepare(debounce=True)  # complete for the other worker, too, which still refuses the second
+    registry.commit(change.exclude(FailedVersions({two: "broken"}, {})))
     assert sorted(registry.models["doubler"].versions) == [1, 3]
+    registry.commit(registry.prepare(debounce=True))  # it had seen other files
+    assert sorted(registry.models["doubler"].versions) == [1, 2, 3]
+
+
+def test_change_tells_what_is_still_refused(empty_dir: Path) -> None:
+    """Other workers must know also later what a worker refuses, or they would serve it without that worker."""
+    fakes.write_version(empty_dir, fakes.liar())
+    registry = load(empty_dir)
+    failed = registry.prepare(debounce=True).failed
+    assert list(failed.refused) == [VersionKey("liar", 1)]
+    assert not failed.pending
 
 
 def test_removed_version_is_watched_until_its_last_call_ends(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
