@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import responses
-from service.api.access import check_admin, check_key
+from service.api.access import check_admin, check_key, check_path
 from service.api.headers import PredictRoute, RequestHeaders, match_route, read_headers
 from service.api.operations import build_routes
 from service.api.page import build_page, is_open
@@ -26,12 +25,12 @@ from service.api.v2.operations import build_protocol_routes
 from service.errors import (
     ClientClosedError,
     DeadlineExceededError,
+    RequestError,
     ServiceError,
     TooLargeError,
-    UnauthorizedError,
 )
 from service.model.remote import Engines
-from service.registry.coordination import WorkerStatus, open_coordination
+from service.registry.coordination import Coordination, SingleProcess, WorkerStatus
 from service.registry.reconciler import Reconciler
 from service.registry.registry import Registry, check_settings
 from service.request import PredictRequest, RequestContext
@@ -48,7 +47,12 @@ class Application:
     """The ASGI callable that `create_app` returns."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, reconciler: Reconciler, engines: Engines | None = None
+        self,
+        settings: Settings,
+        registry: Registry,
+        reconciler: Reconciler,
+        engines: Engines | None = None,
+        token: bytes = b"",
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -58,6 +62,8 @@ class Application:
         self.draining = False  # set by the host when it has been told to stop
         self._reconciler = reconciler
         self._engines = engines
+        self._token = token
+        self._keys = [*self.context.keys, token] if token and self.context.keys else self.context.keys
         self._operations = self._build_starlette()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,10 +139,11 @@ class Application:
             await send(message)
 
         try:
+            check_path(scope.get("raw_path") or b"")
             if not is_open(path):
-                check_key(headers.key, self.context.keys)
+                check_key(headers.key, self._keys)
             await self._operations(scope, receive_within_limits, send_with_id)
-        except UnauthorizedError as error:
+        except RequestError as error:
             state["error"] = str(error)
             await _send_response(send_with_id, responses.build_error_response(error))
         except Exception:
@@ -169,7 +176,7 @@ class Application:
         admin_key = self.settings.admin_key.strip().encode()
 
         def check_may_change(request: Request) -> None:
-            check_admin(request, admin_key, request.state.headers.key)
+            check_admin(request.state.headers.key, admin_key, self._token)
 
         handlers = {ServiceError: answer_error, HTTPException: answer_error, Exception: answer_error}
         routes = [
@@ -216,8 +223,9 @@ def create_app(
     settings: Settings,
     threads: int = 1,
     preferred_device: str = "cuda:0",
-    shared: Path | None = None,
+    coordination: Coordination | None = None,
     engines: Engines | None = None,
+    token: str = "",
 ) -> Application:
     """Load the models and return the application that serves them.
 
@@ -225,16 +233,18 @@ def create_app(
         settings: how to run.
         threads: CPU threads that one backend call may use.
         preferred_device: the accelerator that "auto" takes where there are several.
-        shared: a folder by which the workers of one host coordinate.
+        coordination: with the other workers of this host.
         engines: where models are checked first, and where heavy ones run; without, all of that happens in this process.
+        token: by which the command line may change what is served, where no admin key is set.
 
     Raises:
         StartError: the models folder, the backend or the device asked for is not there.
     """
     check_settings(settings)
-    coordination = open_coordination(shared)
+    coordination = coordination or SingleProcess()
     coordination.report(WorkerStatus())  # from now on, the other workers wait for this one
     state = coordination.read_state()
     registry = Registry(settings, threads, preferred_device, engines)
     registry.load(state.unloaded)
-    return Application(settings, registry, Reconciler(registry, settings, coordination, state.generation), engines)
+    reconciler = Reconciler(registry, settings, coordination, state.generation)
+    return Application(settings, registry, reconciler, engines, token.encode())

@@ -67,7 +67,11 @@ class Settings(BaseModel):
     api_key: str = Field(
         default="", repr=False, description="keys that callers must send, comma-separated; empty: none"
     )
-    admin_key: str = Field(default="", repr=False, description="key for load and unload; empty: refused from outside")
+    admin_key: str = Field(
+        default="",
+        repr=False,
+        description="key to load, unload and roll back; empty: only the command line on this machine can",
+    )
     access_log: bool = Field(default=True, description="write a line for every request")
     log_format: Literal["text", "json"] = Field(default="text", description="log lines for people or for machines")
 

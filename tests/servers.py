@@ -16,6 +16,8 @@ from typing import IO, Self
 import psutil
 import requests
 
+from service.runtime_folder import find_access
+
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 60
 STOP_SECONDS = 20
@@ -131,8 +133,15 @@ class Server:
         return requests.get(self.url + path, timeout=30, **more)  # type: ignore[arg-type]
 
     def post(self, path: str, json: object = None, **more: object) -> requests.Response:
-        """Send a POST request on a new connection."""
+        """Send a POST request on a new connection, with the command line's token where it changes what is served."""
+        if path.startswith("/v2/repository/models/"):
+            more.setdefault("headers", self.token_headers())
         return requests.post(self.url + path, json=json, timeout=30, **more)  # type: ignore[arg-type]
+
+    def token_headers(self) -> dict[str, str]:
+        """Return the header by which the command line may change what is served; none where an admin key is set."""
+        access = find_access(self.url)
+        return {"X-API-Key": access.token} if access else {}
 
     def predict(self, model: str, instances: object, **parameters: object) -> requests.Response:
         """Send a predict request."""

@@ -14,8 +14,6 @@ import threading
 import time
 from pathlib import Path
 
-import requests
-
 from tests.servers import ROOT, Server
 from tests.traffic import FLAGS, Client, Killer, Models, Record, add, end_when_told, measure
 
@@ -91,7 +89,7 @@ def reload(server: Server, name: str) -> None:
     """Have a model loaded again: its files get a new time, so they count as changed."""
     folder = next(iter(sorted((models_dir(server) / name).glob("*/manifest.json"))))
     folder.touch()
-    requests.post(f"{server.url}/v2/repository/models/{name}/load", json={}, timeout=60).raise_for_status()
+    server.post(f"/v2/repository/models/{name}/load", json={}).raise_for_status()
 
 
 def models_dir(server: Server) -> Path:

@@ -19,7 +19,7 @@ LAYERS = (
     ("service.registry",),
     ("service.model",),
     ("service.telemetry",),
-    ("service.settings",),
+    ("service.settings", "service.runtime_folder"),
     ("service.errors",),
 )
 """From the top to the bottom; packages of one layer know nothing of each other."""

@@ -1,13 +1,15 @@
 """Who may call the service, by API key, and who may change what it serves."""
 
 import hmac
-import ipaddress
+import re
 from collections.abc import Sequence
 
-from starlette.requests import Request
-
-from service.errors import UnauthorizedError
+from service.errors import NotFoundError, UnauthorizedError
 from service.settings import Settings
+
+_NAMES = re.compile(rb"(?<=/models/)[^/]+|(?<=/versions/)[^/]+")
+_SLASH = re.compile(rb"%2F", re.IGNORECASE)
+_NEEDLESS = re.compile(rb"%(2[D-F]|3\d|[46][1-9A-F]|[57][\dA]|5F|7E)", re.IGNORECASE)
 
 
 def read_keys(settings: Settings) -> list[bytes]:
@@ -27,27 +29,33 @@ def check_key(sent: bytes, keys: Sequence[bytes]) -> None:
         raise UnauthorizedError(f"{problem}; send it as X-API-Key, or as Authorization: Bearer")
 
 
-def check_admin(request: Request, admin_key: bytes, sent: bytes) -> None:
-    """Refuse callers who may not change what is served: without an admin key, all but those on this machine.
+def check_admin(sent: bytes, admin_key: bytes, token: bytes) -> None:
+    """Refuse callers who may not change what is served.
+
+    An address proves nothing: a proxy on the same machine passes on the requests of others.
+
+    Args:
+        sent: what the caller sent as a key.
+        admin_key: the operator's; empty where none is set.
+        token: the command line's, valid where no admin key is set; empty where there is none.
 
     Raises:
-        UnauthorizedError: the admin key is missing or wrong, or the request may come from elsewhere.
+        UnauthorizedError: neither was sent.
     """
-    if admin_key:
-        if not hmac.compare_digest(sent, admin_key):
-            raise UnauthorizedError("this needs the admin key; send it as X-API-Key, or as Authorization: Bearer")
+    expected = admin_key or token
+    if expected and hmac.compare_digest(sent, expected):
         return
-    # Requests of other machines can arrive through a proxy here, or through a page in a browser here.
-    foreign = ("forwarded", "x-forwarded-for", "x-real-ip", "origin", "sec-fetch-site")
-    forwarded = any(name in request.headers for name in foreign)
-    if forwarded or request.client is None or not _is_loopback(request.client.host):
-        raise UnauthorizedError("what is served can be changed from this machine only; set --admin-key to allow others")
+    if admin_key:
+        raise UnauthorizedError("this needs the admin key; send it as X-API-Key, or as Authorization: Bearer")
+    how = "run `python -m service models` as the service's user on its machine, or set --admin-key"
+    raise UnauthorizedError(f"only the command line may change what is served, as no admin key is set; {how}")
 
 
-def _is_loopback(host: str) -> bool:
-    """Tell whether a peer's address is a loopback one; a dual-stack socket shows IPv4 as ::ffff:127.0.0.1."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+def check_path(raw: bytes) -> None:
+    """Refuse an encoded path that a proxy, whose rules may not decode it, would take for another.
+
+    Raises:
+        NotFoundError: more is percent-encoded in it than names, as in `/v2/repositor%79/index`.
+    """
+    if b"%" in raw and (_SLASH.search(raw) or _NEEDLESS.search(_NAMES.sub(b"", raw))):
+        raise NotFoundError("only names may be percent-encoded in a path; write everything else in it as it is")

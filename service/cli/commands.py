@@ -4,7 +4,6 @@ import json
 import logging
 import signal
 import sys
-import tempfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from service.model.manifest import Artifact, Manifest
 from service.model.predictor import Predictor, load_any_predictor, load_predictor, worst_excess
 from service.model.version_folder import load_any_manifest, load_artifact
 from service.registry.model_folder import VersionFolder, list_versions
+from service.runtime_folder import RuntimeFolder, find_access
 from service.settings import Settings
 
 _PARITY_ROWS = 256
@@ -34,7 +34,7 @@ def serve(settings: Settings, flags: dict[str, Any]) -> int:
     del flags
     # PID 1 in a container ignores SIGTERM unless it has a handler; the supervisor installs its own later.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    with tempfile.TemporaryDirectory(prefix="service-") as folder:
+    with RuntimeFolder() as folder:
         # Delay SIGTERM until the imports are done: SystemExit raised inside native code may become another error.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         from service.hosts import litserve as litserve_host  # noqa: PLC0415 - only this command needs a web server
@@ -42,7 +42,7 @@ def serve(settings: Settings, flags: dict[str, Any]) -> int:
 
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         log.configure(settings.log_format)
-        litserve_host.serve(settings, Path(folder))
+        litserve_host.serve(settings, folder)
     return 0
 
 
@@ -168,7 +168,8 @@ def models(settings: Settings, flags: dict[str, Any]) -> int:
 
 
 def _call(settings: Settings, url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - decoded JSON
-    key = settings.admin_key or settings.api_key.partition(",")[0]
+    access = find_access(url)
+    key = settings.admin_key or (access.token if access else settings.api_key.partition(",")[0])
     headers = {"Content-Type": "application/json"} | ({"X-API-Key": key} if key else {})
     try:
         request = Request(url, json.dumps(body).encode(), headers)

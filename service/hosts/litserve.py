@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import multiprocessing as mp
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -30,8 +31,10 @@ from service.model.backends import describe_unused_gpu, list_accelerators
 from service.model.checker import CHECKER, CheckerClient
 from service.model.memory import release_memory
 from service.model.remote import EngineClient, Engines
+from service.registry.coordination import Coordination, WorkerGroup
 from service.registry.loading import CPU_ENGINE
 from service.registry.registry import check_settings
+from service.runtime_folder import RuntimeFolder
 from service.settings import Settings, count_cores
 
 logger = logging.getLogger("service")
@@ -49,7 +52,8 @@ class ModelHost(LitAPI):
         settings: how to run.
         listener: the listening socket that all workers share.
         threads: CPU threads that one backend call may use.
-        shared: a folder through which the workers coordinate.
+        coordination: with the other workers.
+        token: by which the command line may change what is served.
         engines: where models are checked first, and where heavy ones run; without, all of that happens here.
         heartbeat: what the server calls while its event loop runs.
     """
@@ -62,7 +66,8 @@ class ModelHost(LitAPI):
         settings: Settings,
         listener: socket.socket,
         threads: int,
-        shared: Path,
+        coordination: Coordination,
+        token: str,
         engines: Engines | None,
         heartbeat: Callable[[], None],
     ) -> None:
@@ -70,7 +75,8 @@ class ModelHost(LitAPI):
         self.settings = settings
         self.listener = listener
         self.threads = threads
-        self.shared = shared
+        self.coordination = coordination
+        self.token = token
         self.engines = engines
         self.heartbeat = heartbeat
 
@@ -80,7 +86,7 @@ class ModelHost(LitAPI):
         Raises:
             StartError: the models folder, the backend or the device asked for is not there.
         """
-        self.app = create_app(self.settings, self.threads, device, self.shared, self.engines)
+        self.app = create_app(self.settings, self.threads, device, self.coordination, self.engines, self.token)
         self.server = HttpServer(self.app, self.listener, self.heartbeat)
         signal.signal(signal.SIGTERM, self.server.handle_exit)
 
@@ -119,8 +125,8 @@ def open_listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, shared: Path) -> None:
-    """Serve until told to stop; the workers coordinate through the folder `shared`.
+def serve(settings: Settings, folder: RuntimeFolder) -> None:
+    """Serve until told to stop; `folder` is for the sockets of engines and the command line.
 
     Raises:
         StartError: the service cannot start with these settings.
@@ -134,10 +140,15 @@ def serve(settings: Settings, shared: Path) -> None:
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback and not settings.api_key:
         logger.warning("listening on %s without --api-key: anyone who can reach this port can use every model", host)
+    token = "" if settings.admin_key else secrets.token_urlsafe()
+    if token:
+        folder.allow_command_line(host, port, token)
+    group, shared = WorkerGroup(len(names) + len(devices)), folder.path
 
     def run_worker(context: WorkerContext) -> None:
         engines = connect_engines(settings, shared, names, context.request_engine) if names else None
-        api = ModelHost(settings, listener, threads, shared, engines, context.heartbeat)
+        coordination = group.join(context.number)
+        api = ModelHost(settings, listener, threads, coordination, token, engines, context.heartbeat)
         api.setup(context.device)
         context.report_ready()
         api.loop.run(api)
@@ -160,7 +171,7 @@ def serve(settings: Settings, shared: Path) -> None:
     with listener:
         supervisor = Supervisor(run_worker, devices, {name: partial(run_engine, name) for name in names})
         supervisor.request(CHECKER)  # now rather than when the first worker asks for it
-        supervisor.run(announce, listener.close, timeouts)
+        supervisor.run(announce, listener.close, timeouts, folder.repair)
     logger.info("stopped")
 
 

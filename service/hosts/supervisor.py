@@ -117,13 +117,20 @@ class Supervisor:
             if engine.is_engine and engine.name == name and engine.start_at == math.inf:
                 engine.start_at = time.monotonic()
 
-    def run(self, announce: Callable[[], None], end_listening: Callable[[], None], timeouts: Timeouts) -> None:
+    def run(
+        self,
+        announce: Callable[[], None],
+        end_listening: Callable[[], None],
+        timeouts: Timeouts,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Keep the workers running until SIGTERM or SIGINT, then drain them; a second signal kills them.
 
         Args:
             announce: called once, when all workers are ready.
             end_listening: called when no new connection may be accepted any more.
             timeouts: of the workers.
+            check: called about once a second.
 
         Raises:
             StartError: no worker can be started.
@@ -147,6 +154,7 @@ class Supervisor:
                 self._wait(wake)
                 self._check_processes(announce)
                 self._check_heartbeats(timeouts.heartbeat)
+                check()
             self._drain(wake, end_listening, timeouts)
         finally:
             self._kill_all()

@@ -4,35 +4,23 @@ Every change raises the generation of the desired state. A worker prepares a gen
 prepared it, commits it, and reports both steps. So all workers swap versions at the same moment, and the worker that
 was asked for a change can answer once it is in force everywhere. Every change and every report notifies all workers.
 
-Several workers share a folder, with these files:
-
-    state.json          the desired state, replaced as a whole under state.lock
-    worker-PID-N        the status that a worker has reported
-    notify-PID-N        a named pipe; a byte written to it wakes its worker
-    leader.lock         held by the worker that scans the models folder
+Several workers share memory that their parent maps before it forks them, and a pipe for each, which wakes it. There is
+no file that could be removed, or fail on a full disk; what a worker leaves when it dies is its successor's.
 """
 
 import asyncio
 import contextlib
-import errno
 import fcntl
-import itertools
-import json
 import os
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from service.registry.record import Record
 from service.registry.versions import NO_FAILURES, FailedVersions, VersionKey
 
 Update = Callable[[frozenset[str]], frozenset[str]]
-_STATE = "state.json"
-_STATE_LOCK = "state.lock"
-_LEADER_LOCK = "leader.lock"
-_STATUS = "worker-"
-_PIPE = "notify-"
-_numbers = itertools.count()
 
 
 class DesiredState(NamedTuple):
@@ -150,71 +138,100 @@ class SingleProcess(Coordination):
         yield
 
 
-class SharedFolder(Coordination):
-    """For one of several workers that share a folder."""
+class WorkerGroup:
+    """What the workers of one host share; made by their parent before it forks them.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._worker = f"{os.getpid()}-{next(_numbers)}"
-        self._leader_lock: int | None = None
+    Args:
+        count: of workers.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.state, self.leader = Record(), Record()
+        self.statuses = [Record() for _ in range(count)]
+        self.pipes = [os.pipe() for _ in range(count)]
+        for end in (end for pipe in self.pipes for end in pipe):
+            os.set_blocking(end, False)
+        self._lock = _open_unnamed_file()
+
+    def join(self, number: int) -> "GroupMember":
+        """Return the coordination of one worker, called in its own process; `number` counts from 0."""
+        return GroupMember(self, number)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from changing the state or the leader; the system unlocks it when its holder dies."""
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+
+    def notify(self) -> None:
+        """Wake every worker."""
+        for _, writer in self.pipes:
+            with contextlib.suppress(BlockingIOError):  # it is full, so its worker will wake anyway
+                os.write(writer, b"!")
+
+
+class GroupMember(Coordination):
+    """For one of several workers."""
+
+    def __init__(self, group: WorkerGroup, number: int) -> None:
+        self._group = group
+        self._number = number
+        self._pid = os.getpid()
 
     def read_state(self) -> DesiredState:
         """Read the desired state."""
-        try:
-            fields = json.loads((self._folder / _STATE).read_bytes())
-        except FileNotFoundError:  # nothing has been changed yet
+        fields = self._group.state.read()
+        if fields is None:  # nothing has been changed yet
             return DesiredState()
         return DesiredState(fields["generation"], frozenset(fields["unloaded"]), fields["debounce"])
 
     def change(self, update: Update, debounce: bool = False) -> int:
-        """Replace the state file, which changes of other workers wait for, and notify every worker."""
-        with (self._folder / _STATE_LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """Replace the state, which changes of other workers wait for, and notify every worker."""
+        with self._group.lock():
             state = self.read_state()
             generation, unloaded = state.generation + 1, sorted(update(state.unloaded))
-            self._write(_STATE, {"generation": generation, "unloaded": unloaded, "debounce": debounce})
-        self._notify()
+            self._group.state.write({"generation": generation, "unloaded": unloaded, "debounce": debounce})
+        self._group.notify()
         return generation
 
     def report(self, status: WorkerStatus) -> None:
-        """Replace this worker's status file and notify every worker."""
-        self._write(_STATUS + self._worker, _encode_status(status))
-        self._notify()
+        """Replace this worker's status and notify every worker."""
+        record = self._group.statuses[self._number]
+        try:
+            record.write({"pid": self._pid} | _encode_status(status))
+        except OverflowError:  # the others learn what failed here by failing themselves
+            record.write({"pid": self._pid} | _encode_status(status._replace(failed=NO_FAILURES)))
+        self._group.notify()
 
     def read_statuses(self) -> Iterable[WorkerStatus]:
-        """Read the status files of the living workers, and remove those of dead ones."""
-        for path in self._folder.glob(_STATUS + "*"):
-            if not _is_alive(int(path.name.removeprefix(_STATUS).partition("-")[0])):
-                path.unlink(missing_ok=True)
-                continue
-            with contextlib.suppress(FileNotFoundError):  # another worker has just removed it
-                yield _decode_status(json.loads(path.read_bytes()))
+        """Read the statuses of the living workers."""
+        for record in self._group.statuses:
+            fields = record.read()
+            if fields is not None and _is_alive(fields.pop("pid")):
+                yield _decode_status(fields)
 
     def is_leader(self) -> bool:
-        """Take the leader lock if it is free; the system releases it when its worker ends."""
-        if self._leader_lock is not None:
-            return True
-        lock = os.open(self._folder / _LEADER_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return False
-        self._leader_lock = lock
-        return True
+        """Become the leader if there is none that lives."""
+        me = [self._pid, self._number]
+        if (leader := self._group.leader.read()) and (leader == me or _is_alive(leader[0])):
+            return bool(leader == me)
+        with self._group.lock():
+            leader = self._group.leader.read()
+            if not leader or not _is_alive(leader[0]):
+                self._group.leader.write(me)
+        return bool(self._group.leader.read() == me)
 
     @contextlib.contextmanager
     def listen(self, loop: asyncio.AbstractEventLoop, on_notify: Callable[[], None]) -> Iterator[None]:
-        """Read this worker's notification pipe; a worker that stops listening gives up its leadership."""
-        path = self._folder / (_PIPE + self._worker)
-        staging = self._folder / f".{path.name}"
-        os.mkfifo(staging)
-        pipe = os.open(staging, os.O_RDWR | os.O_NONBLOCK)  # also for writing: else it would end with its last writer
-        staging.rename(path)  # only now: others remove a pipe that nobody has open
+        """Read this worker's pipe; a worker that stops listening gives up its leadership."""
+        pipe = self._group.pipes[self._number][0]
 
         def read() -> None:
             with contextlib.suppress(BlockingIOError):
-                os.read(pipe, 4096)
+                os.read(pipe, 65536)
             on_notify()
 
         loop.add_reader(pipe, read)
@@ -222,37 +239,17 @@ class SharedFolder(Coordination):
             yield
         finally:
             loop.remove_reader(pipe)
-            path.unlink(missing_ok=True)
-            os.close(pipe)
-            if self._leader_lock is not None:
-                os.close(self._leader_lock)
-                self._leader_lock = None
-
-    def _notify(self) -> None:
-        for path in self._folder.glob(_PIPE + "*"):
-            try:
-                pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nobody has it open: its worker has died
-                    path.unlink(missing_ok=True)
-                continue
-            # A full pipe wakes its worker anyway; a broken one is of a worker that has just ended.
-            with contextlib.suppress(BlockingIOError, BrokenPipeError), open(pipe, "wb", buffering=0) as file:
-                file.write(b"!")
-
-    def _write(self, name: str, fields: Mapping[str, object]) -> None:
-        staging = self._folder / f".{name}-{self._worker}"
-        staging.write_text(json.dumps(fields))
-        staging.replace(self._folder / name)
+            with self._group.lock():
+                if self._group.leader.read() == [self._pid, self._number]:
+                    self._group.leader.write([])
 
 
-def open_coordination(shared: Path | None) -> Coordination:
-    """Return the coordination of one worker.
-
-    Args:
-        shared: the folder that all workers of this host share; None where there is one process only.
-    """
-    return SingleProcess() if shared is None else SharedFolder(shared)
+def _open_unnamed_file() -> int:
+    """Return a file without a name, in memory where the system can, to lock."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("model-service")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _encode_status(status: WorkerStatus) -> dict[str, object]:
@@ -269,6 +266,6 @@ def _decode_status(fields: dict[str, Any]) -> WorkerStatus:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except OSError as error:
-        return error.errno == errno.EPERM  # it belongs to another user
+    except OSError:
+        return False
     return True

@@ -155,18 +155,18 @@ def test_versions_are_chosen_in_the_path(client: Any) -> None:
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda client: client.infer("nosuch", [build_input(draw_rows(1))]),
-        lambda client: client.get_model_metadata("nosuch"),
-        lambda client: client.get_model_config("nosuch"),
-        lambda client: client.get_inference_statistics("nosuch"),
-        lambda client: client.load_model("nosuch"),
-        lambda client: client.unload_model("nosuch"),
+        lambda client, _: client.infer("nosuch", [build_input(draw_rows(1))]),
+        lambda client, _: client.get_model_metadata("nosuch"),
+        lambda client, _: client.get_model_config("nosuch"),
+        lambda client, _: client.get_inference_statistics("nosuch"),
+        lambda client, headers: client.load_model("nosuch", headers=headers),
+        lambda client, headers: client.unload_model("nosuch", headers=headers),
     ],
 )
-def test_unknown_model_is_said_as_clients_expect(ask: Callable[[Any], Any], client: Any) -> None:
+def test_unknown_model_is_said_as_clients_expect(ask: Callable[[Any, Any], Any], client: Any, server: Server) -> None:
     """Triton's own examples look for the start of this sentence."""
     with pytest.raises(InferenceServerException) as caught:
-        ask(client)
+        ask(client, server.token_headers())
     assert caught.value.message().startswith("Request for unknown model: 'nosuch'")
     assert caught.value.status() == "404"
 

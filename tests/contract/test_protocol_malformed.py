@@ -121,7 +121,7 @@ def test_names_lead_nowhere(name: str, server: Server) -> None:
         ("POST", f"/v2/repository/models/{name}/load"),
         ("POST", f"/v2/repository/models/{name}/unload"),
     ):
-        connection.request(method, path, b"{}" if method == "POST" else None)
+        connection.request(method, path, b"{}" if method == "POST" else None, server.token_headers())
         answer = connection.getresponse()
         assert (answer.status, list(json.loads(answer.read()))) == (404, ["error"]), (method, path)
     connection.close()

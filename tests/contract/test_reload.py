@@ -371,16 +371,16 @@ def test_load_and_unload_return_when_all_have_followed(told: Live) -> None:
     publish(told.root, build(model))
     with triton.InferenceServerClient(told.server.url.removeprefix("http://")) as client:
         for version in range(1, 6):
-            client.load_model(model)
+            client.load_model(model, headers=told.server.token_headers())
             assert serves(told.server, model) == {version}
-            client.unload_model(model)
+            client.unload_model(model, headers=told.server.token_headers())
             assert serves(told.server, model) == {None}
             assert {row["state"] for row in client.get_model_repository_index() if row["name"] == model} == {
                 "UNAVAILABLE"
             }
             publish(told.root, build(model, version + 1))
         with pytest.raises(triton.InferenceServerException, match="not taken over the network"):
-            client.load_model(model, config="{}", files={"file:1/model.onnx": b"x"})
+            client.load_model(model, told.server.token_headers(), config="{}", files={"file:1/model.onnx": b"x"})
     shutil.rmtree(told.root / model)
 
 
@@ -534,9 +534,9 @@ def test_folder_of_one_model_that_nobody_writes(tmp_path: Path) -> None:
             )
             probabilities = answer.json()["predictions"][0]["probabilities"]
             np.testing.assert_allclose(result.as_numpy("probabilities"), [probabilities] * 2, rtol=1e-6)
-            client.unload_model("digits")
+            client.unload_model("digits", headers=server.token_headers())
             assert not client.is_model_ready("digits")
-            client.load_model("digits")
+            client.load_model("digits", headers=server.token_headers())
             assert client.is_model_ready("digits")
         time.sleep(2 * INTERVAL)
     assert {path.name: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())} == before

@@ -1,28 +1,39 @@
-"""Tests of service.registry.coordination."""
+"""Tests of service.registry.coordination and service.registry.record."""
 
 import asyncio
-import errno
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from service.registry.coordination import DesiredState, SharedFolder, SingleProcess, WorkerStatus, open_coordination
+from service.registry.coordination import Coordination, DesiredState, SingleProcess, WorkerGroup, WorkerStatus
+from service.registry.record import Record
 from service.registry.versions import FailedVersions, VersionKey
 
-
-def _raise_often(folder: Path) -> None:
-    coordination = SharedFolder(folder)
-    for index in range(50):
-        coordination.change(lambda unloaded, index=index: unloaded | {f"{os.getpid()}-{index}"})  # type: ignore[misc]
+_fork = multiprocessing.get_context("fork")
 
 
-def test_single_process_needs_no_folder() -> None:
+@pytest.fixture
+def group() -> WorkerGroup:
+    """A group of three workers; here they are all in one process, but for those that a test forks."""
+    return WorkerGroup(3)
+
+
+def run_forked(*targets: Callable[[], None]) -> None:
+    """Run functions at the same time, each in a process of its own."""
+    processes = [_fork.Process(target=target) for target in targets]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_single_process_needs_no_group() -> None:
     """A change is in force at once, and nobody else is waited for."""
     coordination = SingleProcess()
     assert coordination.read_state() == DesiredState(0, frozenset())
@@ -34,9 +45,9 @@ def test_single_process_needs_no_folder() -> None:
     assert (coordination.is_prepared(1), coordination.is_committed(1)) == (True, False)
 
 
-def test_others_see_a_change(tmp_path: Path) -> None:
+def test_others_see_a_change(group: WorkerGroup) -> None:
     """A change is read by another worker, and each raises the generation by one."""
-    one, other = SharedFolder(tmp_path), SharedFolder(tmp_path)
+    one, other = group.join(0), group.join(1)
     assert other.read_state() == DesiredState()
     assert one.change(lambda unloaded: unloaded | {"a"}) == 1
     assert other.change(lambda unloaded: unloaded | {"b"}) == 2
@@ -45,40 +56,57 @@ def test_others_see_a_change(tmp_path: Path) -> None:
     assert other.read_state() == DesiredState(3, frozenset({"b"}), debounce=True)
 
 
-def test_changes_of_many_processes_are_all_kept(tmp_path: Path) -> None:
+def test_changes_of_many_processes_are_all_kept(group: WorkerGroup) -> None:
     """Processes that change at the same time lose nothing of each other's."""
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_raise_often, args=(tmp_path,)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    state = SharedFolder(tmp_path).read_state()
+
+    def change_often() -> None:
+        coordination = group.join(0)
+        for index in range(50):
+            coordination.change(lambda unloaded, index=index: unloaded | {f"{os.getpid()}-{index}"})  # type: ignore[misc]
+
+    run_forked(*[change_often] * 3)
+    state = group.join(0).read_state()
     assert (state.generation, len(state.unloaded)) == (150, 150)
 
 
-def test_every_living_worker_is_waited_for(tmp_path: Path) -> None:
+def test_no_folder_is_needed(group: WorkerGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no file can be made at all, as on a full disk, workers coordinate as ever."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    one, other = group.join(0), group.join(1)
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "open"), (os, "mkdir"), (tempfile, "mkdtemp"), ("builtins", "open")):
+            patch.setattr(owner, name, fail) if not isinstance(owner, str) else patch.setattr(f"{owner}.{name}", fail)
+        one.report(WorkerStatus(0, 0))
+        assert other.change(lambda unloaded: unloaded | {"a"}) == 1
+        assert other.is_leader()
+        assert one.read_state().unloaded == {"a"}
+        assert not other.is_prepared(1)
+
+
+def test_every_living_worker_is_waited_for(group: WorkerGroup) -> None:
     """A worker that has not come as far is waited for while it lives, and no longer."""
-    coordination = SharedFolder(tmp_path)
+    coordination, left = group.join(0), group.join(1)
     coordination.report(WorkerStatus(0, 0))
     assert not coordination.is_prepared(1)
     coordination.report(WorkerStatus(1, 0))
     assert coordination.is_prepared(1)
     assert not coordination.is_committed(1)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        left = tmp_path / f"worker-{other.pid}-0"
-        shutil.copy(next(tmp_path.glob("worker-*")), left)
+        left._pid = other.pid
+        left.report(WorkerStatus(1, 0))
         coordination.report(WorkerStatus(1, 1))
         assert coordination.is_prepared(1)
         assert not coordination.is_committed(1)
         other.communicate(b"\n")
     assert coordination.is_committed(1)
-    assert not left.exists()
 
 
-def test_failures_of_all_workers_are_known(tmp_path: Path) -> None:
+def test_failures_of_all_workers_are_known(group: WorkerGroup) -> None:
     """What failed its checks in one worker is known to the others, with the reason, until it reports again."""
-    one, other = SharedFolder(tmp_path), SharedFolder(tmp_path)
+    one, other = group.join(0), group.join(1)
     key = VersionKey("coin", 2)
     one.report(WorkerStatus(1, 0, FailedVersions({key: "broken"}, {})))
     other.report(WorkerStatus(1, 0, FailedVersions({}, {key: "half there"})))
@@ -87,9 +115,17 @@ def test_failures_of_all_workers_are_known(tmp_path: Path) -> None:
     assert other.read_failures() == FailedVersions({}, {key: "half there"})
 
 
-def test_workers_are_settled_when_they_have_seen_the_same(tmp_path: Path) -> None:
+def test_more_failures_than_fit_are_left_out(group: WorkerGroup) -> None:
+    """A worker whose failures take too much memory reports the rest."""
+    group.statuses[0] = Record(1024)
+    one, other = group.join(0), group.join(1)
+    one.report(WorkerStatus(1, 0, FailedVersions({VersionKey("coin", 2): "x" * 1000}, {})))
+    assert list(other.read_statuses()) == [WorkerStatus(1, 0)]
+
+
+def test_workers_are_settled_when_they_have_seen_the_same(group: WorkerGroup) -> None:
     """Workers that scanned different files, or have a version pending, are not settled; starting ones do not count."""
-    one, other, third = SharedFolder(tmp_path), SharedFolder(tmp_path), SharedFolder(tmp_path)
+    one, other, third = (group.join(number) for number in range(3))
     one.report(WorkerStatus(1, 1, scan_digest="a"))
     third.report(WorkerStatus())
     assert one.is_settled()
@@ -101,33 +137,35 @@ def test_workers_are_settled_when_they_have_seen_the_same(tmp_path: Path) -> Non
     assert not one.is_settled()
 
 
-def test_one_worker_is_the_leader(tmp_path: Path) -> None:
+def test_one_worker_is_the_leader(group: WorkerGroup) -> None:
     """One worker is the leader; when its process has ended, another one is."""
-    code = "import sys; from pathlib import Path; from service.registry.coordination import SharedFolder\n"
-    code += "coordination = SharedFolder(Path(sys.argv[1])); print(coordination.is_leader(), flush=True); input()"
-    coordination = SharedFolder(tmp_path)
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "True\n"
-        assert not coordination.is_leader()
-        other.communicate("\n")
+    coordination = group.join(0)
+    left, right = multiprocessing.Pipe()
+
+    def lead() -> None:
+        right.send(group.join(1).is_leader())
+        right.recv()
+
+    other = _fork.Process(target=lead)
+    other.start()
+    assert left.recv()
+    assert not coordination.is_leader()
+    left.send(None)
+    other.join()
     assert coordination.is_leader()
     assert coordination.is_leader()
+    assert not group.join(2).is_leader()
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_every_change_and_report_notifies(shared: bool, tmp_path: Path) -> None:
-    """Every change and report wakes every worker, and the pipe of a dead worker is removed."""
-    one = open_coordination(tmp_path if shared else None)
-    other = SharedFolder(tmp_path) if shared else one
+def test_every_change_and_report_notifies(shared: bool, group: WorkerGroup) -> None:
+    """Every change and report wakes every worker, also those that woke before."""
+    one: Coordination = group.join(0) if shared else SingleProcess()
+    other = group.join(1) if shared else one
 
     async def run() -> None:
-        loop = asyncio.get_running_loop()
         heard = asyncio.Event()
-        with one.listen(loop, heard.set):
-            os.mkfifo(tmp_path / "notify-1-0")
+        with one.listen(asyncio.get_running_loop(), heard.set):
             writes: list[Callable[[], object]] = [
                 lambda: other.change(lambda unloaded: unloaded),
                 lambda: other.report(WorkerStatus(1, 1)),
@@ -139,54 +177,66 @@ def test_every_change_and_report_notifies(shared: bool, tmp_path: Path) -> None:
                 heard.clear()
 
     asyncio.run(run())
-    assert list(tmp_path.glob("notify-*")) == ([] if shared else [tmp_path / "notify-1-0"])
 
 
-def test_pipe_that_is_being_made_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that notifies while another makes its pipe does not take that for a dead worker's."""
-    one, other = SharedFolder(tmp_path), SharedFolder(tmp_path)
-    real, rings = os.open, iter([other])
-
-    def open_late(path: Path, flags: int, mode: int = 0o777) -> int:
-        for ringing in rings:
-            ringing.report(WorkerStatus())
-        return real(path, flags, mode)
+def test_worker_that_does_not_listen_holds_nobody_up(group: WorkerGroup) -> None:
+    """A pipe that nobody reads fills up, and the others go on; whoever listens to it next wakes."""
+    coordination = group.join(0)
+    for _ in range(70_000):
+        group.notify()
 
     async def run() -> None:
         heard = asyncio.Event()
-        monkeypatch.setattr(os, "open", open_late)
-        with one.listen(asyncio.get_running_loop(), heard.set):
-            other.report(WorkerStatus(1, 1))
+        with coordination.listen(asyncio.get_running_loop(), heard.set):
             await asyncio.wait_for(heard.wait(), 5)
 
     asyncio.run(run())
 
 
-def test_worker_that_ends_while_it_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that ends after its pipe was opened does not fail the one that writes to it."""
-    os.mkfifo(tmp_path / "notify-1-0")
-    listener = os.open(tmp_path / "notify-1-0", os.O_RDWR | os.O_NONBLOCK)
-    real = os.open
+def test_worker_that_stops_listening_leads_no_more(group: WorkerGroup) -> None:
+    """Then another worker of the same process may lead."""
+    one, other = group.join(0), group.join(1)
 
-    def open_at_last(path: Path, flags: int, mode: int = 0o777) -> int:
-        pipe = real(path, flags, mode)
-        if path.name.startswith("notify-"):
-            os.close(listener)
-        return pipe
+    async def run() -> None:
+        with one.listen(asyncio.get_running_loop(), lambda: None):
+            assert one.is_leader()
+            assert not other.is_leader()
 
-    monkeypatch.setattr(os, "open", open_at_last)
-    SharedFolder(tmp_path).report(WorkerStatus(1, 1))
+    asyncio.run(run())
+    assert other.is_leader()
 
 
-def test_pipe_that_cannot_be_opened_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that may open no more files does not remove the others' pipes."""
-    os.mkfifo(tmp_path / "notify-1-0")
+def test_record_keeps_its_value_when_a_writer_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that was written by half, or does not fit, does not replace the one before."""
+    record = Record(1024)
+    assert record.read() is None
+    record.write({"a": 1})
+    with pytest.raises(OverflowError):
+        record.write("x" * 1024)
+    assert record.read() == {"a": 1}
+    written = record._written[0]
+    record.write({"b": [2] * 100})
+    record._written[0] = written  # as if the writer had been killed before its last step
+    assert record.read() == {"a": 1}
 
-    def open_nothing(path: Path, flags: int, mode: int = 0o777) -> int:
-        raise OSError(errno.EMFILE, "too many open files")
 
-    coordination = SharedFolder(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("service.registry.coordination.os.open", open_nothing)
-        coordination._notify()
-    assert list(tmp_path.glob("notify-*")) == [tmp_path / "notify-1-0"]
+def test_record_is_never_torn() -> None:
+    """While one process writes, another reads whole values only."""
+    record = Record(2**16)
+    record.write([0] * 100)
+
+    def write() -> None:
+        for number in range(3000):
+            record.write([number] * (100 + number % 1000))
+
+    writer = _fork.Process(target=write)
+    writer.start()
+    reads = 0
+    while writer.is_alive():
+        value = record.read()
+        assert len(set(value)) == 1
+        assert len(value) == 100 + value[0] % 1000
+        reads += 1
+    writer.join()
+    assert reads
+    assert record.read()[0] == 2999

@@ -1,7 +1,7 @@
 """Tests of service.registry.reconciler: folder, coordination and registry together, without a server."""
 
 import asyncio
-import os
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -14,7 +14,7 @@ import pytest
 
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
 from service.registry import reconciler as reconciler_module
-from service.registry.coordination import SharedFolder, WorkerStatus, open_coordination
+from service.registry.coordination import Coordination, GroupMember, SingleProcess, WorkerGroup, WorkerStatus
 from service.registry.loading import Change
 from service.registry.model_folder import SETTINGS_FILE, VersionFolder
 from service.registry.reconciler import Reconciler
@@ -26,10 +26,16 @@ from tests import fakes
 Talk = Callable[[Reconciler], Coroutine[Any, Any, None]]
 
 
-def build(root: Path, shared: Path | None = None, interval: float = 0) -> Reconciler:
+@pytest.fixture
+def group() -> WorkerGroup:
+    """A group of three workers; here they are all in one process."""
+    return WorkerGroup(3)
+
+
+def build(root: Path, coordination: Coordination | None = None, interval: float = 0) -> Reconciler:
     """Return a reconciler of the models in a folder."""
     settings = Settings(models_dir=root, device="cpu", backend="onnx", reload_interval=interval)
-    coordination = open_coordination(shared)
+    coordination = coordination or SingleProcess()
     registry = Registry(settings)
     registry.load(coordination.read_state().unloaded)
     return Reconciler(registry, settings, coordination)
@@ -117,17 +123,15 @@ def test_roll_back(empty_dir: Path) -> None:
     run_all(reconciler, talk=talk)
 
 
-def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
+def test_change_waits_for_every_worker(empty_dir: Path, group: WorkerGroup) -> None:
     """A change returns when all workers follow it, and says so if one does not."""
     fakes.write_version(empty_dir, fakes.doubler())
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    one, other = build(empty_dir, shared), build(empty_dir, shared)
+    one, other = build(empty_dir, group.join(0)), build(empty_dir, group.join(1))
 
     async def talk(reconciler: Reconciler) -> None:
         await reconciler.unload("doubler")
         assert versions(one) == versions(other) == []
-        shutil.copy(next(shared.glob("worker-*")), shared / "worker-1-0")  # a living process that never follows
+        group.join(2).report(WorkerStatus())  # a living process that never follows
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(reconciler_module, "CHANGE_SECONDS", 0.3)
             with pytest.raises(DeadlineExceededError, match="not every worker applied the change within"):
@@ -136,21 +140,23 @@ def test_change_waits_for_every_worker(empty_dir: Path, tmp_path: Path) -> None:
     run_all(one, other, talk=talk)
 
 
-def test_waiting_worker_rereads_nothing(empty_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_worker_rereads_nothing(empty_dir: Path, group: WorkerGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     """While others are waited for, their status is read after a notification, and once a second besides."""
     fakes.write_version(empty_dir, fakes.doubler())
-    reconciler = build(empty_dir, tmp_path)
+    reconciler = build(empty_dir, group.join(0))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        shutil.copy(next(tmp_path.glob("worker-*")), tmp_path / f"worker-{other.pid}-0")  # it never follows
+        silent = group.join(1)
+        silent._pid = other.pid
+        silent.report(WorkerStatus())  # it never follows
         reads = 0
-        real = SharedFolder.read_statuses
+        real = GroupMember.read_statuses
 
-        def count(coordination: SharedFolder) -> Iterable[WorkerStatus]:
+        def count(coordination: GroupMember) -> Iterable[WorkerStatus]:
             nonlocal reads
             reads += 1
             return real(coordination)
 
-        monkeypatch.setattr(SharedFolder, "read_statuses", count)
+        monkeypatch.setattr(GroupMember, "read_statuses", count)
 
         async def talk(reconciler: Reconciler) -> None:
             unloading = asyncio.create_task(reconciler.unload("doubler"))
@@ -165,10 +171,10 @@ def test_waiting_worker_rereads_nothing(empty_dir: Path, tmp_path: Path, monkeyp
         run_all(reconciler, talk=talk)
 
 
-def test_workers_swap_at_one_moment(empty_dir: Path, tmp_path: Path) -> None:
+def test_workers_swap_at_one_moment(empty_dir: Path, group: WorkerGroup) -> None:
     """A worker that could serve a new version goes on with the old one until the others can, too."""
     fakes.write_version(empty_dir, fakes.doubler())
-    quick, slow = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
+    quick, slow = build(empty_dir, group.join(0), interval=0.02), build(empty_dir, group.join(1), interval=0.02)
     may_go_on = threading.Event()
     prepare = slow.registry.prepare
 
@@ -177,11 +183,11 @@ def test_workers_swap_at_one_moment(empty_dir: Path, tmp_path: Path) -> None:
         return prepare(*arguments)
 
     slow.registry.prepare = prepare_slowly  # type: ignore[method-assign,assignment]
-    quick_report = SharedFolder(tmp_path)
+    observer = group.join(2)
 
     async def talk(_: Reconciler) -> None:
         fakes.write_version(empty_dir, fakes.doubler(version=2))
-        while not quick_report.read_state().generation:
+        while not observer.read_state().generation:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)
         assert (versions(quick), versions(slow)) == ([1], [1])
@@ -195,17 +201,17 @@ def test_workers_swap_at_one_moment(empty_dir: Path, tmp_path: Path) -> None:
         may_go_on.set()
 
 
-def test_version_that_one_worker_refuses_serves_nowhere(empty_dir: Path, tmp_path: Path) -> None:
+def test_version_that_one_worker_refuses_serves_nowhere(empty_dir: Path, group: WorkerGroup) -> None:
     """What fails its checks in one worker is refused in all; a load tries it again though its files are the same."""
     fakes.write_version(empty_dir, fakes.doubler())
-    good, bad = build(empty_dir, tmp_path), build(empty_dir, tmp_path)
+    good, bad = build(empty_dir, group.join(0)), build(empty_dir, group.join(1))
     opens = bad.registry.loader.open_version
 
-    def refuse(folder: VersionFolder, *_: object) -> LoadedVersion:
+    def refuse(folder: VersionFolder, *more: Any) -> LoadedVersion:
         raise ModelRefusedError("out of memory")
 
     async def talk(reconciler: Reconciler) -> None:
-        bad.registry.loader.open_version = refuse  # type: ignore[method-assign]
+        bad.registry.loader.open_version = refuse  # type: ignore[method-assign,assignment]
         fakes.write_version(empty_dir, fakes.doubler(version=2))
         await reconciler.load("doubler")
         for each in (good, bad):
@@ -220,19 +226,19 @@ def test_version_that_one_worker_refuses_serves_nowhere(empty_dir: Path, tmp_pat
     run_all(good, bad, talk=talk)
 
 
-def test_version_pending_in_one_worker_is_tried_again(empty_dir: Path, tmp_path: Path) -> None:
+def test_version_pending_in_one_worker_is_tried_again(empty_dir: Path, group: WorkerGroup) -> None:
     """What is only half there for one worker waits in all of them, and serves in all once it is whole."""
     fakes.write_version(empty_dir, fakes.doubler())
-    early, late = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
+    early, late = build(empty_dir, group.join(0), interval=0.02), build(empty_dir, group.join(1), interval=0.02)
     opens = early.registry.loader.open_version
 
-    def fail_once(folder: VersionFolder, *_: object) -> LoadedVersion:
+    def fail_once(folder: VersionFolder, *more: Any) -> LoadedVersion:
         early.registry.loader.open_version = opens  # type: ignore[method-assign]
         (empty_dir / "doubler" / "2" / "note.txt").write_text("still being copied")
         raise ModelRefusedError("half there")
 
     async def talk(_: Reconciler) -> None:
-        early.registry.loader.open_version = fail_once  # type: ignore[method-assign]
+        early.registry.loader.open_version = fail_once  # type: ignore[method-assign,assignment]
         fakes.write_version(empty_dir, fakes.doubler(version=2))
         while versions(early) != [1, 2] or versions(late) != [1, 2]:
             assert not early.registry.models["doubler"].refused
@@ -241,10 +247,10 @@ def test_version_pending_in_one_worker_is_tried_again(empty_dir: Path, tmp_path:
     run_all(early, late, talk=talk)
 
 
-def test_version_that_appears_between_two_scans_is_served_everywhere(empty_dir: Path, tmp_path: Path) -> None:
+def test_version_that_appears_between_two_scans_is_served_everywhere(empty_dir: Path, group: WorkerGroup) -> None:
     """What is published after one worker has scanned the folder and before another has is served by both."""
     fakes.write_version(empty_dir, fakes.doubler())
-    leader, other = build(empty_dir, tmp_path, interval=0.02), build(empty_dir, tmp_path, interval=0.02)
+    leader, other = build(empty_dir, group.join(0), interval=0.02), build(empty_dir, group.join(1), interval=0.02)
     prepare, prepare_other = leader.registry.prepare, other.registry.prepare
     other_is_prepared = threading.Event()
 
@@ -271,24 +277,24 @@ def test_version_that_appears_between_two_scans_is_served_everywhere(empty_dir: 
     run_all(leader, other, talk=talk)
 
 
-def test_change_while_preparing_is_not_skipped(empty_dir: Path, tmp_path: Path) -> None:
+def test_change_while_preparing_is_not_skipped(empty_dir: Path, group: WorkerGroup) -> None:
     """A worker that finds a new version while another is told to unload a model does both."""
     fakes.write_version(empty_dir, fakes.doubler())
     fakes.write_version(empty_dir, fakes.coin())
-    reconciler = build(empty_dir, tmp_path, interval=0.02)
+    reconciler = build(empty_dir, group.join(0), interval=0.02)
     prepare = reconciler.registry.prepare
 
     def prepare_and_meet(*arguments: Any) -> Change:
         reconciler.registry.prepare = prepare  # type: ignore[method-assign]
         change = prepare(*arguments)
-        SharedFolder(tmp_path).change(lambda unloaded: unloaded | {"coin"})
+        group.join(1).change(lambda unloaded: unloaded | {"coin"})
         return change
 
     reconciler.registry.prepare = prepare_and_meet  # type: ignore[method-assign,assignment]
 
     async def talk(reconciler: Reconciler) -> None:
         fakes.write_version(empty_dir, fakes.doubler(version=2))
-        while not (SharedFolder(tmp_path).read_state().generation == 2 and SharedFolder(tmp_path).is_committed(2)):
+        while not (group.join(1).read_state().generation == 2 and group.join(1).is_committed(2)):
             await asyncio.sleep(0.01)
         assert versions(reconciler) == [1, 2]
         assert versions(reconciler, "coin") == []
@@ -296,10 +302,10 @@ def test_change_while_preparing_is_not_skipped(empty_dir: Path, tmp_path: Path) 
     run_all(reconciler, talk=talk)
 
 
-def test_change_while_starting_is_not_missed(empty_dir: Path, tmp_path: Path) -> None:
+def test_change_while_starting_is_not_missed(empty_dir: Path, group: WorkerGroup) -> None:
     """A worker that has loaded a model which was unloaded meanwhile unloads it before the change counts as reached."""
     fakes.write_version(empty_dir, fakes.doubler())
-    coordination = SharedFolder(tmp_path)
+    coordination = group.join(0)
     coordination.report(WorkerStatus())
     settings = Settings(models_dir=empty_dir, device="cpu", reload_interval=0)
     registry = Registry(settings)
@@ -381,20 +387,21 @@ def test_worker_that_could_not_prepare_tries_again(empty_dir: Path, caplog: pyte
 
 
 def test_worker_that_cannot_listen_tries_again(
-    empty_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    empty_dir: Path, group: WorkerGroup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that cannot make its notification pipe says so, and follows changes once it can."""
+    """A worker that cannot watch its pipe says so, and follows changes once it can."""
     fakes.write_version(empty_dir, fakes.doubler())
-    reconciler = build(empty_dir, tmp_path)
-    failures = iter([OSError("no space left")])
-    real = os.mkfifo
+    coordination = group.join(0)
+    reconciler = build(empty_dir, coordination)
+    failures = iter([OSError("too many open files")])
+    real = coordination.listen
 
-    def make_at_last(path: Path) -> None:
+    def listen_at_last(*arguments: Any) -> contextlib.AbstractContextManager[None]:
         for failure in failures:
             raise failure
-        real(path)
+        return real(*arguments)
 
-    monkeypatch.setattr(os, "mkfifo", make_at_last)
+    monkeypatch.setattr(coordination, "listen", listen_at_last)
     monkeypatch.setattr(reconciler_module, "RETRY_SECONDS", 0.01)
 
     async def talk(reconciler: Reconciler) -> None:

@@ -54,6 +54,9 @@ def build_protocol_routes(
         return await _index(reconciler, request)
 
     async def change(request: Request) -> Response:
+        action = request.path_params["action"]
+        if action not in ("load", "unload", "rollback"):
+            raise NotFoundError(f"there is no {action[:40]!r}; a model can be loaded, unloaded or rolled back")
         check_admin(request)
         return await _change(reconciler, request)
 
@@ -222,10 +225,8 @@ async def _change(reconciler: Reconciler, request: Request) -> Response:
         await reconciler.load(name)
     elif action == "unload":
         await reconciler.unload(name)
-    elif action == "rollback":
-        await reconciler.roll_back(name, parameters.get("version"))
     else:
-        raise NotFoundError(f"there is no {action[:40]!r}; a model can be loaded, unloaded or rolled back")
+        await reconciler.roll_back(name, parameters.get("version"))
     model = reconciler.registry.models.get(name)
     latest = model.latest if model else None
     return OrjsonResponse(
