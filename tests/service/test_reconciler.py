@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,18 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from service.errors import DeadlineExceededError, InvalidRequestError, ModelRefusedError, NotFoundError
+from service.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    ModelRefusedError,
+    NotFoundError,
+    UnavailableError,
+)
+from service.registry import loading
 from service.registry import reconciler as reconciler_module
 from service.registry.coordination import Coordination, GroupMember, SingleProcess, WorkerGroup, WorkerStatus
 from service.registry.loading import Change
@@ -426,6 +435,23 @@ def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path, caplog: pytest
         assert len(caplog.records) == 1
         shutil.rmtree(gone / "doubler")
         gone.rename(empty_dir)
+        while versions(reconciler):
+            await asyncio.sleep(0.01)
+
+    run_all(reconciler, talk=talk)
+
+
+def test_change_that_cannot_read_the_folder_is_made_later(empty_dir: Path) -> None:
+    """A caller is told that the folder cannot be read, and the change is made once it can be."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    reconciler = build(empty_dir, interval=0.02)
+
+    async def talk(reconciler: Reconciler) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loading, "scan", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+            with pytest.raises(UnavailableError, match=r"waits until the models folder can be read: .*Input"):
+                await reconciler.unload("doubler")
+            assert versions(reconciler) == [1]
         while versions(reconciler):
             await asyncio.sleep(0.01)
 
