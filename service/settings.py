@@ -67,6 +67,10 @@ class Settings(BaseModel):
     api_key: str = Field(
         default="", repr=False, description="keys that callers must send, comma-separated; empty: none"
     )
+    require_signature: str = Field(
+        default="",
+        description="file of the public key (PEM) by which every version must be signed; empty: none",
+    )
     admin_key: str = Field(
         default="",
         repr=False,

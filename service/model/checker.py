@@ -114,8 +114,10 @@ class Checker:
 
     def _measure(self, version: Fields, place: str) -> tuple[AnyPredictor, Cost]:
         threads = version["threads"] if place == "inline" else self._threads
-        path, backend = Path(version["path"]), self._settings.backend
-        predictor = load_any_predictor(path, backend, "cpu", threads, serve_as=version["serve_as"])
+        path, backend, public_key = Path(version["path"]), self._settings.backend, self._settings.require_signature
+        predictor = load_any_predictor(
+            path, backend, "cpu", threads, serve_as=version["serve_as"], public_key=public_key
+        )
         return predictor, predictor.measure_cost(choose_rows(manifest=predictor.manifest, settings=self._settings))
 
 

@@ -14,6 +14,7 @@ from service.model.backends import Array, Backend, check_backend, choose_backend
 from service.model.backends.accelerator import AcceleratorBackend
 from service.model.cost import Cost, measure_cost
 from service.model.manifest import AnyManifest, BackendName, Manifest, digest
+from service.model.signature import check_signature
 from service.model.tensor_model import TensorPredictor, open_tensor_model
 from service.model.version_folder import load_any_manifest, load_artifact, load_manifest
 
@@ -102,7 +103,7 @@ def load_predictor(
     return predictor
 
 
-def load_any_predictor(
+def load_any_predictor(  # noqa: PLR0913, PLR0917 - what is opened, where, and why it is trusted
     folder: Path,
     backend: str = "auto",
     device: str = "auto",
@@ -111,6 +112,7 @@ def load_any_predictor(
     serve_as: str | None = None,
     tf32: bool = False,
     verified: str = "",
+    public_key: str = "",
 ) -> AnyPredictor:
     """Read, verify and open a version folder.
 
@@ -125,14 +127,16 @@ def load_any_predictor(
         serve_as: Model name for a folder that is not laid out as `<name>/<version>`, such as a KServe mount.
         tf32: Whether an NVIDIA GPU may round operands to TF32; golden outputs may then be off by `TF32_TOLERANCE`.
         verified: The digest of the manifest whose graphs have passed the golden check in another process, on the same
-            kind of device; the check is not repeated.
+            kind of device; the check is not repeated, nor is that of its signature.
+        public_key: The file of the key by which the version must be signed, if it must be.
 
     Raises:
         ModelRefusedError: The version cannot be served; the message says why.
         StartError: `backend` or `device` was requested by name and cannot be used.
     """
     check_backend(backend)
-    manifest = load_named_manifest(folder, serve_as)
+    signed = check_signature(folder, Path(public_key)) if public_key and not verified else ""
+    manifest = load_named_manifest(folder, serve_as, signed)
     if verified and digest_manifest(manifest) != verified:
         raise ModelRefusedError("its manifest was replaced while it was opened")
     names = choose_backends(manifest, backend)
@@ -149,13 +153,13 @@ def load_any_predictor(
     return _open(contents, manifest, places[-1], threads, tf32, bool(verified))
 
 
-def load_named_manifest(folder: Path, serve_as: str | None = None) -> AnyManifest:
-    """Read a version folder's manifest, renaming the model to `serve_as` if given.
+def load_named_manifest(folder: Path, serve_as: str | None = None, sha256: str = "") -> AnyManifest:
+    """Read a version folder's manifest, of that digest if one is given, renaming the model to `serve_as` if given.
 
     Raises:
         ModelRefusedError: The manifest cannot be used, or does not match the folder's name and version.
     """
-    manifest = load_any_manifest(folder)
+    manifest = load_any_manifest(folder, sha256)
     if serve_as is not None:
         return manifest.model_copy(update={"name": serve_as})
     if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):

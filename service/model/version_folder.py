@@ -28,17 +28,24 @@ def load_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def load_any_manifest(folder: Path) -> AnyManifest:
+def load_any_manifest(folder: Path, sha256: str = "") -> AnyManifest:
     """Read and validate the manifest of a version folder, `<name>/<version>`.
 
+    Args:
+        folder: The version folder.
+        sha256: The digest that the file must have, if it has been signed.
+
     Raises:
-        ModelRefusedError: The manifest is missing, too large, malformed, or has a newer schema version.
+        ModelRefusedError: The manifest is missing, too large, malformed, has a newer schema version, or was replaced.
     """
     path = folder / MANIFEST_FILE
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ModelRefusedError(f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes")
-        fields: Any = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        if sha256 and digest(content) != sha256:
+            raise ModelRefusedError(f"{MANIFEST_FILE} was replaced after its signature was checked")
+        fields: Any = json.loads(content)
     except OSError as error:
         raise ModelRefusedError(f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -220,6 +220,7 @@ class Loader:
             self._preferred_device,
             serve_as=folder.serve_as,
             verified=verified,
+            public_key=settings.require_signature,
         )
         rows = choose_rows(predictor.manifest, settings)
         batcher = Batcher(predictor.predict, cost or predictor.measure_cost(rows), rows, settings.queue_size, metrics)

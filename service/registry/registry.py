@@ -7,12 +7,14 @@ it has accepted and is freed after the last of them.
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from service.errors import NotFoundError, StartError, UnavailableError
 from service.model.backends import check_backend
 from service.model.batching import Batcher
 from service.model.remote import Engines, RemoteBatcher
+from service.model.signature import check_public_key
 from service.registry.changes import log_refusals, record_changes
 from service.registry.loading import Change, Loader
 from service.registry.model_folder import Scan
@@ -196,3 +198,5 @@ def check_settings(settings: Settings) -> None:
         wrong = "is a file, not a folder" if folder.exists() else "does not exist"
         raise StartError(f"models folder {folder} {wrong}; pass --models-dir")
     check_backend(settings.backend)
+    if settings.require_signature:
+        check_public_key(Path(settings.require_signature))
