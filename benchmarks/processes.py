@@ -8,6 +8,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 import requests
@@ -75,6 +76,7 @@ def start(
     headers: dict[str, str] | None = None,
     folder: Path | None = None,
     within: float = START_SECONDS,
+    log: int | IO[bytes] = subprocess.DEVNULL,
 ) -> Started:
     """Start a server with `{port}` in its command filled in, in a folder, and wait for its first 200.
 
@@ -86,6 +88,7 @@ def start(
         headers: of that request.
         folder: where the server runs; None: here.
         within: seconds until it counts as failed.
+        log: where its output goes.
 
     Raises:
         RuntimeError: it ended, or did not answer in time.
@@ -96,8 +99,8 @@ def start(
         [part.format(port=port) for part in command],
         cwd=folder,
         env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
         start_new_session=True,
     )
     started = Started(process, port, 0.0)
