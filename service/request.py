@@ -13,7 +13,8 @@ from typing import Any
 
 from service.api.access import check_key, read_keys
 from service.api.content_coding import COMPRESS_FROM, compress, inflate
-from service.api.headers import JSON_TYPES, NO_CODING, PredictRoute, RequestHeaders, check_call, check_media
+from service.api.headers import JSON_TYPES, PredictRoute, RequestHeaders, check_call, check_media
+from service.api.limits import ReadLimits
 from service.api.responses import Response, as_service_error, build_error_response
 from service.api.v1 import decode as v1_decode
 from service.api.v1 import encode as v1_encode
@@ -27,8 +28,9 @@ from service.registry.versions import LoadedVersion
 from service.settings import Settings
 from service.telemetry.recorder import BATCH, Answered, Recorder
 
-READERS = 2  # threads of a worker that decode heavy bodies, however many cores the machine has
-MAX_HELD_BYTES = 256 * 2**20  # of bodies and inputs that one worker has not answered yet
+READERS = 2  # threads of a worker that decode heavy bodies and encode large outputs, however many cores there are
+LARGE_OUTPUTS = 2**16  # bytes; to write them would hold the event loop for some milliseconds
+MAX_HELD_BYTES = 256 * 2**20  # of bodies and inputs that are not answered yet, and of answers that are not sent
 _DECODERS: dict[str, Any] = {"v1": v1_decode, "v2": v2_decode}
 _ENCODERS: dict[str, Any] = {"v1": v1_encode, "v2": v2_encode}
 
@@ -42,9 +44,15 @@ class RequestContext:
         self.recorder = recorder
         self.keys = read_keys(settings)
         self.in_flight = 0
+        self.limits = ReadLimits(settings.queue_size)
         self._held_bytes = 0
         self._max_held_bytes = max(MAX_HELD_BYTES, 2 * settings.max_request_bytes)
         self._readers = ThreadPoolExecutor(READERS, "read")
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether more than half of what the worker may hold is held."""
+        return 2 * self._held_bytes > self._max_held_bytes
 
     def reserve(self, held: int, size: int) -> int:
         """Let a request hold `size` bytes instead of `held`, and return `size`.
@@ -53,7 +61,12 @@ class RequestContext:
             UnavailableError: the worker would hold too much.
         """
         if size > held and self._held_bytes + size - held > self._max_held_bytes:
-            raise UnavailableError("too many large requests are being read; try again in a moment")
+            raise UnavailableError("too many large requests and answers are held; try again in a moment")
+        self._held_bytes += size - held
+        return size
+
+    def hold(self, held: int, size: int) -> int:
+        """Do what `reserve` does for bytes that are there already, such as an answer that its client does not read."""
         self._held_bytes += size - held
         return size
 
@@ -67,7 +80,7 @@ class RequestContext:
             async with asyncio.timeout_at(deadline):
                 return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
         except TimeoutError:
-            raise DeadlineExceededError("the body could not be read by the request's deadline") from None
+            raise DeadlineExceededError("no answer was ready by the request's deadline") from None
 
 
 class PredictRequest:
@@ -79,15 +92,15 @@ class PredictRequest:
     """
 
     __slots__ = (
-        "_began", "_body", "_call", "_context", "_held", "_respond", "_size", "_task", "_version", "answered",
-        "deadline", "headers", "method", "route",
+        "_began", "_body", "_call", "_context", "_held", "_respond", "_task", "_version", "answered", "deadline",
+        "headers", "method", "route",
     )  # fmt: skip
 
     def __init__(self, context: RequestContext, respond: Callable[[Response], None]) -> None:
         self._context = context
         self._respond = respond
-        self._body: list[bytes] = []
-        self._size = self._held = 0
+        self._body: bytes | bytearray = b""
+        self._held = 0
         self._version: LoadedVersion | None = None
         self._call: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -122,13 +135,18 @@ class PredictRequest:
         """Take a part of the body, as long as it is within its limit and the worker's memory budget."""
         if self.answered:
             return
-        self._body.append(chunk)
-        self._size += len(chunk)
-        if self._size > self._context.settings.max_request_bytes:
+        if not self._body:
+            self._body = chunk
+        else:  # a body in many parts is kept as one, for each object costs more than a short part
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += chunk
+        size = len(self._body)
+        if size > self._context.settings.max_request_bytes:
             self._refuse_body()
             return
         try:
-            self._held = self._context.reserve(self._held, self._size)
+            self._held = self._context.reserve(self._held, size)
         except UnavailableError as error:
             self.set_exception(error, closes=True)
 
@@ -138,17 +156,15 @@ class PredictRequest:
             self.feed(chunk)
         if self.answered:
             return
-        parts, self._body = self._body, []
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = self._body if isinstance(self._body, bytes) else bytes(self._body)
+        self._body = b""
         version, decoder = self._version, _DECODERS[self.route.api]
         assert version is not None
-        manifest = version.predictor.manifest
-        is_heavy = self.headers.content_encoding not in NO_CODING or decoder.is_heavy(body, self.headers)
-        if is_heavy or self.route.action == "preview":
+        if self.headers.content_encoding or self.route.action == "preview" or decoder.is_heavy(body, self.headers):
             self._task = asyncio.get_running_loop().create_task(self._finish_in_thread(body, version))
             return
         try:
-            self._call = call = decoder.decode(body, manifest, self.headers)
+            self._call = call = decoder.decode(body, version.predictor.manifest, self.headers, self._context.limits)
             if call.timeout is not None:
                 self._shorten_deadline(call.timeout)
             version.batcher.submit(call.inputs, self.deadline, self)
@@ -157,14 +173,17 @@ class PredictRequest:
 
     async def _finish_in_thread(self, body: bytes, version: LoadedVersion) -> None:
         """Finish a request whose body takes so long to decode that it would hold up the event loop."""
+        context, manifest = self._context, version.predictor.manifest
         try:
-            call = await self._context.run(self.deadline, self._decode, body, version.manifest)
+            call = await context.run(self.deadline, self._decode, body, manifest)
             if self.answered:
                 return
             self._call = call
-            self._held = self._context.reserve(self._held, max(self._held, call.inputs.nbytes))
+            self._held = context.reserve(self._held, max(self._held, call.inputs.nbytes))
             if self.route.action == "preview":
-                await self._preview(call, version)
+                encoded = await context.run(self.deadline, self._preview, call.inputs, manifest)
+                if not self.answered:
+                    self._finish(encoded=encoded)
                 return
             if call.timeout is not None:
                 self._shorten_deadline(call.timeout)
@@ -173,26 +192,48 @@ class PredictRequest:
             self.set_exception(error)
 
     def _decode(self, body: bytes, manifest: AnyManifest) -> Any:  # noqa: ANN401 - each API has its own call
-        if self.headers.content_encoding not in NO_CODING:
-            body = inflate(body, self._context.settings.max_request_bytes)
-        return _DECODERS[self.route.api].decode(body, manifest, self.headers)
+        limits = self._context.limits._replace(check=self._check_waiting)
+        if self.headers.content_encoding:
+            body = inflate(body, self._context.settings.max_request_bytes, limits.check)
+        return _DECODERS[self.route.api].decode(body, manifest, self.headers, limits)
+
+    def _check_waiting(self) -> None:
+        """Raise in a thread whose request is answered: it was too late, or its client has gone."""
+        if self.answered:
+            raise ClientClosedError("nobody waits for this request any more")
 
     def _shorten_deadline(self, seconds: float) -> None:
         self.deadline = min(self.deadline, asyncio.get_running_loop().time() + seconds)
 
-    async def _preview(self, call: Any, version: LoadedVersion) -> None:  # noqa: ANN401 - each API has its own call
-        """Respond with the instances as the graph would be given them."""
-        count, limit = len(call.inputs), self._context.settings.queue_size
-        if count > limit:
-            raise TooLargeError(f"the request has {count} instances; at most {limit} are taken at once")
-        fields, body = await self._context.run(self.deadline, v1_encode.encode_preview, call.inputs, version.manifest)
-        if not self.answered:
-            self._finish(encoded=(fields, body))
+    def _preview(self, inputs: Array, manifest: AnyManifest) -> tuple[bytes, bytes]:
+        """Return header lines and body with the instances as the graph would be given them."""
+        self._context.limits.check_rows(len(inputs))
+        return compress(*v1_encode.encode_preview(inputs, manifest), self.headers.accept_encoding)
 
     def set_result(self, outputs: Array) -> None:
         """Respond 200 with what the graph gave for this request's inputs; the batcher calls this."""
-        if not self.answered:
+        if self.answered:
+            return
+        if outputs.nbytes > LARGE_OUTPUTS:
+            self._task = asyncio.get_running_loop().create_task(self._encode_in_thread(outputs))
+        else:
             self._finish(outputs)
+
+    async def _encode_in_thread(self, outputs: Array) -> None:
+        """Respond with outputs that take so long to write that it would hold up the event loop."""
+        context = self._context
+        try:
+            self._held = context.reserve(self._held, self._held + outputs.nbytes)
+            encoded = await context.run(self.deadline, self._encode, outputs, self._version, self._call)
+        except Exception as error:
+            self.set_exception(error)
+        else:
+            if not self.answered:
+                self._finish(encoded=encoded)
+
+    def _encode(self, outputs: Array, version: LoadedVersion, call: Any) -> tuple[bytes, bytes]:  # noqa: ANN401
+        fields, body = _ENCODERS[self.route.api].encode(outputs, version.predictor.manifest, call)
+        return (fields, body) if len(body) < COMPRESS_FROM else compress(fields, body, self.headers.accept_encoding)
 
     def set_exception(self, error: BaseException, closes: bool = False) -> None:
         """Respond with the status and the sentence of a failure.
@@ -228,22 +269,18 @@ class PredictRequest:
         context, headers, version, call = self._context, self.headers, self._version, self._call
         context.in_flight -= 1
         if self._held:
-            self._held = context.reserve(self._held, 0)
+            self._held = context.hold(self._held, 0)
         own = headers.build_response_fields() if headers.trace else b"x-request-id: %b\r\n" % headers.request_id
-        response: Response | None = None
-        if error is None:
+        if outputs is not None:
+            assert version is not None
             try:
-                if encoded is None:
-                    assert version is not None
-                    encoded = _ENCODERS[self.route.api].encode(outputs, version.predictor.manifest, call)
-                fields, body = encoded
-                if len(body) >= COMPRESS_FROM:
-                    fields, body = compress(fields, body, headers.accept_encoding)
-                response = Response(200, fields + own, body)
+                encoded = self._encode(outputs, version, call)
             except Exception as failure:  # nothing may reach the batcher, which has other requests to answer
                 error = failure
         message = ""
-        if response is None:
+        if encoded is not None:
+            response = Response(200, encoded[0] + own, encoded[1])
+        else:
             found = as_service_error(error, headers.request_id)
             response, message = build_error_response(found, own, closes), str(found)
         context.recorder.answered.append(
@@ -262,7 +299,7 @@ class PredictRequest:
         )
         # An idle connection must not keep a version that has been replaced, nor a body.
         self._version = self._call = None
-        self._body = []
+        self._body = b""
         self._respond(response)
         if len(context.recorder.answered) >= BATCH:
             context.recorder.write()

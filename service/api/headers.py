@@ -3,15 +3,16 @@
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from service.api.content_coding import read_coding
 from service.errors import InvalidRequestError, MethodNotAllowedError, UnsupportedMediaError
 from service.model.manifest import AnyManifest, Manifest
 
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 _PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/(?:versions|labels)/([^/:]+))?:(predict|preview)")
 _INFER = re.compile(r"/v2/models/([^/:]+)(?:/(?:versions|labels)/([^/:]+))?/(infer)")
@@ -20,11 +21,13 @@ _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
 _CACHED_LENGTH = 300  # bytes; callers choose paths, so only short ones are cached
 JSON_TYPES = (b"application/json", b"")  # content types that every predict path reads
-NO_CODING = (b"", b"identity")
 
 
 class RequestHeaders(NamedTuple):
-    """The header fields that matter to the service; `key` is the caller's API key."""
+    """The header fields that matter to the service.
+
+    `key` is the caller's API key, and `content_encoding` the coding as `read_coding` names it.
+    """
 
     request_id: bytes
     content_type: bytes = b""
@@ -62,10 +65,13 @@ def read_headers(headers: Headers) -> RequestHeaders:
     key = get(b"x-api-key", b"")
     if not key and b"authorization" in fields and fields[b"authorization"][:7].lower() == b"bearer ":
         key = fields[b"authorization"][7:].strip()
+    coding = get(b"content-encoding", b"")
+    if coding:
+        coding = read_coding([value for name, value in headers if name == b"content-encoding"])
     return RequestHeaders(
         sent if sent and _REQUEST_ID.fullmatch(sent) else new_request_id(),
         get(b"content-type", b""),
-        get(b"content-encoding", b""),
+        coding,
         int(length) if length.isdigit() else 0,
         key,
         get(b"x-request-timeout", b""),
@@ -138,9 +144,9 @@ def check_media(api: str, headers: RequestHeaders, manifest: AnyManifest) -> Non
             raise UnsupportedMediaError(
                 f"content type {shown} is not read here{only}; send Content-Type: application/json{pictures}"
             )
-    if headers.content_encoding not in (b"", b"identity", b"gzip", b"deflate"):
+    if headers.content_encoding not in (b"", b"gzip", b"deflate"):
         shown = headers.content_encoding[:60].decode("latin-1")
-        raise UnsupportedMediaError(f"content encoding {shown} is not read here; send gzip, deflate or none")
+        raise UnsupportedMediaError(f"content encoding {shown} is not read here; send one of gzip, deflate and none")
 
 
 def _takes_pictures(manifest: AnyManifest) -> bool:

@@ -7,16 +7,17 @@ import asyncio
 import http
 import logging
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from starlette.types import Message, Scope
 
 from service.api.headers import decode_path
 from service.api.responses import join_fields
 from service.errors import ServiceError
+from service.http.head import CONNECTION_FIELDS, RequestHead
 
 if TYPE_CHECKING:
-    from service.http.protocol import HttpProtocol
+    from service.http.connection import Connection
 
 logger = logging.getLogger("service")
 
@@ -25,24 +26,10 @@ _STATUS_LINES = {int(status): f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 _NO_BODY = (204, 304)
 
 
-class RequestHead(NamedTuple):
-    """A request line and its header fields, names in lower case.
-
-    `expects` tells whether the client waits for `100 Continue` before it sends the body.
-    """
-
-    method: str
-    target: bytes
-    fields: list[tuple[bytes, bytes]]
-    version: str
-    keep_alive: bool
-    expects: bool
-
-
 class AsgiExchange:
     """A request and its response, between a connection and the ASGI application."""
 
-    def __init__(self, connection: "HttpProtocol", head: RequestHead) -> None:
+    def __init__(self, connection: "Connection", head: RequestHead) -> None:
         self._connection = connection
         self._head = head
         self._began = time.perf_counter()
@@ -56,6 +43,11 @@ class AsgiExchange:
         self._keep_alive = head.keep_alive
         self._chunked = False
         self._task = connection.loop.create_task(self._run())
+
+    @property
+    def started(self) -> bool:
+        """Whether a part of the response is written."""
+        return self._started
 
     def feed(self, chunk: bytes) -> None:
         """Take a part of the body."""
@@ -164,9 +156,10 @@ class AsgiExchange:
             self._chunked = self._head.version != "1.0"
             if self._chunked:
                 fields.append((b"transfer-encoding", b"chunked"))
+            else:  # only the end of the connection tells where the response ends
+                self._keep_alive = False
         # A client that still waits for `100 Continue` may never send its body.
         if self._connection.app.draining or (self._expects and not self._is_complete):
             self._keep_alive = False
-        if not self._keep_alive:
-            fields.append((b"connection", b"close"))
-        return b"%b%b\r\n" % (_STATUS_LINES[status], join_fields(fields))
+        connection = CONNECTION_FIELDS[self._keep_alive, self._head.version]
+        return b"%b%b%b\r\n" % (_STATUS_LINES[status], join_fields(fields), connection)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on httptools (llhttp): one connection, its requests in order, and their limits.
+"""HTTP/1.1 on httptools (llhttp): what a connection reads becomes requests, in order and within their limits.
 
 A prediction is driven from the parser's callbacks: no task, no ASGI scope, one write. Everything else runs as ASGI; see
 `exchange`. What a response says is decided by `service.app` and `service.request` in both cases.
@@ -7,103 +7,50 @@ The parser cannot be paused, so what it finds behind a request that has no respo
 nothing more is read until they have been handled. Sources: RFC 9110 (semantics) and RFC 9112 (HTTP/1.1).
 """
 
-import asyncio
-import http
-from collections import deque
-from enum import Enum, auto
-
 import httptools
 
-from service.api.headers import match_target, new_request_id, read_headers
-from service.api.responses import Response, build_error_response
+from service.api.headers import match_target, read_headers
 from service.app import Application
-from service.errors import ClientClosedError, HeadTooLargeError, InvalidRequestError, ServiceError, UnavailableError
-from service.http.exchange import AsgiExchange, RequestHead
+from service.errors import HeadTooLargeError, InvalidRequestError, ServiceError
+from service.http.connection import CONTINUE, Connection, State
+from service.http.exchange import AsgiExchange
+from service.http.head import (
+    CHUNKS_TOO_LONG,
+    LONGEST_HOST,
+    MAX_HEAD_BYTES,
+    MAX_HEADER_FIELDS,
+    TOO_LONG,
+    Event,
+    RequestHead,
+    check_head,
+    is_host,
+    measure_head,
+    normalize_target,
+    write_without_upgrade,
+)
 from service.request import PredictRequest
-from service.telemetry.recorder import Answered
 
-MAX_HEAD_BYTES = 2**16
-MAX_HEADER_FIELDS = 100
 PIECE_BYTES = 2**14  # parsed at a time: bounds how many requests are found behind one that has no response yet
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_HEAD_TOO_LONG = f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"
-_CHUNKS_TOO_LONG = f"the request has over {MAX_HEAD_BYTES} bytes of chunk extensions or trailer fields"
-_STATUS_LINES = {int(status): f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
-_NO_HEAD = RequestHead("", b"", [], "1.1", True, False)
-_Event = RequestHead | bytes | ServiceError | None  # a head, a part of a body, bytes that are not HTTP, a body's end
 
 
-class State(Enum):
-    """What a connection is doing."""
+class HttpProtocol(Connection):
+    """One connection. See `Connection` for its arguments."""
 
-    IDLE = auto()  # between two requests
-    READING_HEAD = auto()
-    READING_BODY = auto()
-    WAITING = auto()  # for the response to a complete request
-    DRAINING = auto()  # the last response is written; a client that still sends gets a moment to read it
-    CLOSING = auto()
-
-
-class HttpProtocol(asyncio.Protocol):
-    """One connection.
-
-    Args:
-        app: answers the requests.
-        connections: lists the connection while it is open.
-    """
-
-    transport: asyncio.Transport
-
-    def __init__(self, app: Application, connections: set["HttpProtocol"]) -> None:
-        self.app = app
-        self.connections = connections
-        self.loop = asyncio.get_running_loop()
-        self.state = State.READING_HEAD
-        self.since = self.loop.time()  # when the state began
-        self.current: PredictRequest | AsgiExchange | None = None
-        self.stalled_since: float | None = None  # since when the client reads none of the responses that wait for it
-        self.unsent = 0  # bytes of those responses, when they were last looked at
-        self.can_write = asyncio.Event()
-        self.can_write.set()
-        # Of the current request:
-        self._head = _NO_HEAD
-        self._keep_alive = True
-        self._responded = False
-        self._chunk = b""  # of its body, held back
+    def __init__(self, app: Application, connections: set[Connection]) -> None:
+        super().__init__(app, connections)
+        self._chunk = b""  # of the current request's body, held back
         # Of the parser, which may be ahead of the current request:
-        self._events: deque[_Event] = deque()
-        self._unparsed = b""
-        self._in_message = self._in_body = self._is_last = self._is_replaying = False
+        self._in_body = self._is_replaying = False
         self._keeps_alive = True
         self._framing_bytes = self._body_bytes = 0
-        self._target, self._fields, self._expects = b"", list[tuple[bytes, bytes]](), False
+        self._target, self._fields = b"", list[tuple[bytes, bytes]]()
+        self._hosts, self._expects, self._is_chunked = list[bytes](), False, False
         self._open_parser()
 
     def _open_parser(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
         # Bytes behind a request with `Connection: close` are dropped, not refused.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
-
-    # Callbacks of the transport
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # TCP has no other
-        """Begin a connection, or refuse it where there are too many."""
-        self.transport = transport
-        self.connections.add(self)
-        self.app.arrival.set()
-        if len(self.connections) > self.app.settings.max_connections:
-            self.state = State.WAITING  # nothing is read of it
-            self.fail(UnavailableError("there are too many open connections; try again in a moment"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End a connection; a request without a response is given up."""
-        del exc
-        self.connections.discard(self)
-        self.state = State.CLOSING
-        self.can_write.set()
-        if self.current is not None and not self._responded:
-            self.current.cancel(ClientClosedError("the client closed the connection before its answer"))
-        self.current = None
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes, piece by piece; keep the rest once requests are found that have to wait."""
@@ -121,26 +68,17 @@ class HttpProtocol(asyncio.Protocol):
             piece = data if len(data) <= PIECE_BYTES else data[start : start + PIECE_BYTES]
             self._body_bytes = 0
             try:
-                self._parse(piece)
+                try:
+                    self._parser.feed_data(piece)
+                except httptools.HttpParserUpgrade as pause:
+                    self._parse_without_upgrade(memoryview(piece)[pause.args[0] :])
             except httptools.HttpParserError:
                 self._handle(InvalidRequestError("this is not an HTTP/1.1 request"))
             if self._chunk:
                 self._take_chunk(b"")
             self._framing_bytes = 0 if self._body_bytes else self._framing_bytes + len(piece)
             if self._framing_bytes > MAX_HEAD_BYTES and not self._is_last:
-                self._handle(HeadTooLargeError(_CHUNKS_TOO_LONG if self._in_body else _HEAD_TOO_LONG))
-
-    def pause_writing(self) -> None:
-        """Read nothing more of a client that does not read its responses, and start its clock."""
-        self.can_write.clear()
-        self.transport.pause_reading()
-        self.stalled_since, self.unsent = self.loop.time(), self.transport.get_write_buffer_size()
-
-    def resume_writing(self) -> None:
-        """Read again."""
-        self.can_write.set()
-        self.stalled_since = None
-        self._replay()
+                self._handle(HeadTooLargeError(CHUNKS_TOO_LONG if self._in_body else TOO_LONG))
 
     # Callbacks of the parser
 
@@ -148,7 +86,8 @@ class HttpProtocol(asyncio.Protocol):
         """Start the clock of a request's head."""
         self._in_message = True
         self._framing_bytes = 0
-        self._target, self._fields, self._expects = b"", [], False
+        self._target, self._fields, self._hosts = b"", [], []
+        self._expects = self._is_chunked = False
         if self.state is State.IDLE:
             self.state, self.since = State.READING_HEAD, self.loop.time()
 
@@ -157,33 +96,42 @@ class HttpProtocol(asyncio.Protocol):
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header field; trailer fields land in a list that nobody reads."""
+        """Take a header field; trailer fields land in lists that nobody reads."""
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
+        if name == b"host":
+            self._hosts.append(value)
+        elif name == b"transfer-encoding":
+            self._is_chunked = True
+        elif name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Begin the request, unless it has to wait."""
+        """Begin the request, unless it has to wait, or is refused."""
         parser = self._parser
         if self._is_last or parser.should_upgrade():  # a head with `Upgrade` is parsed once more, without it
             return
         self._in_body = True
-        fields, self._fields = self._fields, []
-        if len(fields) > MAX_HEADER_FIELDS:
-            self._handle(HeadTooLargeError(f"the request has over {MAX_HEADER_FIELDS} header fields"))
-        elif self._framing_bytes + PIECE_BYTES > MAX_HEAD_BYTES and self._measure_head(fields) > MAX_HEAD_BYTES:
-            self._handle(HeadTooLargeError(_HEAD_TOO_LONG))
-        elif self._target[:1] != b"/" and not self._normalize_target():
-            self._handle(InvalidRequestError("the request's target is not a path"))
+        version, fields, hosts = parser.get_http_version(), self._fields, self._hosts
+        self._fields = []
+        is_plain = version == "1.1" and self._target[:1] == b"/" and not self._is_chunked
+        is_plain = is_plain and len(hosts) == 1 and len(hosts[0]) <= LONGEST_HOST and is_host(hosts[0])
+        if not is_plain or len(fields) > MAX_HEADER_FIELDS or self._framing_bytes + PIECE_BYTES > MAX_HEAD_BYTES:
+            if self._target[:1] != b"/":
+                self._target = normalize_target(self._target)
+            try:
+                check_head(self._target, fields, version)
+            except ServiceError as error:
+                self._handle(error)
+                return
+        method, keep_alive = parser.get_method().decode("latin-1"), parser.should_keep_alive()
+        self._keeps_alive = keep_alive
+        expects = self._expects and version != "1.0"
+        head = RequestHead(method, self._target, fields, version, keep_alive, expects)
+        if self._events or self.state is State.WAITING:
+            self._events.append(head)
         else:
-            version, method = parser.get_http_version(), parser.get_method().decode("latin-1")
-            keep_alive = self._keeps_alive = version != "1.0" and parser.should_keep_alive()
-            head = RequestHead(method, self._target, fields, version, keep_alive, self._expects)
-            if self._events or self.state is State.WAITING:
-                self._events.append(head)
-            else:
-                self._begin(head)
+            self._begin(head)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
@@ -207,42 +155,27 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self._complete_request()
 
-    def _parse(self, piece: bytes) -> None:
-        """Feed the parser; read a request that asks for another protocol as HTTP/1.1 (RFC 9110, section 7.8).
+    def _parse_without_upgrade(self, rest: memoryview) -> None:
+        """Read a request that asks for another protocol as HTTP/1.1 (RFC 9110, section 7.8).
 
         The parser takes what follows such a head for the other protocol, and not for a body. So a new parser is given
         the head once more, without the `Upgrade`.
         """
-        rest: bytes | memoryview = piece
         while not self._is_last:
+            method, version = self._parser.get_method(), self._parser.get_http_version()
+            if method == b"CONNECT":
+                self._handle(InvalidRequestError("CONNECT is not answered here; send the path of what is asked for"))
+                return
+            if measure_head(self._target, self._fields) > MAX_HEAD_BYTES:
+                self._handle(HeadTooLargeError(TOO_LONG))
+                return
+            self._open_parser()
+            self._parser.feed_data(write_without_upgrade(method, self._target, version, self._fields))
             try:
                 self._parser.feed_data(rest)
                 return
             except httptools.HttpParserUpgrade as pause:
-                rest = memoryview(rest)[pause.args[0] :]
-            method = self._parser.get_method()
-            if method == b"CONNECT":
-                self._handle(InvalidRequestError("CONNECT is not answered here; send the path of what is asked for"))
-                return
-            if self._measure_head(self._fields) > MAX_HEAD_BYTES:
-                self._handle(HeadTooLargeError(_HEAD_TOO_LONG))
-                return
-            lines = [b"%b %b HTTP/%b\r\n" % (method, self._target, self._parser.get_http_version().encode())]
-            lines += [b"%b: %b\r\n" % field for field in self._fields if field[0] != b"upgrade"]
-            self._open_parser()
-            self._parser.feed_data(b"".join([*lines, b"\r\n"]))
-
-    def _normalize_target(self) -> bool:
-        """Reduce a target in absolute form to its path and query (RFC 9112, section 3.2.2); tell whether it has any."""
-        try:
-            url = httptools.parse_url(self._target)
-        except httptools.HttpParserError:
-            return False
-        self._target = (url.path or b"") + (b"?" + url.query if url.query else b"")
-        return self._target[:1] == b"/"
-
-    def _measure_head(self, fields: list[tuple[bytes, bytes]]) -> int:
-        return len(self._target) + sum(len(name) + len(value) + len(": \r\n") for name, value in fields)
+                rest = rest[pause.args[0] :]
 
     def _take_chunk(self, following: bytes) -> None:
         """Feed the current request what has been held back, and hold back what follows.
@@ -255,7 +188,7 @@ class HttpProtocol(asyncio.Protocol):
 
     # Requests, one after the other
 
-    def _handle(self, event: _Event) -> None:
+    def _handle(self, event: Event) -> None:
         """Handle what the parser found, or keep it while an earlier request waits for its response."""
         self._is_last = self._is_last or isinstance(event, ServiceError)
         if self._events or self.state is State.WAITING:
@@ -263,7 +196,7 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self._dispatch(event)
 
-    def _dispatch(self, event: _Event) -> None:
+    def _dispatch(self, event: Event) -> None:
         if isinstance(event, RequestHead):
             self._begin(event)
         elif isinstance(event, bytes):
@@ -278,7 +211,7 @@ class HttpProtocol(asyncio.Protocol):
             self.current.cancel(event)
 
     def _replay(self) -> None:
-        """Go on with what was kept, until a request has to wait again; then read again."""
+        """Go on with what was kept, until a request has to wait again; then read again, or end if nothing follows."""
         if self._is_replaying:
             return
         self._is_replaying = True
@@ -291,8 +224,12 @@ class HttpProtocol(asyncio.Protocol):
             else:
                 break
         self._is_replaying = False
-        if not self._events and not self._unparsed and self.can_write.is_set():
+        if self._events or self._unparsed or not self.can_write.is_set():
+            return
+        if not self._is_half_closed:
             self.transport.resume_reading()
+        elif self.state not in (State.WAITING, State.CLOSING):
+            self._end(lingers=False)
 
     def _begin(self, head: RequestHead) -> None:
         """Start a request by its head."""
@@ -316,68 +253,3 @@ class HttpProtocol(asyncio.Protocol):
             assert self.current is not None
             self.state = State.WAITING
             self.current.finish(chunk)
-
-    def _respond(self, response: Response) -> None:
-        """Write a whole response to the current request."""
-        if self.transport.is_closing():
-            return
-        head = self._head
-        is_refused_early = self.state is State.READING_BODY and head.expects  # its body may never be sent
-        if response.closes or self.app.draining or is_refused_early:
-            self._keep_alive = False
-        close = b"" if self._keep_alive else b"connection: close\r\n"
-        status, fields, body, _ = response
-        length = b"content-length: %d\r\n" % len(body)
-        self.transport.write(
-            b"%b%b%b%b\r\n%b" % (_STATUS_LINES[status], fields, length, close, b"" if head.method == "HEAD" else body)
-        )
-        self.complete_response(self._keep_alive)
-
-    def complete_response(self, keep_alive: bool) -> None:
-        """Take note that the response to the current request is written, and go on with the next request."""
-        self._responded = True
-        self._keep_alive = keep_alive
-        if self.state is State.WAITING and keep_alive:
-            self._next()
-        elif not keep_alive:
-            self._end(lingers=self.state is not State.WAITING or bool(self._events or self._unparsed))
-
-    def _next(self) -> None:
-        if not self._keep_alive:
-            self._end(lingers=False)
-            return
-        self.current = None
-        self.state = State.READING_HEAD if self._in_message else State.IDLE
-        self.since = self.loop.time()
-        if self._events or self._unparsed:
-            self._replay()
-
-    def fail(self, error: ServiceError, method: str = "-", path: str = "", seconds: float = 0.0) -> None:
-        """Respond with a failure of what no other code responds to, record it, and close the connection."""
-        if self.current is None:
-            self._head = _NO_HEAD  # that of a request before says nothing of this response
-        request_id = new_request_id()
-        response = build_error_response(error, b"x-request-id: %b\r\n" % request_id, closes=True)
-        answered = Answered(method, path, request_id, response.status, seconds, error=str(error))
-        self.app.context.recorder.answered.append(answered)
-        self._is_last = True
-        self._respond(response)
-
-    def _end(self, lingers: bool) -> None:
-        """Close the connection, at once or when a client that is still sending has had time to read its response."""
-        self._is_last = True
-        self._events.clear()
-        self._unparsed = b""
-        self.since = self.loop.time()
-        if lingers and not self.transport.is_closing():
-            self.state = State.DRAINING
-            self.transport.resume_reading()
-            self.transport.write_eof()
-        else:
-            self.state = State.CLOSING
-            self.transport.close()
-
-    def shut_down(self) -> None:
-        """Close an idle connection; any other closes with its response, since the application is draining."""
-        if self.state in (State.IDLE, State.READING_HEAD):
-            self._end(lingers=False)

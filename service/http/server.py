@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from service.app import Application
 from service.errors import StartError
+from service.http.connection import Connection
 from service.http.protocol import HttpProtocol
 from service.http.timeouts import KEEP_ALIVE_SECONDS, check_timeouts
 
@@ -46,7 +47,7 @@ class HttpServer:
         keep_alive: float = KEEP_ALIVE_SECONDS,
     ) -> None:
         self.is_stuck = False
-        self.connections: set[HttpProtocol] = set()
+        self.connections: set[Connection] = set()
         self._app = app
         self._listener = listener
         self._heartbeat = heartbeat

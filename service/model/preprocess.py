@@ -12,7 +12,7 @@ inverted if needed to match the model's polarity. Models with polarity "as-is" g
 import io
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -48,13 +48,16 @@ def read_image(content: bytes, spec: ImageInput) -> Array:
     return read_images([content], spec, ["the picture"])
 
 
-def read_images(contents: Sequence[bytes], spec: ImageInput, names: Sequence[str]) -> Array:
+def read_images(
+    contents: Sequence[bytes], spec: ImageInput, names: Sequence[str], check: Callable[[], object] = bool
+) -> Array:
     """Decode N images into inputs, float32 (N, *shape) in [0, 1].
 
     Args:
         contents: The encoded bytes of each image.
         spec: The model's input.
         names: How to refer to each image in error messages.
+        check: Called before each image is decoded; raises once nobody waits for it.
 
     Raises:
         InvalidRequestError: An image is empty, corrupt, too large, or in an unsupported format. Sizes are checked
@@ -62,9 +65,12 @@ def read_images(contents: Sequence[bytes], spec: ImageInput, names: Sequence[str
     """
     pictures = [_open(content, name) for content, name in zip(contents, names, strict=True)]
     total = _check_sizes(pictures, names)
+    inputs = np.empty((len(pictures), *spec.shape), np.float32)
     with _large_turn if total > _LARGE_PIXELS else nullcontext():
-        rows = [fit_picture(_load(picture, name), spec.image) for picture, name in zip(pictures, names, strict=True)]
-    return np.stack([_arrange(row, spec) for row in rows]).astype(np.float32, order="C")  # orjson needs C order
+        for index, (picture, name) in enumerate(zip(pictures, names, strict=True)):
+            check()
+            inputs[index] = _arrange(fit_picture(_load(picture, name), spec.image), spec)
+    return inputs
 
 
 def _open(content: bytes, name: str) -> Image.Image:

@@ -92,7 +92,7 @@ def test_body_behind_a_wish_for_another_protocol_is_no_request(path: str, small:
 @pytest.mark.parametrize("more", [b"Content-Length: 3\r\nContent-Length: 4\r\n", b"X: a\r\n b\r\n", b"X\x00: a\r\n"])
 def test_head_with_a_wish_is_read_as_strictly_as_any(more: bytes, small: Server) -> None:
     """A head that could be read in two ways, or not at all, ends the connection, whatever else it wishes for."""
-    head = b"POST /v1/models/doubler:predict HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: foo\r\n" + more
+    head = b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: foo\r\n" + more
     with Wire(small.url) as wire:
         assert wire.send(head + b"\r\nabc").read().status == 400
         assert wire.is_closed()

@@ -131,10 +131,12 @@ def test_damaged_compressed_body_is_a_400(body: bytes, small: Server) -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /v1/models HTTP/1.1\r\n" + b"".join(b"X-%d: 1\r\n" % number for number in range(101)) + b"\r\n",
-        b"GET /v1/models HTTP/1.1\r\nX-Long: " + b"a" * 70_000 + b"\r\n\r\n",
-        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nX-Endless: " + b"a" * 70_000,
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\n"
+        + b"".join(b"X-%d: 1\r\n" % number for number in range(101))
+        + b"\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Endless: " + b"a" * 70_000,
         b"\r\n" * 40_000,
     ],
     ids=["101 fields", "long field", "long path", "field without end", "blank lines"],
@@ -155,15 +157,15 @@ def test_head_over_the_limits_is_431(head: bytes, small: Server) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"HELLO\r\n\r\n",
         b"GET /v1/models HTTP/9.9\r\n\r\n",
-        b"POST /v1/models/doubler:predict HTTP/1.1\r\nContent-Length: nine\r\n\r\n",
-        b"POST /v1/models/doubler:predict HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        b"POST /v1/models/doubler:predict HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-        b"POST /v1/models/doubler:predict HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"POST /v1/models/doubler:predict HTTP/1.1\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
-        b"POST /v1/models/doubler:predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"POST /v1/models HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /v1/models HTTP/1.1\r\nBad Field: 1\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nX: a\x00b\r\n\r\n",
+        b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: nine\r\n\r\n",
+        b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
+        b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/models HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nBad Field: 1\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n",
     ],
     ids=lambda data: repr(data[:90])[2:-1],
 )
@@ -181,7 +183,7 @@ def test_slow_head_is_given_up(small: Server) -> None:
     """A client that sends its head a byte at a time is cut off by `--header-timeout`, and holds up nobody."""
     with Wire(small.url) as slow, Wire(small.url) as silent:
         began = time.monotonic()
-        for byte in b"GET /v1/models HTTP/1.1\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa":
+        for byte in b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa":
             slow.send(bytes([byte]))
             if time.monotonic() - began > 2.5:
                 break
@@ -277,7 +279,7 @@ def test_pipelined_requests_are_answered_in_order(small: Server) -> None:
 def test_garbage_after_a_request_does_not_take_its_answer(small: Server) -> None:
     """What cannot be read behind a request that is being answered is refused in its turn, and ends the connection."""
     many = b"".join(b"X-%d: 1\r\n" % number for number in range(101))
-    for behind, status in ((b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\r\n" + many + b"\r\n", 431)):
+    for behind, status in ((b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n", 431)):
         with Wire(small.url) as wire:
             reply = wire.send(build_predict("napper", [float(rounds_for(0.2))]) + behind).read()
             assert reply.status == 200
@@ -294,9 +296,9 @@ def test_endless_pipeline_is_answered_at_the_servers_pace(small: Server) -> None
     with Wire(small.url) as wire:
         wire.send(build_predict("napper", [float(rounds_for(0.5))]))
         time.sleep(0.05)
-        wire.send(b"GET /health/live HTTP/1.1\r\n\r\n")  # comes by itself: what follows is read no further
+        wire.send(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")  # comes by itself: what follows is read no further
         time.sleep(0.05)
-        wire.send(b"GET /health/live HTTP/1.1\r\n\r\n" * (count - 1))
+        wire.send(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * (count - 1))
         assert b'"model":"napper"' in wire.read().body
         assert worker.memory_info().rss - before < 32 * 2**20
         assert all(wire.read().body == b'{"live":true}' for _ in range(count))
@@ -309,8 +311,8 @@ def test_waiting_connection_is_not_read_without_end(small: Server) -> None:
     with Wire(small.url, 1) as wire:
         wire.send(build_predict("napper", [float(rounds_for(1.5))]))
         for part in (
-            b"GET /health/live HTTP/1.1\r\n\r\n",
-            b"POST /nosuch HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n",
+            b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"POST /nosuch HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n",
         ):
             time.sleep(0.05)
             wire.send(part)
@@ -324,7 +326,7 @@ def test_waiting_connection_is_not_read_without_end(small: Server) -> None:
 def test_head_says_nothing_of_what_follows(small: Server) -> None:
     """A refusal behind a HEAD request has its body: only the response to the HEAD has none."""
     with Wire(small.url) as wire:
-        wire.socket.sendall(b"HEAD /nosuch HTTP/1.1\r\n\r\n")
+        wire.socket.sendall(b"HEAD /nosuch HTTP/1.1\r\nHost: x\r\n\r\n")
         time.sleep(0.1)
         wire.socket.sendall(b"GARBAGE\r\n\r\n")
         received = b""

@@ -102,7 +102,7 @@ def test_large_body_is_read_off_the_loop(build: Build) -> None:
 
 
 def test_preview_is_written_off_the_loop(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What shows many instances is encoded in a thread, row by row."""
+    """What shows many instances is encoded in a thread; more than it may show are a 413."""
     threads: list[str] = []
     encode = v1_encode.encode_preview
 
@@ -111,11 +111,15 @@ def test_preview_is_written_off_the_loop(build: Build, monkeypatch: pytest.Monke
         return encode(inputs, manifest)
 
     monkeypatch.setattr(v1_encode, "encode_preview", note_thread)
-    rows = [[number / 1000] * 784 for number in range(1000)]
+    rows = [[number / 1000] * 784 for number in range(160)]
     answer = build().request("POST", "/v1/models/canvas:preview", json.dumps({"instances": rows}).encode())
     assert answer.json() == {"model": "canvas", "version": 1, "instances": rows}
     assert answer.headers["content-type"] == "application/json"
     assert threads[0].startswith("read")
+    many = json.dumps({"instances": rows * 2}).encode()
+    assert_refused(
+        build().request("POST", "/v1/models/canvas:preview", many), 413, "the instances have 250880 numbers; a preview"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,19 @@
 
 The plain case, `{"instances": [[number, ...], ...]}`, goes from bytes to an array without a Python object per number
 (simdjson, https://arxiv.org/abs/1902.08318). Everything else is decoded by orjson and read by `instances`, which has
-the sentence for whatever is wrong.
+the sentence for whatever is wrong. The instances of a large body are read in pieces, so that what is wrong with the
+first of them, or with their number, is found before the last are read.
 """
 
 import math
-import re
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from service.api.headers import JSON_TYPES, RequestHeaders
-from service.api.json_values import LARGE_BODY, fast_json, kind_of, read_object
+from service.api.json_values import LARGE_BODY, fast_json, kind_of, read_object, split_list
+from service.api.limits import MAX_VALUES, NO_LIMITS, ReadLimits, check_values
 from service.api.v1 import pictures
 from service.api.v1.instances import read_instances
 from service.errors import InvalidRequestError
@@ -27,11 +27,7 @@ _ONE_BITS = np.float64(1).view(np.uint64)
 _LARGEST_BITS = np.float64(np.finfo(np.float32).max).view(np.uint64)
 _ABSOLUTE_BITS = np.uint64(2**63 - 1)
 _LONG_BODY = 2**10
-_PIECE_BYTES = 2**16
-_PAUSE_SECONDS = 0.0001  # gives the interpreter's lock away; only asking for it back would slow the event loop
-_OPENING = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[')
-_CLOSING = re.compile(rb"\]\s*\}\s*\Z")
-_COMMA = re.compile(rb"\s*,")
+_MAX_HEADER = 2**16  # of a body without its instances
 
 
 class Call(NamedTuple):
@@ -57,21 +53,24 @@ def is_heavy(body: bytes, headers: RequestHeaders) -> bool:
     return body.find(b'"', end + 1) >= 0 and (b'b64"' in body or b"\\u" in body)
 
 
-def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders) -> Call:
+def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders, limits: ReadLimits = NO_LIMITS) -> Call:
     """Decode the body of a predict request.
 
     Raises:
         InvalidRequestError: the model has no task, or the body, a value or a parameter cannot be used; the sentence
             says which and why.
+        TooLargeError: it has too many instances or values.
     """
     if not isinstance(manifest, Manifest):
         raise InvalidRequestError(
             f"{manifest.name} has no task, only tensors; send them to /v2/models/{manifest.name}/infer"
         )
     if headers.content_type not in JSON_TYPES and pictures.is_picture(headers.content_type):
-        return _decode_pictures(body, manifest, headers.content_type)
-    inputs = parse_instances(body, manifest) if len(body) < LARGE_BODY else parse_large(body, manifest)
-    return Call(inputs) if inputs is not None else _decode_object(body, manifest)
+        return _decode_pictures(body, manifest, headers.content_type, limits)
+    if len(body) < LARGE_BODY:
+        inputs = parse_instances(body, manifest)
+        return Call(inputs) if inputs is not None else _decode_object(body, manifest, limits)
+    return _decode_pieces(body, manifest, limits)
 
 
 def parse_instances(body: bytes, manifest: Manifest) -> Array | None:  # noqa: PLR0911 - a reason each
@@ -111,46 +110,68 @@ def parse_instances(body: bytes, manifest: Manifest) -> Array | None:  # noqa: P
     return numbers.astype(np.float32).reshape(count, *manifest.input.shape)
 
 
-def parse_large(body: bytes, manifest: Manifest) -> Array | None:
-    """Do what `parse_instances` does in pieces of whole rows, for a thread beside the event loop.
+def _decode_pieces(body: bytes, manifest: Manifest, limits: ReadLimits) -> Call:
+    """Do what `_decode_object` does, with numbers in pieces.
 
-    simdjson holds the interpreter's lock while it parses, 5 ms for a megabyte; between pieces others get a turn.
+    The first bracket opens the list of instances and the last one closes it, if what is left without them is valid JSON
+    with an empty list for them: nothing else in it has brackets. Pictures are decoded as a whole, as their limits are.
     """
-    start, end = _OPENING.match(body), _CLOSING.search(body, max(0, len(body) - _PIECE_BYTES))
-    if start is None or end is None:
-        return None
-    position, pieces = start.end(), []
-    while position < end.start():
-        cut = body.find(b"]", position + _PIECE_BYTES, end.start())
-        if cut < 0:
-            cut = body.rfind(b"]", position, end.start())
-        piece = parse_instances(b'{"instances":[' + body[position : cut + 1] + b"]}", manifest)
-        comma = _COMMA.match(body, cut + 1, end.start())
-        if piece is None or (comma is None and body[cut + 1 : end.start()].strip()):
-            return None
-        pieces.append(piece)
-        time.sleep(_PAUSE_SECONDS)
-        position = comma.end() if comma else end.start()
-    return np.concatenate(pieces) if pieces and comma is None else None
+    start, end = body.find(b"[") + 1, body.rfind(b"]")
+    is_long = not 0 < start <= end or start + len(body) - end > _MAX_HEADER
+    if is_long or (manifest.input.kind == "image" and body.find(b"{", start, end) >= 0):
+        return _decode_object(body, manifest, limits)
+    fields = load_object(body[:start] + body[end:])
+    if fields.get("instances") != []:
+        return _decode_object(body, manifest, limits)
+    threshold, top_k = _read_fields(fields, manifest)
+    most_values = max(MAX_VALUES, 2 * math.prod(manifest.input.shape))
+    pieces: list[Array] = []
+    count = 0
+    for piece in split_list(body, start, end):
+        limits.check()
+        check_values(piece, most_values)
+        inputs = parse_instances(b'{"instances":[' + piece + b"]}", manifest)
+        pieces.append(_read_piece(piece, manifest, count) if inputs is None else inputs)
+        count += len(pieces[-1])
+        limits.check_rows(count)
+    return Call(np.concatenate(pieces), threshold, top_k)
 
 
-def _decode_object(body: bytes, manifest: Manifest) -> Call:
+def _read_piece(piece: bytes, manifest: Manifest, first: int) -> Array:
+    """Return the inputs of instances that are not plain; `first` is the index of the first of them."""
+    try:
+        instances = orjson.loads(b"[" + piece + b"]")
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is not JSON: {error.msg}, in instances[{first}] or behind it") from error
+    if first and not instances:
+        raise InvalidRequestError(f"the body is not JSON: there is a comma, and no instances[{first}] behind it")
+    return read_instances(instances, manifest, first)
+
+
+def _decode_object(body: bytes, manifest: Manifest, limits: ReadLimits) -> Call:
     fields = load_object(body)
+    threshold, top_k = _read_fields(fields, manifest)
+    instances = fields["instances"]
+    if isinstance(instances, list):
+        limits.check_rows(len(instances))
+        if isinstance(manifest.input, ImageInput) and any(isinstance(instance, dict) for instance in instances):
+            return Call(pictures.read_encoded(instances, manifest, limits), threshold, top_k)
+    return Call(read_instances(instances, manifest), threshold, top_k)
+
+
+def _read_fields(fields: dict[str, Any], manifest: Manifest) -> tuple[float | None, int | None]:
+    """Check the fields of a body, and return its parameters."""
     for name in fields:
         if name not in _FIELDS:
             raise InvalidRequestError(f"unknown field {name[:60]!r}; a predict body has instances and parameters")
     if "instances" not in fields:
         raise InvalidRequestError('the body has no "instances"; send {"instances": [...]}')
-    threshold, top_k = _read_parameters(fields.get("parameters", {}), manifest)
-    instances = fields["instances"]
-    if isinstance(manifest.input, ImageInput):
-        instances = pictures.replace_encoded(instances, manifest.input)
-    return Call(read_instances(instances, manifest), threshold, top_k)
+    return _read_parameters(fields.get("parameters", {}), manifest)
 
 
-def _decode_pictures(body: bytes, manifest: Manifest, content_type: bytes) -> Call:
+def _decode_pictures(body: bytes, manifest: Manifest, content_type: bytes, limits: ReadLimits) -> Call:
     assert isinstance(manifest.input, ImageInput)
-    inputs, parameters = pictures.read_pictures(body, manifest.input, content_type)
+    inputs, parameters = pictures.read_pictures(body, manifest.input, content_type, limits)
     return Call(inputs, *_read_parameters(_load_form_field(parameters or b""), manifest))
 
 

@@ -19,8 +19,13 @@ from service.model.manifest import ImageInput, Manifest
 _PIXEL_HINT = "pixels are numbers from 0 (paper) to 1 (ink); divide bytes by 255"
 
 
-def read_instances(instances: object, manifest: Manifest) -> Array:
+def read_instances(instances: object, manifest: Manifest, first: int = 0) -> Array:
     """Return the inputs float32 (N, *shape) of decoded instances.
+
+    Args:
+        instances: decoded JSON.
+        manifest: of the model.
+        first: index of the first of them in the request.
 
     Raises:
         InvalidRequestError: with where and what is wrong, such as `instances[3] has 783 values, expected 784`.
@@ -29,10 +34,12 @@ def read_instances(instances: object, manifest: Manifest) -> Array:
         raise InvalidRequestError(f"instances is {kind_of(instances)}, expected a list of instances")
     if not instances:
         raise InvalidRequestError("instances is empty; send at least one instance")
-    rows = [_read_instance(instance, manifest, f"instances[{index}]") for index, instance in enumerate(instances)]
+    rows = [
+        _read_instance(instance, manifest, f"instances[{index}]") for index, instance in enumerate(instances, first)
+    ]
     inputs = _to_float32(np.array(rows, dtype=np.float64)).reshape(len(rows), *manifest.input.shape)
     if not _is_in_range(inputs, manifest):
-        raise _out_of_range(inputs.reshape(len(rows), -1), manifest)
+        raise _out_of_range(inputs.reshape(len(rows), -1), manifest, first)
     return inputs
 
 
@@ -46,7 +53,7 @@ def _read_instance(instance: object, manifest: Manifest, where: str) -> Sequence
         names = ", ".join(feature.name for feature in features)
         raise InvalidRequestError(f"{where} is {kind_of(instance)}, expected a list of numbers or an object of {names}")
     _check_length(instance, len(features), where, "values")
-    return [_read_number(value, f"{where}[{column}]") for column, value in enumerate(instance)]
+    return _read_numbers(instance, where)
 
 
 def _read_features(instance: Mapping[str, Any], names: list[str], where: str) -> list[float]:
@@ -69,7 +76,7 @@ def _read_pixels(instance: object, spec: ImageInput, where: str) -> list[float]:
         )
     if instance and not isinstance(instance[0], list):
         _check_length(instance, flat, where, "values")
-        return [_read_number(value, f"{where}[{index}]") for index, value in enumerate(instance)]
+        return _read_numbers(instance, where)
     shapes = nested_shapes(spec)
     depth = _depth(instance)
     numbers: list[float] = []
@@ -99,14 +106,20 @@ def _depth(value: object) -> int:
 
 
 def _read_nested(value: object, shape: tuple[int, ...], where: str, into: list[float]) -> None:
-    if not shape:
-        into.append(_read_number(value, where))
-        return
     if not isinstance(value, list):
         raise InvalidRequestError(f"{where} is {kind_of(value)}, expected a list of {shape[0]}")
     _check_length(value, shape[0], where, "values" if len(shape) == 1 else "rows")
+    if len(shape) == 1:
+        into += _read_numbers(value, where)
+        return
     for index, part in enumerate(value):
         _read_nested(part, shape[1:], f"{where}[{index}]", into)
+
+
+def _read_numbers(values: list[Any], where: str) -> list[float]:
+    if set(map(type, values)) == {float}:  # as most are: there is nothing to convert
+        return values
+    return [_read_number(value, f"{where}[{index}]") for index, value in enumerate(values)]
 
 
 def _read_number(value: object, where: str) -> float:
@@ -134,13 +147,13 @@ def _is_in_range(inputs: Array, manifest: Manifest) -> bool:
     return bool(np.isfinite(inputs).all())
 
 
-def _out_of_range(rows: Array, manifest: Manifest) -> InvalidRequestError:
+def _out_of_range(rows: Array, manifest: Manifest, first: int) -> InvalidRequestError:
     good = np.isfinite(rows)
     if good.all():
         good = (rows >= 0) & (rows <= 1)
     index, column = (int(place[0]) for place in np.nonzero(~good))
     value = rows[index, column]
-    where = f"instances[{index}][{column}]"
+    where = f"instances[{first + index}][{column}]"
     if not np.isfinite(value):
         return InvalidRequestError(f"{where} is not a finite number that float32 can hold")
     assert manifest.input.kind == "image"

@@ -3,12 +3,16 @@
 import base64
 import binascii
 from email.message import Message
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from service.api.json_values import kind_of
+from service.api.limits import ReadLimits
+from service.api.v1.instances import read_instances
 from service.errors import InvalidRequestError
 from service.model.backends import Array
-from service.model.manifest import ImageInput
+from service.model.manifest import ImageInput, Manifest
 
 MAX_PARTS = 1024
 
@@ -30,13 +34,14 @@ def is_multipart(content_type: bytes) -> bool:
     return content_type.partition(b";")[0].strip().lower() == b"multipart/form-data"
 
 
-def read_pictures(body: bytes, spec: ImageInput, content_type: bytes) -> tuple[Array, bytes | None]:
+def read_pictures(body: bytes, spec: ImageInput, content_type: bytes, limits: ReadLimits) -> tuple[Array, bytes | None]:
     """Decode an image or form body into inputs, float32 (N, *shape), and the form's parameters.
 
     In a form, the part named "parameters" is JSON and is returned undecoded; every other part is an image.
 
     Raises:
         InvalidRequestError: The form or an image cannot be read.
+        TooLargeError: It has too many images.
     """
     from service.model.preprocess import read_image, read_images  # noqa: PLC0415 - import Pillow only for images
 
@@ -47,7 +52,8 @@ def read_pictures(body: bytes, spec: ImageInput, content_type: bytes) -> tuple[A
     parameters = next((part.content for part in parts if part.name == "parameters"), None)
     if not pictures:
         raise InvalidRequestError("the form has no file; send at least one picture")
-    return read_images(pictures, spec, [f"file {index}" for index in range(len(pictures))]), parameters
+    limits.check_rows(len(pictures))
+    return read_images(pictures, spec, [f"file {index}" for index in range(len(pictures))], limits.check), parameters
 
 
 def split_form(body: bytes, content_type: bytes) -> list[Part]:
@@ -88,26 +94,24 @@ def _parse_header(value: str) -> Message:
     return message
 
 
-def replace_encoded(instances: object, spec: ImageInput) -> object:
-    """Replace each `{"b64": …}` in decoded JSON instances with its image's flattened values.
+def read_encoded(instances: list[Any], manifest: Manifest, limits: ReadLimits) -> Array:
+    """Return the inputs float32 (N, *shape) of decoded JSON instances, some or all of them `{"b64": …}`.
 
     Raises:
-        InvalidRequestError: An instance is not base64, has other fields, or its image cannot be read.
+        InvalidRequestError: An instance is not base64, has other fields, or its image or values cannot be read.
     """
-    if not isinstance(instances, list):
-        return instances
-    places = [index for index, instance in enumerate(instances) if isinstance(instance, dict)]
-    if not places:
-        return instances
     from service.model.preprocess import read_images  # noqa: PLC0415 - import Pillow only for images
 
+    spec = manifest.input
+    assert isinstance(spec, ImageInput)
+    places = [index for index, instance in enumerate(instances) if isinstance(instance, dict)]
     names = [f"instances[{index}].b64" for index in places]
     contents = [_decode_b64(instances[index], f"instances[{index}]") for index in places]
-    rows = read_images(contents, spec, names).reshape(len(places), -1).tolist()
-    replaced = list(instances)
-    for index, row in zip(places, rows, strict=True):
-        replaced[index] = row
-    return replaced
+    inputs = np.empty((len(instances), *spec.shape), np.float32)
+    inputs[places] = read_images(contents, spec, names, limits.check)
+    for index in set(range(len(instances))).difference(places):
+        inputs[index : index + 1] = read_instances([instances[index]], manifest, index)
+    return inputs
 
 
 def _decode_b64(instance: dict[str, object], where: str) -> bytes:

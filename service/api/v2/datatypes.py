@@ -8,13 +8,15 @@ the element that is wrong. A property test checks that they agree.
 
 import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.json_values import fast_json, kind_of
-from service.errors import InvalidRequestError
+from service.api.json_values import fast_json, kind_of, split_list
+from service.api.limits import MAX_VALUES, check_values
+from service.errors import InvalidRequestError, TooLargeError
 from service.model.backends import Array
 
 Tensor = NDArray[Any]
@@ -82,7 +84,7 @@ def parse_json(data: bytes, shape: tuple[int, ...]) -> Array | None:
     """Return the FP32 tensor of a JSON list of numbers, or None if `read_json` has to read or refuse it.
 
     Args:
-        data: the bytes of the list, flat or nested as the shape says.
+        data: the bytes of the list, flat or nested as the shape says; a first size of -1 is whatever the list has.
         shape: of the tensor.
     """
     if fast_json.parse is None:
@@ -91,12 +93,36 @@ def parse_json(data: bytes, shape: tuple[int, ...]) -> Array | None:
         numbers = np.frombuffer(fast_json.parse(data).as_buffer(of_type="d"), dtype=np.float64)
     except (ValueError, TypeError, AttributeError, RuntimeError):
         return None
+    if shape and shape[0] < 0:
+        shape = (numbers.size // math.prod(shape[1:]), *shape[1:])
     if not numbers.size or numbers.size != math.prod(shape) or np.maximum.reduce(np.abs(numbers)) > _FLOAT32_MAX:
         return None
     # as_buffer flattens, so the nesting is checked by what is left without the numbers: brackets and commas.
     if data.find(b"[", 1) >= 0 and data.translate(None, _NUMBER_BYTES) != _build_brackets(shape):
         return None
     return numbers.astype(np.float32).reshape(shape)
+
+
+def parse_large_json(data: bytes, shape: tuple[int, ...], check: Callable[[], object]) -> Array | None:
+    """Do what `parse_json` does in pieces, calling `check` before each.
+
+    Raises:
+        TooLargeError: a piece has more numbers than the tensor.
+    """
+    count = math.prod(shape)
+    if not count or data[:1] != b"[":
+        return None
+    rest = shape[1:] if data[1:100].lstrip()[:1] == b"[" else ()
+    pieces: list[Array] = []
+    for piece in split_list(data, 1, len(data) - 1):
+        check()
+        check_values(piece, max(MAX_VALUES, 2 * count))
+        numbers = parse_json(b"[%b]" % piece, (-1, *rest))
+        if numbers is None or numbers.size > count:
+            return None
+        pieces.append(numbers.reshape(-1))
+        count -= numbers.size
+    return np.concatenate(pieces).reshape(shape) if count == 0 else None
 
 
 def _build_brackets(shape: tuple[int, ...]) -> bytes:
@@ -173,6 +199,7 @@ def read_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str) 
 
     Raises:
         InvalidRequestError: its length differs from the shape's, or a BOOL is neither 0 nor 1.
+        TooLargeError: it has too many BYTES.
     """
     count = math.prod(shape)
     if datatype == "BYTES":
@@ -181,7 +208,7 @@ def read_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str) 
     if len(data) != count * dtype.itemsize:
         expected = f"{datatype} of shape {list(shape)} has {count * dtype.itemsize}"
         raise InvalidRequestError(f"{where} has {len(data)} bytes of binary data, {expected}")
-    if datatype == "BOOL" and count and max(data) > 1:
+    if datatype == "BOOL" and count and np.frombuffer(data, np.uint8).max() > 1:
         raise InvalidRequestError(f"{where} has a BOOL byte that is neither 0 nor 1")
     return np.frombuffer(data, dtype).reshape(shape)
 
@@ -189,6 +216,8 @@ def read_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str) 
 def _read_strings(data: bytes, count: int, where: str) -> Tensor:
     if count * BYTES_LENGTH.size > len(data):
         raise InvalidRequestError(f"{where} has too few bytes of binary data for {count} BYTES elements")
+    if count > MAX_VALUES:
+        raise TooLargeError(f"{where} has {count} BYTES elements; at most {MAX_VALUES} are taken at once")
     tensor = np.empty(count, dtype=object)
     position = 0
     for index in range(count):

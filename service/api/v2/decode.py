@@ -11,7 +11,8 @@ import numpy as np
 
 from service.api.headers import RequestHeaders
 from service.api.json_values import LARGE_BODY
-from service.api.v2.datatypes import DATATYPES, Tensor, parse_json, read_binary, read_json
+from service.api.limits import NO_LIMITS, ReadLimits
+from service.api.v2.datatypes import DATATYPES, Tensor, parse_json, parse_large_json, read_binary, read_json
 from service.api.v2.infer_request import (
     MAX_CACHED_BYTES,
     InputTensor,
@@ -45,32 +46,41 @@ class InferCall(NamedTuple):
 
 def is_heavy(body: bytes, headers: RequestHeaders) -> bool:
     """Tell whether a body is decoded in a thread, since it would hold up the event loop: large JSON, or pictures."""
-    return b'"BYTES"' in body[:MAX_CACHED_BYTES] or (len(body) >= LARGE_BODY and not headers.json_length)
+    size = len(body)
+    if headers.json_length.isdigit():
+        size = min(size, int(headers.json_length[:10]))
+    if size >= LARGE_BODY:
+        return True
+    # To search for one byte takes a fraction of the time of a word; the word may be spelled with escapes.
+    return (body.find(b"Y", 0, size) >= 0 and b'"BYTES"' in body[:size]) or body.find(b"\\", 0, size) >= 0
 
 
-def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders) -> InferCall:
+def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders, limits: ReadLimits = NO_LIMITS) -> InferCall:
     """Decode an infer body.
 
     Raises:
         InvalidRequestError: the body, a field or a value cannot be used; the sentence says which and why.
+        TooLargeError: it has too many instances or values.
     """
     if not headers.json_length:
-        call = _decode_plain(body, manifest) if isinstance(manifest, Manifest) else None
+        call = _decode_plain(body, manifest, limits)
         if call is not None:
             return call
         header, binary = body, b""
     else:
         length = _read_json_length(headers.json_length, len(body))
         if length == 0:
-            return InferCall(_read_raw(body, manifest), None, all_outputs(manifest, binary=True), None)
+            return InferCall(_read_raw(body, manifest, limits), None, all_outputs(manifest, binary=True), None)
         header, binary = body[:length], body[length:]
     is_repeated = binary and len(header) <= MAX_CACHED_BYTES
     request = parse_cached(header, manifest) if is_repeated else parse_request(header, manifest)
-    inputs = _choose_inputs(_read_tensors(request.inputs, binary), manifest)
+    if isinstance(manifest, Manifest) and request.inputs[0].shape:
+        limits.check_rows(request.inputs[0].shape[0])
+    inputs = _choose_inputs(_read_tensors(request.inputs, binary), manifest, limits)
     return InferCall(inputs, request.id, request.outputs, request.timeout)
 
 
-def _decode_plain(body: bytes, manifest: Manifest) -> InferCall | None:
+def _decode_plain(body: bytes, manifest: AnyManifest, limits: ReadLimits) -> InferCall | None:
     """Decode JSON with one tensor of plain FP32 data; return None for anything else.
 
     The list of numbers is cut out and parsed on its own. What is left is short, often repeated, and cached.
@@ -82,11 +92,19 @@ def _decode_plain(body: bytes, manifest: Manifest) -> InferCall | None:
         request = parse_cached(header, manifest)
     except InvalidRequestError:
         return None  # decoding the whole body tells what is wrong and where
-    (tensor,) = request.inputs
-    if tensor.binary_size is not None or tensor.datatype != "FP32":
+    name, datatype, shape, size, _ = request.inputs[0]
+    if size is not None or datatype != "FP32" or len(request.inputs) > 1:
         return None
-    inputs = parse_json(numbers, tensor.shape)
-    return None if inputs is None else InferCall(inputs, request.id, request.outputs, request.timeout)
+    if len(numbers) < LARGE_BODY:
+        inputs = parse_json(numbers, shape)
+    else:
+        if isinstance(manifest, Manifest):
+            limits.check_rows(shape[0])
+        inputs = parse_large_json(numbers, shape, limits.check)
+    if inputs is None:
+        return None
+    tensors = inputs if isinstance(manifest, Manifest) else Tensors({name: inputs})
+    return InferCall(tensors, request.id, request.outputs, request.timeout)
 
 
 def _cut_numbers(body: bytes) -> tuple[bytes, bytes]:
@@ -118,7 +136,7 @@ def _read_json_length(value: bytes, total: int) -> int:
     return int(value)
 
 
-def _read_raw(body: bytes, manifest: AnyManifest) -> Array | Tensors:
+def _read_raw(body: bytes, manifest: AnyManifest, limits: ReadLimits) -> Array | Tensors:
     """Read a body without JSON: the data of the one input, as a batch of one."""
     specs = input_specs(manifest)
     if len(specs) != 1:
@@ -131,7 +149,7 @@ def _read_raw(body: bytes, manifest: AnyManifest) -> Array | Tensors:
     else:
         sizes = [1, *shape[1:]] if isinstance(manifest, Manifest) else _fill_shape(name, datatype, shape, len(body))
         tensor = read_binary(body, datatype, tuple(sizes), "the body")
-    return _choose_inputs({name: tensor}, manifest)
+    return _choose_inputs({name: tensor}, manifest, limits)
 
 
 def _fill_shape(name: str, datatype: str, shape: list[int], length: int) -> list[int]:
@@ -162,14 +180,14 @@ def _read_tensors(inputs: tuple[InputTensor, ...], binary: bytes) -> dict[str, T
     return tensors
 
 
-def _choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest) -> Array | Tensors:
+def _choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest, limits: ReadLimits) -> Array | Tensors:
     """Return what the model takes: its one input float32 (N, *shape), or all tensors if it has no task."""
     if not isinstance(manifest, Manifest):
         return Tensors(tensors)
     ((name, tensor),) = tensors.items()
     if tensor.dtype == object:
         assert isinstance(manifest.input, ImageInput)
-        return _read_pictures(tensor, manifest.input)
+        return _read_pictures(tensor, manifest.input, limits)
     finite = np.isfinite(tensor)
     if not finite.all():
         index = int(np.flatnonzero(~finite)[0])
@@ -177,9 +195,9 @@ def _choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest) -> Array |
     return tensor
 
 
-def _read_pictures(tensor: Tensor, spec: ImageInput) -> Array:
+def _read_pictures(tensor: Tensor, spec: ImageInput, limits: ReadLimits) -> Array:
     from service.model.preprocess import read_images  # noqa: PLC0415 - imports Pillow only when pictures are sent
 
     if tensor.ndim != 1 or not tensor.size:
         raise InvalidRequestError(f"pictures as BYTES have shape [N] with N from 1, not {list(tensor.shape)}")
-    return read_images(list(tensor), spec, [f"picture {index}" for index in range(len(tensor))])
+    return read_images(list(tensor), spec, [f"picture {index}" for index in range(len(tensor))], limits.check)

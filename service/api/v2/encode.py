@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from service.api.json_values import PIECE_NUMBERS, write_numbers
 from service.api.v2.datatypes import BYTES_LENGTH, DATATYPES, Tensor
 from service.api.v2.decode import InferCall
 from service.errors import InvalidRequestError
@@ -91,7 +92,7 @@ def _classify(name: str, tensor: Tensor, classes: int, manifest: AnyManifest) ->
     return texts
 
 
-def write_json(tensor: Tensor) -> Any:  # noqa: ANN401 - a list, or an array that orjson writes as one
+def write_json(tensor: Tensor) -> Any:  # noqa: ANN401 - a list, an array that orjson writes as one, or JSON
     """Return a tensor's elements, flat in row-major order, as orjson takes them.
 
     Raises:
@@ -106,7 +107,8 @@ def write_json(tensor: Tensor) -> Any:  # noqa: ANN401 - a list, or an array tha
         raise InvalidRequestError("an FP16 output cannot be written as JSON; ask for it as binary data")
     if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
         raise InvalidRequestError("an output has a number that is not finite; ask for it as binary data")
-    return np.ascontiguousarray(tensor).reshape(-1)
+    flat = np.ascontiguousarray(tensor).reshape(-1)
+    return flat if flat.size <= PIECE_NUMBERS else orjson.Fragment(write_numbers(flat))
 
 
 def write_binary(tensor: Tensor) -> bytes:
