@@ -1,5 +1,6 @@
 """Backends on a GPU, as far as that can be tested without one: sizes of calls, options, and what a failure means."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -119,8 +120,9 @@ class FakeSession:
 
     arguments: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, content: bytes, options: ort.SessionOptions, **more: Any) -> None:
+    def __init__(self, source: str | bytes, options: ort.SessionOptions, **more: Any) -> None:
         FakeSession.arguments = more
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
         if content == b"broken":
             raise RuntimeError(CUDA_TEXT.format("35: CUDA driver version is insufficient"))
         if content == b"large":

@@ -1,6 +1,7 @@
 """Tests of service.model.backends."""
 
 import io
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,30 @@ def test_onnx_graph_without_its_weights_is_refused(size: int, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelRefusedError, match=r"keeps its weights in my\.data; export it with external_data=False"):
         open_session(path.read_bytes(), "cpu", 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere onnxruntime is given bytes, and keeps them")
+def test_onnx_session_does_not_keep_the_bytes_of_its_graph() -> None:
+    """A worker has the weights once, as the session holds them."""
+    content = fakes.canvas().contents["onnx"]
+    before = sys.getrefcount(content)
+    session = open_session(content, "cpu", 1)
+    assert sys.getrefcount(content) == before
+    assert session.run(None, {"inputs": np.zeros((1, 784), np.float32)})[0].shape == (1, 10)
+
+
+def test_onnx_graph_cannot_reach_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """External weights that the scan of the bytes has missed lead nowhere, not even to the process's open files."""
+    monkeypatch.setattr(onnx_runtime, "check_self_contained", lambda content: None)
+    with (tmp_path / "secret").open("w+b") as secret:
+        secret.write(np.ones(1, np.float32).tobytes())
+        secret.flush()
+        tensor = TensorProto(name="w", data_type=1, dims=[1, 1], data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value=str(secret.fileno()))
+        graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "fake", [X], [Y], [tensor])
+        content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+        with pytest.raises(ModelRefusedError, match="External data path"):
+            open_session(content.SerializeToString(), "cpu", 1)
 
 
 def test_onnx_graph_that_says_location_is_not_one_without_weights() -> None:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -19,11 +19,11 @@ _FLOAT = "tensor(float)"
 # The protobuf bytes before the name of an external data file, and the length of that name.
 _LOCATION = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
 _EXTERNAL_DATA = b"j"  # tag of `TensorProto.external_data`; a length of one or two bytes follows it
-_LARGE_BYTES = 8 * 2**20  # above this an arena does not pay: it keeps the memory of the largest batch
 _NO_FOLDER = "/nonexistent"
 # What CUDA and its libraries say, between a C++ signature and the source line; "CUDA failure 2" is out of memory.
 _CUDA_FAILURE = re.compile(r"\b(?:CUDA|CUDNN|CUDNN_FE|CUBLAS|CUFFT) (?:failure|error)[^;\n]*")
 _NO_MEMORY = re.compile(r"out of memory|Failed to allocate memory for requested buffer of size \d+|bad_alloc")
+_SOURCE = re.compile(r"Load model from \S+ failed: ?")
 _FATAL = 4  # onnxruntime's own messages bypass the log format; errors are raised as exceptions anyway
 ort.set_default_logger_severity(_FATAL)
 
@@ -105,7 +105,7 @@ def open_session(content: bytes, device: str, threads: int, tf32: bool = False) 
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = len(content) < _LARGE_BYTES
+    options.enable_cpu_mem_arena = False  # it keeps 1 MB and the memory of the largest batch, and gains no time
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     # Spinning idle threads would each occupy a core.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -116,17 +116,32 @@ def open_session(content: bytes, device: str, threads: int, tf32: bool = False) 
         _preload_cuda()
         providers.insert(0, ("CUDAExecutionProvider", choose_cuda_options(device, tf32)))
     try:
-        # With its own fallback, onnxruntime would move a session to the CPU without a word when a call fails.
-        session = ort.InferenceSession(content, options, providers=providers, enable_fallback=False)
+        with _open_as_file(content) as source:
+            # With its own fallback, onnxruntime would move a session to the CPU without a word when a call fails.
+            session = ort.InferenceSession(source, options, providers=providers, enable_fallback=False)
     except Exception as error:
         if device != "cpu" and _NO_MEMORY.search(str(error)):
             raise ModelRefusedError(f"its ONNX graph does not fit into the memory of {device}") from error
         if found := _CUDA_FAILURE.search(str(error)):
             raise StartError(f"onnxruntime cannot use {device}: {found[0].strip()}") from error
-        raise ModelRefusedError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+        reason = _SOURCE.sub("", _first_line(error))
+        raise ModelRefusedError(f"onnxruntime cannot load the graph: {reason}") from error
     if device != "cpu" and session.get_providers()[0] == "CPUExecutionProvider":
         raise StartError(f"onnxruntime fell back to the CPU where {device} was asked for")
     return session
+
+
+@contextlib.contextmanager
+def _open_as_file(content: bytes) -> Iterator[str | bytes]:
+    """Yield what a session can be opened from: a file in memory where there is /proc, since it would keep bytes."""
+    if not Path("/proc/self/fd").is_dir():
+        yield content
+        return
+    with open(os.memfd_create("graph"), "wb", buffering=0) as file:
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 def choose_cuda_options(device: str, tf32: bool) -> dict[str, str]:
