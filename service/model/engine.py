@@ -118,8 +118,7 @@ class Engine:
     async def run(self, report_ready: Callable[[], None], heartbeat: Callable[[], None]) -> None:
         """Serve workers until SIGTERM and the end of the last worker, or until a backend call does not end."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
-        self._path.unlink(missing_ok=True)
-        server = await asyncio.start_unix_server(self._serve, self._path, limit=channel.BUFFER_BYTES)
+        server = await self._listen()
         report_ready()
         while self._versions or not self._is_over():
             self._changed.clear()
@@ -133,7 +132,15 @@ class Engine:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_SECONDS if self._versions else IDLE_TICK_SECONDS):
                     await self._changed.wait()
+            if not self._path.exists():  # somebody cleaned the folder away; the supervisor makes it again
+                server.close()
+                with contextlib.suppress(OSError):
+                    server = await self._listen()
         server.close()
+
+    async def _listen(self) -> asyncio.Server:
+        self._path.unlink(missing_ok=True)
+        return await asyncio.start_unix_server(self._serve, self._path, limit=channel.BUFFER_BYTES)
 
     def _is_over(self) -> bool:
         """Tell whether to end: no worker is left after SIGTERM, or none has had anything open here for a while."""
