@@ -161,6 +161,8 @@ class Application:
             for engine in engines:
                 await engine.wait_until_connected()
             yield
+            if self._engines:
+                self._engines.ending.set()
             for task in tasks:
                 task.cancel()
             await asyncio.get_running_loop().run_in_executor(None, self.recorder.close)

@@ -15,6 +15,7 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -184,12 +185,13 @@ def choose_engines(settings: Settings, devices: Sequence[str]) -> list[str]:
 
 def connect_engines(settings: Settings, shared: Path, names: Sequence[str], request: Callable[[str], None]) -> Engines:
     """Return how a worker reaches the processes beside it; `request` has one started, by its name."""
+    ending = threading.Event()
     engines = {
-        name: EngineClient(shared / f"{name}.sock", settings.queue_size, partial(request, name))
+        name: EngineClient(shared / f"{name}.sock", settings.queue_size, partial(request, name), ending)
         for name in names
         if name != CHECKER
     }
-    return Engines(CheckerClient(shared, partial(request, CHECKER)), engines)
+    return Engines(CheckerClient(shared, partial(request, CHECKER), ending), engines, ending)
 
 
 def choose_placement(settings: Settings) -> list[str]:

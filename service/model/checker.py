@@ -8,6 +8,7 @@ starts later need not ask.
 import asyncio
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -132,12 +133,14 @@ class CheckerClient:
     Args:
         shared: the folder that all processes share.
         request: has the checker started, if it is not running.
+        ending: set when the worker ends; nothing is waited for then.
     """
 
-    def __init__(self, shared: Path, request: Callable[[], None]) -> None:
+    def __init__(self, shared: Path, request: Callable[[], None], ending: threading.Event) -> None:
         self._path = shared / f"{CHECKER}.sock"
         self._openings = Openings(shared, CHECKER, 0)
         self._request = request
+        self._ending = ending
 
     def check(self, versions: Sequence[Fields]) -> Iterator[Fields]:
         """Yield the checker's answer for each version, in their order, as soon as it is there.
@@ -156,7 +159,7 @@ class CheckerClient:
         attempts = 0
         while versions:
             try:
-                with connect(self._path, self._request) as connection:
+                with connect(self._path, self._request, self._ending) as connection:
                     channel.send(connection, {"do": "check", "id": 0, "versions": versions})
                     while versions:
                         answer = channel.receive(connection)
@@ -173,11 +176,11 @@ class CheckerClient:
                 return
 
 
-def connect(path: Path, request: Callable[[], None]) -> socket.socket:
+def connect(path: Path, request: Callable[[], None], ending: threading.Event) -> socket.socket:
     """Return a blocking connection to a process; have it started if it is not running, and wait for it.
 
     Raises:
-        ModelRefusedError: it does not start.
+        ModelRefusedError: it does not start, or this worker is ending.
     """
     until = time.monotonic() + CONNECT_SECONDS
     while True:
@@ -187,7 +190,7 @@ def connect(path: Path, request: Callable[[], None]) -> socket.socket:
             return connection
         except OSError as error:
             connection.close()
-            if time.monotonic() > until:
+            if time.monotonic() > until or ending.is_set():
                 raise ModelRefusedError("the process that would open it is not running") from error
         request()
         time.sleep(RETRY_SECONDS)

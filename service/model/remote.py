@@ -91,11 +91,13 @@ class EngineClient:
         path: of the engine's socket.
         queue_size: rows of one request that an engine takes at most.
         request: has the engine started, if it is not running.
+        ending: set when the worker ends; no engine is waited for then.
     """
 
-    def __init__(self, path: Path, queue_size: int, request: Callable[[], None]) -> None:
+    def __init__(self, path: Path, queue_size: int, request: Callable[[], None], ending: threading.Event) -> None:
         self.queue_size = queue_size
         self._request = request
+        self._ending = ending
         self._path = path
         self._worker = f"{os.getpid()}-{id(self)}"
         self._lock = threading.Lock()
@@ -134,7 +136,7 @@ class EngineClient:
         with self._lock:
             for attempt in range(ATTEMPTS):
                 try:
-                    self._control = self._control or connect(self._path, self._request)
+                    self._control = self._control or connect(self._path, self._request, self._ending)
                     channel.send(self._control, fields | {"do": "open", "id": 0, "worker": self._worker})
                     answer = channel.receive(self._control)
                     break
@@ -249,7 +251,9 @@ class Engines:
     Attributes:
         checker: where a version is opened first.
         by_name: where versions run that do not run in the workers; empty if all do.
+        ending: to be set when the worker ends.
     """
 
     checker: CheckerClient
     by_name: Mapping[str, EngineClient]
+    ending: threading.Event

@@ -1,6 +1,8 @@
 """Read a version folder, `models/<name>/<version>`: its manifest, and its artifacts verified by digest."""
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,35 @@ from service.model.manifest import AnyManifest, Artifact, Manifest, TensorManife
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """Read a regular file, or a link to one, of at most `most` bytes.
+
+    Raises:
+        ModelRefusedError: It is larger, or something else than a file, which might never end or never begin.
+        OSError: It cannot be read.
+    """
+    _check_kind(path.stat(), path.name)  # opening a device may already do something
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        _check_kind(os.fstat(file.fileno()), path.name)
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ModelRefusedError(f"{path.name} is larger than {most} bytes")
+    return content
+
+
+def _check_kind(status: os.stat_result, name: str) -> None:
+    for is_kind, kind in _KINDS:
+        if is_kind(status.st_mode):
+            raise ModelRefusedError(f"{name} is {kind}, not a file")
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -40,9 +71,7 @@ def load_any_manifest(folder: Path, sha256: str = "") -> AnyManifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ModelRefusedError(f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes")
-        content = path.read_bytes()
+        content = read_file(path, MAX_MANIFEST_BYTES)
         if sha256 and digest(content) != sha256:
             raise ModelRefusedError(f"{MANIFEST_FILE} was replaced after its signature was checked")
         fields: Any = json.loads(content)
@@ -66,16 +95,17 @@ def load_artifact(folder: Path, artifact: Artifact) -> bytes:
     """Read an artifact and verify its size and digest against the manifest.
 
     Raises:
-        ModelRefusedError: The file is missing, outside the folder, or has the wrong size or digest.
+        ModelRefusedError: It is no file, missing, outside the folder, or has the wrong size or digest.
     """
     path = folder / artifact.file
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ModelRefusedError(f"{artifact.file} is a link that leads out of its folder")
     try:
-        size = path.stat().st_size
-        if size != artifact.bytes:
-            raise ModelRefusedError(f"{artifact.file} has {size} bytes, the manifest says {artifact.bytes}")
-        content = path.read_bytes()
+        status = path.stat()
+        _check_kind(status, artifact.file)
+        if status.st_size != artifact.bytes:
+            raise ModelRefusedError(f"{artifact.file} has {status.st_size} bytes, the manifest says {artifact.bytes}")
+        content = read_file(path, artifact.bytes)
     except OSError as error:
         raise ModelRefusedError(f"{artifact.file} cannot be read: {error.strerror}") from error
     found = digest(content)

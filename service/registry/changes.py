@@ -1,4 +1,4 @@
-"""Say what a commit changed: in the metrics of this worker, and in the log."""
+"""Say what a commit changed: in the metrics of each worker, and in the log, where one worker says it for all."""
 
 import logging
 from collections.abc import Mapping
@@ -11,12 +11,14 @@ Models = Mapping[str, Model]
 
 
 def log_served(models: Models) -> None:
-    """Log every version that is served, and where it runs."""
+    """Log every version that is served, and where it runs, or that is refused, and why."""
+    _log_refusals({}, models)
     _log_served(list_served(models))
 
 
 def log_changes(before: Models, after: Models) -> None:
-    """Log which versions are newly served, which no longer are, and which models have another latest version."""
+    """Log which versions are newly served or refused, which no longer are, and which latest versions are others."""
+    _log_refusals(before, after)
     was_served, served = list_served(before), list_served(after)
     for key in sorted(was_served.keys() - served.keys()):
         logger.info("no longer serving %s version %d", *key)
@@ -28,7 +30,7 @@ def log_changes(before: Models, after: Models) -> None:
             logger.info("the latest version of %s is now %d, not %d", name, *versions)
 
 
-def log_refusals(before: Models, after: Models) -> None:
+def _log_refusals(before: Models, after: Models) -> None:
     """Log which versions and settings are newly refused, and why."""
     was_refused = _list_refused(before)
     for (name, version), reason in _list_refused(after).items():

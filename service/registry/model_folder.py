@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from service.errors import InvalidRequestError, ModelRefusedError, describe_invalid
-from service.model.version_folder import MANIFEST_FILE, load_any_manifest
+from service.model.version_folder import MANIFEST_FILE, MAX_MANIFEST_BYTES, load_any_manifest, read_file
 from service.settings import Placement
 
 logger = logging.getLogger("service")
@@ -134,7 +134,8 @@ def _read_fingerprint(folder: Path) -> Fingerprint:
     found = []
     try:
         for entry in os.scandir(folder):
-            status = entry.stat()
+            is_broken = entry.is_symlink() and not os.path.exists(entry)
+            status = entry.stat(follow_symlinks=not is_broken)
             found.append((entry.name, status.st_size, status.st_mtime_ns))
     except OSError:  # it is being removed
         return ()
@@ -180,7 +181,7 @@ def load_settings(root: Path, name: str) -> ModelSettings:
     """
     path = root / name / SETTINGS_FILE
     try:
-        return ModelSettings.model_validate_json(path.read_bytes())
+        return ModelSettings.model_validate_json(read_file(path, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         return ModelSettings()
     except OSError as error:

@@ -15,7 +15,7 @@ from service.model.backends import check_backend
 from service.model.batching import Batcher
 from service.model.remote import Engines, RemoteBatcher
 from service.model.signature import check_public_key
-from service.registry.changes import log_refusals, record_changes
+from service.registry.changes import record_changes
 from service.registry.loading import Change, Loader
 from service.registry.model_folder import Scan
 from service.registry.versions import LoadedVersion, Model
@@ -127,7 +127,6 @@ class Registry:
         self._batchers |= {loaded.batcher: (key.name, loaded.metrics) for key, loaded in change.opened.items()}
         self._committed = replace(change, opened={})  # versions removed later must not be kept alive here
         record_changes(before, self.models)
-        log_refusals(before, self.models)
 
     def write_metrics(self) -> None:
         """Write each version's gauges and what its counters have gathered; called a few times a second."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from tests import fakes
 from tests.fakes import FakeModel
@@ -37,24 +37,6 @@ def heavy(name: str = "heavy") -> FakeModel:
     }
     content = fakes.build_onnx(*nodes, weights=weights, wide=1, out=1)
     return FakeModel(name, "regression", fakes.tabular("x"), {"kind": "value"}, {"onnx": content})
-
-
-def killer() -> FakeModel:
-    """A valid graph that ends the process that opens it: it divides the smallest int32 by -1 (SIGFPE on x86)."""
-    nodes = [
-        helper.make_node("Cast", ["inputs"], ["whole"], to=TensorProto.INT32),
-        helper.make_node("Mul", ["whole", "zero"], ["zeros"]),
-        helper.make_node("Add", ["zeros", "smallest"], ["dividend"]),
-        helper.make_node("Div", ["dividend", "minus"], ["quotient"]),
-        helper.make_node("Cast", ["quotient"], ["outputs"], to=TensorProto.FLOAT),
-    ]
-    weights = {
-        "zero": np.array(0, np.int32),
-        "smallest": np.array(-(2**31), np.int32),
-        "minus": np.array(-1, np.int32),
-    }
-    content = fakes.build_onnx(*nodes, weights=weights, wide=1, out=1)  # type: ignore[arg-type]
-    return FakeModel("killer", "regression", fakes.tabular("x"), {"kind": "value"}, {"onnx": content})
 
 
 @pytest.fixture(scope="module")
@@ -177,22 +159,6 @@ def test_worker_that_is_killed_takes_no_engine_along(mixed: Server) -> None:
     for _ in range(20):
         wait_until(lambda: exchange(mixed.url, build_predict("heavy", [2.0])).status == 200, 5)
     assert mixed.engine() == engine
-
-
-def test_graph_that_ends_its_process_is_refused_by_name(tmp_path: Path) -> None:
-    """A version that kills the engine that opens it is refused with the signal's name, once; all else is served."""
-    models = tmp_path / "models"
-    fakes.write_version(models, fakes.doubler())
-    with Server(models, "--workers", "2", "--placement", "engine", "--reload-interval", "0.2") as server:
-        fakes.write_version(models, killer())
-        wait_until(lambda: "model killer version 1 is not served" in server.log(), 20)
-        assert "SIGFPE" in server.log()
-        wait_until(lambda: server.predict("doubler", [[2.0]]).status_code == 200, 10)
-        deaths = server.log().count("engine-cpu ended with code")
-        time.sleep(1)
-        assert server.log().count("engine-cpu ended with code") == deaths <= 2
-        ready = server.get("/health/ready")
-        assert (ready.status_code, "SIGFPE" in ready.json()["error"]) == (503, True)
 
 
 def test_memory_comes_back_when_the_last_version_is_unloaded(tmp_path: Path) -> None:

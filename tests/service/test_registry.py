@@ -13,6 +13,7 @@ from service.errors import NotFoundError, StartError, UnavailableError
 from service.model.backends import onnx_runtime
 from service.model.batching import Batcher
 from service.model.predictor import AnyPredictor, Predictor, load_any_predictor
+from service.registry.changes import log_served
 from service.registry.model_folder import SETTINGS_FILE
 from service.registry.registry import Registry, check_settings
 from service.registry.versions import NO_FAILURES, FailedVersions, VersionKey
@@ -52,7 +53,8 @@ def test_serves_every_good_version_and_says_why_not(loaded: Registry, caplog: py
     assert sorted(loaded.models["doubler"].versions) == [1, 10]
     assert loaded.models["doubler"].refused["11"].startswith("model.onnx has 9 bytes, the manifest says ")
     assert "misses a golden output" in loaded.models["liar"].refused["1"]
-    lines = [record.getMessage() for record in caplog.get_records("setup")]
+    log_served(loaded.models)
+    lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("model liar version 1 is not served: its onnx graph") for line in lines)
 
 
@@ -116,7 +118,7 @@ def test_version_that_cannot_use_the_device_stops_no_other(empty_dir: Path, monk
     """A version whose backend does not reach the device asked for is refused, also at a start; the others serve."""
     monkeypatch.setattr("service.model.backends.list_accelerators", lambda name: ["cuda:0"] if name == "onnx" else [])
     real = onnx_runtime.open_session
-    monkeypatch.setattr(onnx_runtime, "open_session", lambda content, device, threads, tf32: real(content, "cpu", threads))
+    monkeypatch.setattr(onnx_runtime, "open_session", lambda content, _, threads, tf32: real(content, "cpu", threads))
     settings = Settings(models_dir=empty_dir, device="cuda")
     fakes.write_version(empty_dir, fakes.coin().only("torchscript"))
     with pytest.raises(StartError, match="device cuda is not usable by the torchscript backend"):
