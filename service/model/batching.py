@@ -201,7 +201,7 @@ class Batcher:
         self._metrics.batches.append((rows, began - batch[0].queued_at, ran))
         self._rows -= rows
         for entry, outcome in zip(batch, outcomes, strict=True):
-            try:  # as in `_answer`, less a call
+            try:  # as in `give_answer`, less a call
                 if isinstance(outcome, ServiceError):
                     entry.waiter.set_exception(outcome)
                 else:
@@ -234,7 +234,7 @@ class Batcher:
         self._start_thread()  # first, so that the thread works while responses are written
         self._rows -= rows
         for entry, outcome in zip(batch, outcomes, strict=True):
-            _answer(entry.waiter, outcome)
+            give_answer(entry.waiter, outcome)
 
     def _take(self, queue: deque[_Entry], limit: int) -> tuple[list[_Entry], int]:
         """Take entries of up to `limit` rows, at least one, dropping those given up or expired; count their rows."""
@@ -268,10 +268,10 @@ class Batcher:
 
     def _expire(self, entry: _Entry) -> None:
         self._metrics.dropped("expired")
-        _answer(entry.waiter, DeadlineExceededError("no answer was ready by the request's deadline"))
+        give_answer(entry.waiter, DeadlineExceededError("no answer was ready by the request's deadline"))
 
 
-def _answer(waiter: Waiter, outcome: "Array | ServiceError") -> None:
+def give_answer(waiter: Waiter, outcome: "Array | ServiceError") -> None:
     """Give a request its outcome; if that fails, log it: the others of its batch are to be answered."""
     try:
         if isinstance(outcome, ServiceError):

@@ -26,7 +26,7 @@ from service.errors import (
     UnavailableError,
 )
 from service.model import channel
-from service.model.batching import Waiter
+from service.model.batching import Waiter, give_answer
 from service.model.checker import ATTEMPTS, CONNECT_SECONDS, CheckerClient, connect
 from service.model.manifest import AnyManifest, BackendName
 
@@ -121,6 +121,7 @@ class EngineClient:
         holder = next(self._numbers)
         fields = fields | {"holder": holder}
         answer = self._open(fields)
+        fields.pop("rival", None)  # a version stays where it is when its engine is replaced
         batcher = RemoteBatcher(self, fields)
         self._batchers.add(batcher)
         if self._loop is None:
@@ -202,12 +203,8 @@ class EngineClient:
             while True:
                 fields, outputs = await channel.read(reader)
                 _, waiter = self._pending.pop(fields["id"], (0.0, None))
-                if waiter is None:
-                    continue
-                if "error" in fields:
-                    waiter.set_exception(channel.build_error(fields["error"]))
-                else:
-                    waiter.set_result(outputs)
+                if waiter is not None:
+                    give_answer(waiter, channel.build_error(fields["error"]) if "error" in fields else outputs)
         finally:
             reopening.cancel()
             self._writer = None
@@ -217,7 +214,7 @@ class EngineClient:
                 batcher.problem = "the engine of this model is starting; try again in a moment"
             pending, self._pending = self._pending, {}
             for _, waiter in pending.values():
-                waiter.set_exception(UnavailableError("the engine ended while it had this request; try again"))
+                give_answer(waiter, UnavailableError("the engine ended while it had this request; try again"))
 
     async def _reopen(self) -> None:
         for batcher in list(self._batchers):
@@ -235,7 +232,7 @@ class EngineClient:
         now = self._loop.time()
         for number, (deadline, waiter) in list(self._pending.items()):
             if not waiter.answered and deadline + SWEEP_SECONDS < now:
-                waiter.set_exception(DeadlineExceededError("no answer was ready by the request's deadline"))
+                give_answer(waiter, DeadlineExceededError("no answer was ready by the request's deadline"))
             if waiter.answered:
                 del self._pending[number]
                 self._write({"do": "cancel", "id": number})
