@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from service.app import Application, create_app
-from service.http.protocol import HttpProtocol, State
+from service.http.connection import State
+from service.http.protocol import HttpProtocol
 from service.settings import Settings
 from tests import fakes
 
