@@ -4,11 +4,14 @@ import os
 import socket
 import sys
 
+KEY = (os.environ.get("SERVICE_ADMIN_KEY") or os.environ.get("SERVICE_API_KEY", "")).partition(",")[0].strip()
 PORT = int(os.environ.get("SERVICE_PORT") or os.environ.get("PORT") or 8000)
 
 try:
     with socket.create_connection(("127.0.0.1", PORT), timeout=4) as connection:
-        connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        field = f"X-API-Key: {KEY}\r\n" if KEY else ""  # with a key, the answer gives the reason
+        head = f"GET /health/ready HTTP/1.1\r\nHost: localhost\r\n{field}Connection: close\r\n\r\n"
+        connection.sendall(head.encode())
         answer = b""
         while part := connection.recv(65536):
             answer += part

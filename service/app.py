@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import responses
-from service.api.access import check_admin, check_key, check_path
+from service.api.access import HIDDEN_PROBLEM, check_admin, check_key, check_path, hide_reason, is_known
 from service.api.headers import PredictRoute, RequestHeaders, match_route, read_headers
 from service.api.operations import build_routes
 from service.api.page import build_page, is_open
@@ -124,7 +124,10 @@ class Application:
             held = self.context.reserve(held, size)
             return message
 
-        state = scope["state"] = scope.get("state", {}) | {"headers": headers}
+        state = scope["state"] = scope.get("state", {}) | {
+            "headers": headers,
+            "is_known": is_known(headers.key, self._keys),
+        }
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -170,6 +173,8 @@ class Application:
         async def answer_error(request: Request, error: Exception) -> Response:
             if isinstance(error, HTTPException):
                 error = responses.explain(request.method, request.url.path, error)
+            elif isinstance(error, ServiceError) and not request.state.is_known:
+                error = hide_reason(error)
             found = responses.as_service_error(error, request.state.headers.request_id)
             request.state.error = str(found)
             extra = {name.decode(): value.decode() for name, value in responses.error_headers(found)}
@@ -180,13 +185,14 @@ class Application:
         def check_may_change(request: Request) -> None:
             check_admin(request.state.headers.key, admin_key, self._token)
 
+        def explain_problem(request: Request) -> str:
+            return self.problem and (self.problem if request.state.is_known else HIDDEN_PROBLEM)
+
         handlers = {ServiceError: answer_error, HTTPException: answer_error, Exception: answer_error}
         routes = [
             *build_page(self.registry, self.settings.models_dir),
-            *build_routes(self.registry, self.settings, lambda: self.problem),
-            *build_protocol_routes(
-                self._reconciler, check_may_change, self.settings.max_batch_size, lambda: self.problem
-            ),
+            *build_routes(self.registry, self.settings, explain_problem),
+            *build_protocol_routes(self._reconciler, check_may_change, self.settings.max_batch_size, explain_problem),
         ]
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
         app.router.redirect_slashes = False  # it would send callers to whatever host they named

@@ -4,9 +4,11 @@ import hmac
 import re
 from collections.abc import Sequence
 
-from service.errors import NotFoundError, UnauthorizedError
+from service.errors import NotFoundError, ServiceError, UnauthorizedError, UnavailableError
 from service.settings import Settings
 
+HIDDEN_PROBLEM = "not ready; send a key to see why"
+HIDDEN_NOT_FOUND = "there is no such model or version; send a key to see which there are"
 _NAMES = re.compile(rb"(?<=/models/)[^/]+|(?<=/versions/)[^/]+")
 _SLASH = re.compile(rb"%2F", re.IGNORECASE)
 _NEEDLESS = re.compile(rb"%(2[D-F]|3\d|[46][1-9A-F]|[57][\dA]|5F|7E)", re.IGNORECASE)
@@ -18,13 +20,24 @@ def read_keys(settings: Settings) -> list[bytes]:
     return [key.strip().encode() for key in keys if key.strip()]  # an empty key would let everybody in
 
 
+def is_known(sent: bytes, keys: Sequence[bytes]) -> bool:
+    """Tell whether a caller sent one of the keys, in constant time; everybody is known where none is set."""
+    return not keys or bool(sum(hmac.compare_digest(sent, key) for key in keys))  # all compared, always
+
+
+def hide_reason(error: ServiceError) -> ServiceError:
+    """Return what a caller without a key may know of a failure: its status."""
+    hidden = HIDDEN_NOT_FOUND if isinstance(error, NotFoundError) else HIDDEN_PROBLEM
+    return type(error)(hidden) if isinstance(error, NotFoundError | UnavailableError) else error
+
+
 def check_key(sent: bytes, keys: Sequence[bytes]) -> None:
-    """Refuse a request without one of the keys, where keys are set, in constant time.
+    """Refuse a request without one of the keys, where keys are set.
 
     Raises:
         UnauthorizedError: the key is missing or wrong.
     """
-    if keys and not sum(hmac.compare_digest(sent, key) for key in keys):  # all compared, always
+    if not is_known(sent, keys):
         problem = "this key is not valid" if sent else "a key is needed"
         raise UnauthorizedError(f"{problem}; send it as X-API-Key, or as Authorization: Bearer")
 

@@ -29,11 +29,11 @@ class OrjsonResponse(Response):
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def build_routes(registry: Registry, settings: Settings, problem: Callable[[], str]) -> list[BaseRoute]:
+def build_routes(registry: Registry, settings: Settings, problem: Callable[[Request], str]) -> list[BaseRoute]:
     """Return the GET and HEAD routes. Each reads the registry at the time of the request."""
     return [
         get_route("/health/live", lambda _: OrjsonResponse({"live": True})),
-        get_route("/health/ready", lambda _: answer_ready(problem())),
+        get_route("/health/ready", lambda request: answer_ready(problem(request))),
         get_route("/v1/models", lambda _: OrjsonResponse({"models": describe_all(registry)})),
         get_route("/v1/models/{name}", lambda request: _answer_model(registry, request)),
         get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(registry, request)),

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -308,4 +309,7 @@ def _run(predict: Callable[[Any], Any], batch: list[_Entry], rows: int, size: in
     except BaseException as error:  # the waiters must hear of anything, also of a panic in an extension
         if len(batch) > 1:
             return [_run(predict, [entry], entry.rows, size)[0] for entry in batch]
-        return [error if isinstance(error, ServiceError) else InferenceError(repr(error))]
+        if isinstance(error, ServiceError):
+            return [error]
+        sentence = "".join(traceback.format_exception_only(error)).strip()  # also of one whose repr() fails
+        return [InferenceError(sentence)]

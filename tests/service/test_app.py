@@ -167,6 +167,33 @@ def test_blank_key_lets_nobody_in(models_dir: Path) -> None:
     client.close()
 
 
+def test_without_a_key_probes_tell_no_names(build: Build, empty_dir: Path) -> None:
+    """Where keys are set, whoever sends none learns the status from a probe, and no model's name or reason."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    fakes.write_version(empty_dir, fakes.liar())
+    app = build(models_dir=empty_dir, api_key="first")
+    known = [("X-API-Key", "first")]
+    probes = {
+        "/health/ready": (503, "not ready; send a key to see why"),
+        "/v2/health/ready": (503, "not ready; send a key to see why"),
+        "/v2/models/liar/ready": (503, "not ready; send a key to see why"),
+        "/v2/models/nosuch/ready": (404, "there is no such model or version; send a key to see which there are"),
+        "/v2/models/doubler/versions/9/ready": (
+            404,
+            "there is no such model or version; send a key to see which there are",
+        ),
+    }
+    for path, (status, sentence) in probes.items():
+        for headers in ([], [("X-API-Key", "wrong")]):
+            answer = app.request("GET", path, headers=headers)
+            assert (answer.status, answer.json()["error"]) == (status, sentence)
+        answer = app.request("GET", path, headers=known)
+        assert answer.status == status
+        assert "liar" in answer.json()["error"] or "doubler" in answer.json()["error"]
+    assert app.request("GET", "/v2/models/doubler/ready").json() == {"name": "doubler", "ready": True}
+    assert app.request("GET", "/docs/nosuch").json()["error"].startswith("there is nothing at")
+
+
 def test_request_id_is_echoed_or_made(build: Build) -> None:
     """A usable id comes back as it was; an unusable one is replaced; two requests never share one."""
     app = build()

@@ -27,6 +27,16 @@ def rows(*values: float) -> Array:
     return np.array(values, np.float32).reshape(-1, 1)
 
 
+class UnspeakableError(Exception):
+    """An error that cannot be shown."""
+
+    def __repr__(self) -> str:
+        """Fail."""
+        raise ValueError("no words")
+
+    __str__ = __repr__
+
+
 class Panic(BaseException):
     """What an extension in Rust raises that panics."""
 
@@ -126,9 +136,21 @@ def test_what_gathers_while_a_call_runs_is_the_next_call() -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("failure", [InferenceError("unlucky"), RuntimeError("a bug"), Panic("in Rust")])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        InferenceError("unlucky"),
+        RuntimeError("a bug"),
+        Panic("in Rust"),
+        SystemExit(1),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        UnspeakableError(),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
 def test_failing_request_fails_alone(cost: Cost, failure: BaseException) -> None:
-    """In a batch that fails, each request is run alone: the others get their answers."""
+    """In a batch that fails, whatever it raises, each request is run alone: the others get their answers."""
 
     async def check() -> None:
         batcher = build(Doubler(failure), cost, max_batch_size=8, queue_size=100)

@@ -34,7 +34,7 @@ _VERSION = "/v2/models/{name}/versions/{version}"
 
 
 def build_protocol_routes(
-    reconciler: Reconciler, check_admin: Callable[[Request], None], batch: int, problem: Callable[[], str]
+    reconciler: Reconciler, check_admin: Callable[[Request], None], batch: int, problem: Callable[[Request], str]
 ) -> list[BaseRoute]:
     """Return the routes under /v2 that are not infer.
 
@@ -42,7 +42,7 @@ def build_protocol_routes(
         reconciler: of the registry.
         check_admin: raises UnauthorizedError for who may not change what is served.
         batch: the largest batch.
-        problem: says why the service is not ready, if it is not.
+        problem: says why the service is not ready, if it is not, as far as the caller may know.
     """
     registry = reconciler.registry
 
@@ -70,7 +70,7 @@ def build_protocol_routes(
         get_route("/v2", lambda _: OrjsonResponse(_server())),
         get_route("/v2/", lambda _: OrjsonResponse(_server())),
         get_route("/v2/health/live", lambda _: OrjsonResponse({"live": True})),
-        get_route("/v2/health/ready", lambda _: answer_ready(problem())),
+        get_route("/v2/health/ready", lambda request: answer_ready(problem(request))),
         get_route("/v2/models", lambda _: OrjsonResponse({"models": sorted(registry.models)})),
         get_route("/v2/models/stats", lambda _: OrjsonResponse(_statistics(list_served(registry.models).values()))),
         *[
