@@ -101,6 +101,7 @@ class Engine:
         self._openings = Openings(shared, name, settings.open_timeout)
         self._openings.blame(previous_exit, is_alone=name == CHECKER)
         self._checker = Checker(settings, self._openings, threads, self._opener)
+        self._previous_exit = previous_exit
         self._is_stopping = False
         self._changed = asyncio.Event()  # there may be a reason to end
         self._idle_since = time.monotonic()
@@ -166,7 +167,7 @@ class Engine:
                         replies = {key: each for key, each in replies.items() if not each.answered}
                 elif action == "cancel" and number in replies:
                     replies.pop(number).answered = True
-                elif action in ("open", "close", "check"):
+                elif action in ("hello", "open", "close", "check"):
                     await self._manage(fields, worker, writer)
         except (channel.ChannelClosedError, asyncio.CancelledError):  # the worker, or this engine, ends
             for reply in replies.values():
@@ -181,8 +182,10 @@ class Engine:
             writer.close()
 
     async def _manage(self, fields: channel.Fields, worker: str, writer: asyncio.StreamWriter) -> None:
-        """Open, close or check versions."""
-        if fields["do"] == "open":
+        """Open, close or check versions, or tell a worker how the engine ended that it had before."""
+        if fields["do"] == "hello":
+            writer.writelines(channel.pack({"id": fields["id"], "previous_exit": self._previous_exit}))
+        elif fields["do"] == "open":
             answer = await self._open(fields, worker)
             writer.writelines(channel.pack({"id": fields["id"]} | answer))
         elif fields["do"] == "close":

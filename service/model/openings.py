@@ -13,8 +13,7 @@ from pathlib import Path
 
 from service.errors import ModelRefusedError
 from service.model.channel import Fields, describe_error
-
-_CRASHES = {signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGBUS, signal.SIGABRT, signal.SIGSYS, signal.SIGALRM}
+from service.model.crashes import CRASHES
 
 
 class Openings:
@@ -71,7 +70,7 @@ class Openings:
             return
         known = self._read(key)
         ends = [*known.get("ends", ()), previous_exit]
-        if len(ends) > 1 or (is_alone and -previous_exit in _CRASHES):
+        if len(ends) > 1 or (is_alone and -previous_exit in CRASHES | {signal.SIGALRM}):
             known["error"] = describe_error(ModelRefusedError(self._describe_end(previous_exit)))
         self.write(key, known | {"ends": ends})
 

@@ -28,6 +28,7 @@ from service.errors import (
 from service.model import channel
 from service.model.batching import Waiter, give_answer
 from service.model.checker import ATTEMPTS, CONNECT_SECONDS, CheckerClient, connect
+from service.model.crashes import Crashes, Request
 from service.model.manifest import AnyManifest, BackendName
 
 RETRY_SECONDS = 0.05
@@ -104,7 +105,8 @@ class EngineClient:
         self._control: socket.socket | None = None
         self._batchers: weakref.WeakSet[RemoteBatcher] = weakref.WeakSet()
         self._numbers = itertools.count()
-        self._pending: dict[int, tuple[float, Waiter]] = {}
+        self._pending: dict[int, tuple[float, Waiter, Request]] = {}
+        self._crashes = Crashes()
         self._writer: asyncio.StreamWriter | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened = asyncio.Event()  # a version is open in the engine
@@ -159,12 +161,14 @@ class EngineClient:
         """Send a request's inputs.
 
         Raises:
+            InvalidRequestError: it would crash the engine.
             UnavailableError: there is no engine.
         """
+        self._crashes.check(key, inputs)
         if self._writer is None:
             raise UnavailableError("the engine of this model is starting; try again in a moment")
         number = next(self._numbers)
-        self._pending[number] = deadline, waiter
+        self._pending[number] = deadline, waiter, (key, inputs)
         fields = {"do": "run", "id": number, "key": key, "deadline": deadline}
         self._writer.writelines(channel.pack(fields, inputs))
         if not self._is_sweeping and self._loop is not None:
@@ -202,7 +206,10 @@ class EngineClient:
         try:
             while True:
                 fields, outputs = await channel.read(reader)
-                _, waiter = self._pending.pop(fields["id"], (0.0, None))
+                if "previous_exit" in fields:
+                    self._crashes.judge(fields["previous_exit"])
+                    continue
+                _, waiter, _ = self._pending.pop(fields["id"], (0.0, None, None))
                 if waiter is not None:
                     give_answer(waiter, channel.build_error(fields["error"]) if "error" in fields else outputs)
         finally:
@@ -213,7 +220,8 @@ class EngineClient:
             for batcher in self._batchers:
                 batcher.problem = "the engine of this model is starting; try again in a moment"
             pending, self._pending = self._pending, {}
-            for _, waiter in pending.values():
+            self._crashes.lose([request for _, _, request in pending.values()])
+            for _, waiter, _ in pending.values():
                 give_answer(waiter, UnavailableError("the engine ended while it had this request; try again"))
 
     async def _reopen(self) -> None:
@@ -230,7 +238,7 @@ class EngineClient:
         """Answer what an engine did not answer in time, and tell it of requests that nobody waits for any more."""
         assert self._loop is not None
         now = self._loop.time()
-        for number, (deadline, waiter) in list(self._pending.items()):
+        for number, (deadline, waiter, _) in list(self._pending.items()):
             if not waiter.answered and deadline + SWEEP_SECONDS < now:
                 give_answer(waiter, DeadlineExceededError("no answer was ready by the request's deadline"))
             if waiter.answered:

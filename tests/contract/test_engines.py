@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from onnx import helper
 
 from tests import fakes
@@ -203,3 +204,31 @@ def test_request_in_an_engine_is_finished_on_sigterm(tmp_path: Path) -> None:
         assert json.loads(reply.body)["model"] == "napper"
         assert server.process.wait(10) == 0
         server.kill()  # closes its log
+
+
+def divide(server: Server, dividend: int, divisor: int) -> requests.Response:
+    """Ask the divider for a quotient."""
+    tensors = {"dividend": dividend, "divisor": divisor}
+    inputs = [{"name": key, "datatype": "INT32", "shape": [1], "data": [value]} for key, value in tensors.items()]
+    return server.post("/v2/models/divider/infer", {"inputs": inputs})
+
+
+def test_request_that_crashes_an_engine_twice_is_refused(tmp_path: Path) -> None:
+    """A model without a task runs in the engine. Numbers that crash it are answered 503 twice, then 400."""
+    one = ("INT32", [1])
+    node = helper.make_node("Div", ["dividend", "divisor"], ["quotient"])
+    fakes.write_signature(tmp_path, "divider", {"dividend": one, "divisor": one}, {"quotient": one}, node)
+    fakes.write_version(tmp_path, fakes.doubler())
+    with Server(tmp_path, "--workers", "1", "--request-timeout", "10") as server:
+        assert place(server, "divider") == "engine"
+        worker = server.workers()
+        for _ in range(2):
+            assert divide(server, 6, 3).json()["outputs"][0]["data"] == [2]
+            assert divide(server, -(2**31), -1).status_code == 503
+            assert server.predict("doubler", [[2.0]]).json()["predictions"] == RIGHT
+            wait_until(lambda: divide(server, 6, 3).status_code == 200)
+        refused = divide(server, -(2**31), -1)
+        assert (refused.status_code, "crashed twice" in refused.json()["error"]) == (400, True)
+        assert divide(server, -(2**31), 1).json()["outputs"][0]["data"] == [-(2**31)]
+        assert server.log().count("engine-cpu ended with code -8") == 2
+        assert server.workers() == worker
