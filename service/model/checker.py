@@ -186,7 +186,8 @@ def connect(path: Path, request: Callable[[], None], ending: threading.Event) ->
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.connect(str(path))
+            with channel.shorten(path) as short:
+                connection.connect(short)
             return connection
         except OSError as error:
             connection.close()

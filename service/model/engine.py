@@ -141,7 +141,8 @@ class Engine:
 
     async def _listen(self) -> asyncio.Server:
         self._path.unlink(missing_ok=True)
-        return await asyncio.start_unix_server(self._serve, self._path, limit=channel.BUFFER_BYTES)
+        with channel.shorten(self._path) as path:
+            return await asyncio.start_unix_server(self._serve, path, limit=channel.BUFFER_BYTES)
 
     def _is_over(self) -> bool:
         """Tell whether to end: no worker is left after SIGTERM, or none has had anything open here for a while."""

@@ -198,7 +198,8 @@ class EngineClient:
 
     async def _run_connected(self) -> None:
         """Connect, open again what was open in the engine before, and deliver answers until the engine ends."""
-        reader, writer = await asyncio.open_unix_connection(self._path, limit=channel.BUFFER_BYTES)
+        with channel.shorten(self._path) as path:
+            reader, writer = await asyncio.open_unix_connection(path, limit=channel.BUFFER_BYTES)
         self._writer = writer
         self._write({"do": "hello", "id": 0})
         self._connected.set()

@@ -76,6 +76,7 @@ def test_heavy_weights_are_in_memory_once(mixed: Server) -> None:
     engine = mixed.engine()
     assert engine is not None
     assert engine.memory_info().rss > HEAVY_BYTES
+    assert Path(f"/proc/{engine.pid}/oom_score_adj").read_text() == "500\n"
 
 
 @pytest.mark.parametrize("build", fakes.GOOD)
@@ -232,3 +233,14 @@ def test_request_that_crashes_an_engine_twice_is_refused(tmp_path: Path) -> None
         assert divide(server, -(2**31), 1).json()["outputs"][0]["data"] == [-(2**31)]
         assert server.log().count("engine-cpu ended with code -8") == 2
         assert server.workers() == worker
+
+
+def test_socket_may_be_in_a_folder_with_a_long_name(tmp_path: Path) -> None:
+    """A socket's path has at most 108 bytes; the folder that it is in may have a longer one."""
+    fakes.write_version(tmp_path / "models", fakes.doubler())
+    long = tmp_path / ("a" * 60) / ("b" * 60)
+    long.mkdir(parents=True)
+    places = {"XDG_RUNTIME_DIR": str(long), "TMPDIR": str(long)}
+    with Server(tmp_path / "models", "--workers", "1", "--placement", "engine", environment=places) as server:
+        assert server.predict("doubler", [[2.0]]).json()["predictions"] == RIGHT
+        assert list(long.glob("*/engine-cpu.sock"))
