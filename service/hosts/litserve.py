@@ -25,6 +25,7 @@ from litserve.loops import LitLoop
 
 from service.app import Application, create_app
 from service.errors import StartError
+from service.hosts.open_files import fit_open_files
 from service.hosts.supervisor import Supervisor, Timeouts, WorkerContext
 from service.http.server import BACKLOG, HttpServer
 from service.model import engine
@@ -137,6 +138,7 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
     cores = count_cores()
     threads = settings.threads or max(1, cores // len(devices))
     names = choose_engines(settings, devices)
+    settings = fit_open_files(settings, len(names) + len(devices))
     listener = open_listener(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback and not settings.api_key:

@@ -11,7 +11,7 @@ import os
 import select
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 _LONGEST = 200
 
@@ -27,6 +27,16 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields)
+
+
+class _TextFormatter(logging.Formatter):
+    """Writes one line a record. Only a traceback takes more, which are indented, so that no text can forge a line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
+        return _escape(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 - as the base class has it
+        return "\n".join(f"  {_escape(line)}" for line in super().formatException(ei).splitlines())
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -50,7 +60,7 @@ def configure(log_format: str) -> None:
         log_format: "text" or "json".
     """
     handler = _Handler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    text = _TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("service").setLevel(logging.INFO)
@@ -123,6 +133,13 @@ class AccessLog:
 def _shorten(text: str) -> str:
     """Return text from a caller, short and printable, so that no caller can forge a log line."""
     return text if text.isprintable() and len(text) <= _LONGEST else ascii(text[:_LONGEST])
+
+
+def _escape(text: str) -> str:
+    """Return text with line breaks and other characters that are not printable as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _split(text: bytes) -> list[bytes]:

@@ -37,6 +37,22 @@ def test_json_lines_are_one_object_each(capsys: pytest.CaptureFixture[str]) -> N
     assert second["exception"].endswith("ValueError: odd")
 
 
+def test_no_text_can_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line breaks and control characters are escaped; lines of a traceback are indented, also those of its message."""
+    log.configure("text")
+    forged = "\n2026-01-01 00:00:00,000 ERROR service: forged\r\x1b[2K\x85\u2028grüße"
+    logger.warning("%s holds a manifest", forged)
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        logger.exception("request failed")
+    first, second, *traceback = capsys.readouterr().err[:-1].split("\n")
+    assert r": \n2026-01-01 00:00:00,000 ERROR service: forged\r\x1b[2K\x85\u2028grüße holds" in first
+    assert second.endswith("ERROR service: request failed")
+    assert all(line.startswith("  ") and line.isprintable() for line in traceback)
+    assert any("forged" in line for line in traceback)
+
+
 def test_other_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixture[str]) -> None:
     """What others log as information is not shown; their warnings are."""
     log.configure("text")
