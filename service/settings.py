@@ -37,13 +37,14 @@ class Settings(BaseModel):
         le=3600,
         description="seconds from a change in the models folder to serving it; 0: only when told to",
     )
-    workers: int = Field(default=0, ge=0, le=256, description="worker processes; 0: one per CPU core, or per GPU")
+    workers: int = Field(default=0, ge=0, le=256, description="worker processes; 0: one per CPU core")
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps"
     )
     backend: Literal["auto", "onnx", "torchscript", "onnx-int8"] = Field(
         default="auto", description="which artifact to run: auto, onnx, torchscript, or onnx-int8 where a model has it"
     )
+    tf32: bool = Field(default=False, description="let NVIDIA GPUs round to TF32: faster matrices, less exact")
     placement: Placement = Field(
         default="auto",
         description="where models run: in every worker (inline), in one engine process, or by size and speed (auto)",

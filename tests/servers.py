@@ -33,11 +33,13 @@ def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 class Server:
     """`python -m service serve --port 0` on a models folder, as a context manager that stops it with SIGTERM."""
 
+    module = "service"  # what is run
+
     def __init__(self, models_dir: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.url = ""
         self._text = ""
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
-        command = [sys.executable, "-m", "service", "serve", "--port", "0", "--models-dir", str(models_dir), *flags]
+        command = [sys.executable, "-m", self.module, "serve", "--port", "0", "--models-dir", str(models_dir), *flags]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -82,9 +84,9 @@ class Server:
         """Return its worker processes."""
         return self._find("worker")
 
-    def engine(self) -> psutil.Process | None:
-        """Return its engine process, if it has one."""
-        return next(iter(self._find("engine")), None)
+    def engine(self, device: str = "") -> psutil.Process | None:
+        """Return its engine process, or that of a device, if it has one."""
+        return next(iter(self._find(f"engine-{device}")), None)
 
     def checker(self) -> psutil.Process | None:
         """Return the process that checks new versions, if it runs now."""

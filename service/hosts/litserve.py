@@ -83,7 +83,7 @@ class ModelHost(LitAPI):
         self.heartbeat = heartbeat
 
     def setup(self, device: str) -> None:
-        """Load every model, preferably on `device`; from then on SIGTERM drains the worker.
+        """Load every model, those that belong on `device` in its engine; from then on SIGTERM drains the worker.
 
         Raises:
             StartError: the models folder, the backend or the device asked for is not there.
@@ -149,7 +149,7 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
     group, shared = WorkerGroup(len(names) + len(devices)), folder.path
 
     def run_worker(context: WorkerContext) -> None:
-        engines = connect_engines(settings, shared, names, context.request_engine) if names else None
+        engines = connect_engines(settings, shared, names, context)
         coordination = group.join(context.number)
         api = ModelHost(settings, listener, threads, coordination, token, engines, context.heartbeat)
         api.setup(context.device)
@@ -179,32 +179,37 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
 
 
 def choose_engines(settings: Settings, devices: Sequence[str]) -> list[str]:
-    """Return the names of the processes beside the workers: the checker, and engines for heavy models."""
-    if set(devices) != {"cpu"}:  # a GPU's models are checked and run in its workers
-        return []
-    return [CHECKER] if settings.placement == "inline" else [CHECKER, CPU_ENGINE]
+    """Return the names of the processes beside the workers: the checker, and an engine for each device.
+
+    With `--placement inline` there is none, except for accelerators that were asked for by name.
+    """
+    accelerators = sorted({device for device in devices if device != "cpu"})
+    if settings.placement == "inline":
+        accelerators = accelerators if settings.device != "auto" else []
+        return [CHECKER, *(f"engine-{device}" for device in accelerators)]
+    return [CHECKER, CPU_ENGINE, *(f"engine-{device}" for device in accelerators)]
 
 
-def connect_engines(settings: Settings, shared: Path, names: Sequence[str], request: Callable[[str], None]) -> Engines:
-    """Return how a worker reaches the processes beside it; `request` has one started, by its name."""
-    ending = threading.Event()
+def connect_engines(settings: Settings, shared: Path, names: Sequence[str], context: WorkerContext) -> Engines:
+    """Return how a worker reaches the processes beside it: the checker, the CPU's engine, and that of its device."""
+    request, ending, own = context.request_engine, threading.Event(), f"engine-{context.device}"
     engines = {
         name: EngineClient(shared / f"{name}.sock", settings.queue_size, partial(request, name), ending)
         for name in names
-        if name != CHECKER
+        if name in (CPU_ENGINE, own)
     }
-    return Engines(CheckerClient(shared, partial(request, CHECKER), ending), engines, ending)
+    accelerator = own if own in engines and own != CPU_ENGINE else ""
+    return Engines(CheckerClient(shared, partial(request, CHECKER), ending), engines, ending, accelerator)
 
 
 def choose_placement(settings: Settings) -> list[str]:
-    """Return the device of each worker: by default one worker per usable GPU, or per core where there is none.
+    """Return the device of each worker: one worker per core unless told otherwise; accelerators take turns.
 
     Raises:
         StartError: the device asked for is not usable here.
     """
     devices = choose_devices(settings)
-    count = settings.workers or (count_cores() if devices == ["cpu"] else len(devices))
-    return [devices[index % len(devices)] for index in range(count)]
+    return [devices[index % len(devices)] for index in range(settings.workers or count_cores())]
 
 
 def choose_devices(settings: Settings) -> list[str]:

@@ -32,6 +32,11 @@ class Cost:
     each: float
     batch: int = sys.maxsize
 
+    @property
+    def per_row(self) -> float:
+        """Seconds of a row in a call of the best size."""
+        return self.fixed / self.batch + self.each
+
     def rows_within(self, seconds: float) -> int:
         """Return how many rows one call can take in `seconds`."""
         return max(0, int((seconds - self.fixed) / self.each))

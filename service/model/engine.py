@@ -1,4 +1,4 @@
-"""An engine: the process that owns a device's heavy models, for all workers. The checker is one that only checks.
+"""An engine: the process that owns a device's models, for all workers. The checker is one that only checks.
 
 Workers reach it over a Unix socket (see `remote`). Its batchers gather the requests of all of them, its calls use all
 cores, and what a graph does to the process, at load or later, is done to the engine alone. A version stays open as
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.errors import ModelRefusedError, ServiceError, StartError, UnavailableError
+from service.errors import DeviceLostError, ModelRefusedError, ServiceError, StartError, UnavailableError
 from service.model import channel
 from service.model.batching import Batcher
 from service.model.channel import describe_error
@@ -92,6 +92,7 @@ class Engine:
     def __init__(self, settings: Settings, shared: Path, name: str, threads: int, previous_exit: int = 0) -> None:
         self._settings = settings
         self._path = shared / f"{name}.sock"
+        self._device = choose_device(name)
         self._threads = threads
         self._idle_seconds = CHECKER_IDLE_SECONDS if name == CHECKER else IDLE_SECONDS
         self._versions: dict[str, OpenVersion] = {}
@@ -227,28 +228,84 @@ class Engine:
         return {"backend": [backend.name, backend.device, backend.provider]}
 
     def _load(self, fields: channel.Fields) -> OpenVersion:
-        """Verify and open a version, in the thread that opens.
-
-        What the checker has found is not done again: `verified` has the manifest's digest, `cost` what calls cost.
-        """
+        """Verify, open and measure a version, in the thread that opens."""
         known = self._openings.read(fields["key"])
-        if known is not None and is_quarantined(known):
+        if known is not None and "error" in known and (is_quarantined(known) or not fields["retry"]):
             raise channel.build_error(known["error"])
         settings = self._settings
         with self._openings.opening(fields["key"]):
-            predictor = load_any_predictor(
-                Path(fields["path"]),
-                settings.backend,
-                "cpu",
-                self._threads,
-                serve_as=fields["serve_as"],
-                verified=fields["verified"],
-            )
+            predictor, cost = self._open_checked(fields) if self._device == "cpu" else self._try(fields)
         release_memory()
         rows = choose_rows(predictor.manifest, settings)
         metrics = ModelMetrics(fields["name"], fields["version"])
-        batcher = Batcher(predictor.predict, Cost(*fields["cost"]), rows, settings.queue_size, metrics)
+        batcher = Batcher(self._watch(predictor.predict), cost, rows, settings.queue_size, metrics)
         return OpenVersion(predictor, batcher, metrics)
+
+    def _open_checked(self, fields: channel.Fields) -> tuple[AnyPredictor, Cost]:
+        """Open a version on the CPU; what the checker has found, on the same device, is not done again."""
+        predictor = load_any_predictor(
+            Path(fields["path"]),
+            self._settings.backend,
+            "cpu",
+            self._threads,
+            serve_as=fields["serve_as"],
+            verified=fields["verified"],
+        )
+        return predictor, Cost(*fields["cost"])
+
+    def _try(self, fields: channel.Fields) -> tuple[AnyPredictor, Cost]:
+        """Open, check and measure a version on an accelerator.
+
+        Raises:
+            ServiceError: it fails there, or costs more than `rival`, the seconds of a row on the CPU. That is logged,
+                and kept for the other workers.
+        """
+        settings, about = self._settings, (fields["name"], fields["version"])
+        try:
+            predictor = load_any_predictor(
+                Path(fields["path"]),
+                settings.backend,
+                self._device,
+                self._threads,
+                serve_as=fields["serve_as"],
+                tf32=settings.tf32,
+                public_key=settings.require_signature,
+            )
+            cost = predictor.measure_cost(choose_rows(predictor.manifest, settings))
+        except ServiceError as error:
+            logger.warning("model %s version %d cannot run on %s: %s", *about, self._device, error)
+            self._openings.write(fields["key"], {"error": describe_error(error)})
+            if isinstance(error, DeviceLostError) or isinstance(error.__cause__, DeviceLostError):
+                self._lose_device(error)
+            raise
+        rival = fields.get("rival")
+        if rival is not None and cost.per_row > rival:
+            found = ModelRefusedError(
+                f"a row takes {cost.per_row * 1e3:.3g} ms on {self._device} and {rival * 1e3:.3g} ms on the CPU"
+            )
+            logger.info("model %s version %d runs on the CPU: %s", *about, found)
+            self._openings.write(fields["key"], {"error": describe_error(found)})
+            raise found
+        return predictor, cost
+
+    def _watch(self, predict: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return `predict` such that this process ends when a call of it loses the device."""
+        if self._device == "cpu":
+            return predict
+
+        def run(inputs: Any) -> Any:  # noqa: ANN401 - as `predict`
+            try:
+                return predict(inputs)
+            except DeviceLostError as error:
+                self._lose_device(error)
+                raise
+
+        return run
+
+    def _lose_device(self, error: ServiceError) -> None:
+        """Crash, in any thread: only another process can use the device, and workers tell what crashes engines."""
+        logger.error("%s works no more (%s); this process ends and another takes over", self._device, error)
+        os.abort()
 
     def _release(self, worker: str, holder: int | None = None) -> None:
         """Let one holder of a worker, or all of them, hold nothing more; close what nobody holds."""
@@ -258,6 +315,11 @@ class Engine:
                 version.metrics.write(0)
                 del self._versions[key]
                 self._opener.submit(release_memory)
+
+
+def choose_device(name: str) -> str:
+    """Return the device of an engine by its name: "cuda:0" of "engine-cuda:0"; the checker's is "cpu"."""
+    return "cpu" if name == CHECKER else name.removeprefix("engine-")
 
 
 def run_engine(
@@ -275,7 +337,8 @@ def run_engine(
         StartError: the socket cannot be made.
     """
     is_checker = name == CHECKER
-    os.nice(0 if is_checker else NICENESS)  # the checker measures
+    takes_cores = not is_checker and choose_device(name) == "cpu"  # the checker measures; a GPU must be fed
+    os.nice(NICENESS if takes_cores else 0)
     offer_to_oom_killer(CHECKER_OOM_SCORE if is_checker else ENGINE_OOM_SCORE)
     engine = Engine(settings, shared, name, threads, previous_exit)
     try:

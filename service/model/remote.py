@@ -258,8 +258,10 @@ class Engines:
         checker: where a version is opened first.
         by_name: where versions run that do not run in the workers; empty if all do.
         ending: to be set when the worker ends.
+        accelerator: the name of the engine that has this worker's accelerator; empty if there is none.
     """
 
     checker: CheckerClient
     by_name: Mapping[str, EngineClient]
     ending: threading.Event
+    accelerator: str = ""

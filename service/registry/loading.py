@@ -14,8 +14,9 @@ from service.model.channel import Fields, build_error
 from service.model.checker import choose_rows
 from service.model.cost import Cost
 from service.model.manifest import digest
+from service.model.openings import is_quarantined
 from service.model.predictor import load_any_predictor, load_named_manifest
-from service.model.remote import Engines
+from service.model.remote import EngineClient, Engines
 from service.registry.model_folder import (
     Fingerprint,
     ModelSettings,
@@ -163,7 +164,10 @@ class Loader:
         for folder, fields, answer in zip(folders, described, answers, strict=False):
             key = VersionKey(folder.name, folder.version)
             try:
-                opened[key] = self._place(folder, fields, answer) if answer else self.open_version(folder)
+                if answer and self._engines:
+                    opened[key] = self._place(folder, fields, answer, self._engines)
+                else:
+                    opened[key] = self.open_version(folder)
             except ServiceError as error:
                 errors[key] = error
             except Exception as error:  # whatever is wrong with one version, the others are served
@@ -188,15 +192,29 @@ class Loader:
             "retry": VersionKey(folder.name, folder.version) in retried,
         }
 
-    def _place(self, folder: VersionFolder, fields: Fields, answer: Fields) -> LoadedVersion:
-        """Open a version that the checker has checked, here or in an engine, wherever it belongs."""
+    def _place(self, folder: VersionFolder, fields: Fields, answer: Fields, engines: Engines) -> LoadedVersion:
+        """Open a version that the checker has checked on the CPU, here or in an engine, wherever it belongs.
+
+        One that is not clearly inline runs where a row of its best batch takes fewer seconds. One that fails on the
+        accelerator runs on the CPU, unless the accelerator was asked for by name.
+        """
+        is_asked_for = self._settings.device != "auto"
+        if engines.accelerator and not is_quarantined(answer) and (is_asked_for or answer.get("place") != "inline"):
+            rival = None if is_asked_for or "error" in answer else Cost(*answer["cost"]).per_row
+            try:
+                return self._open_in(engines.by_name[engines.accelerator], folder, fields | {"rival": rival})
+            except ServiceError:  # which its engine has logged
+                if is_asked_for:
+                    raise
         if "error" in answer:
             raise build_error(answer["error"])
-        if self._engines is None or answer["place"] == "inline":
+        if answer["place"] == "inline":
             return self.open_version(folder, Cost(*answer["cost"]), answer["manifest"])
-        manifest = load_named_manifest(folder.path, folder.serve_as)
         known = {"cost": answer["cost"], "verified": answer["manifest"]}
-        predictor, batcher = self._engines.by_name[CPU_ENGINE].open(manifest, fields | known)
+        return self._open_in(engines.by_name[CPU_ENGINE], folder, fields | known)
+
+    def _open_in(self, engine: EngineClient, folder: VersionFolder, fields: Fields) -> LoadedVersion:
+        predictor, batcher = engine.open(load_named_manifest(folder.path, folder.serve_as), fields)
         return LoadedVersion(predictor, batcher, ModelMetrics(folder.name, folder.version))
 
     def open_version(self, folder: VersionFolder, cost: Cost | None = None, verified: str = "") -> LoadedVersion:
@@ -215,10 +233,11 @@ class Loader:
         predictor = load_any_predictor(
             folder.path,
             settings.backend,
-            settings.device,
+            "cpu" if self._engines else settings.device,  # accelerators belong to engines
             self._threads,
             self._preferred_device,
             serve_as=folder.serve_as,
+            tf32=settings.tf32,
             verified=verified,
             public_key=settings.require_signature,
         )

@@ -5,13 +5,14 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from service.errors import StartError
 from service.hosts import litserve as litserve_host
-from service.hosts.litserve import choose_devices, choose_placement, list_in_child, open_listener
+from service.hosts.litserve import choose_devices, choose_engines, choose_placement, list_in_child, open_listener
 from service.settings import Settings
 from tests import fakes
 from tests.servers import Server, run_service
@@ -83,7 +84,7 @@ def test_gpu_without_a_backend_is_told_once(monkeypatch: pytest.MonkeyPatch, cap
     [
         (0, [], ["cpu"] * 3),
         (2, [], ["cpu"] * 2),
-        (0, ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"]),
+        (0, ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1", "cuda:0"]),
         (3, ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1", "cuda:0"]),
         (1, ["cuda:0", "cuda:1"], ["cuda:0"]),
     ],
@@ -91,10 +92,25 @@ def test_gpu_without_a_backend_is_told_once(monkeypatch: pytest.MonkeyPatch, cap
 def test_workers_are_placed_round_robin(
     workers: int, found: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There are as many workers as asked for, one per GPU, or one per core; devices take them in turn."""
+    """There are as many workers as asked for, or one per core; GPUs take them in turn."""
     monkeypatch.setattr(litserve_host, "list_accelerators", lambda name: found)
     monkeypatch.setattr(litserve_host, "count_cores", lambda: 3)
     assert choose_placement(Settings(workers=workers)) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices", "expected"),
+    [
+        ({}, ["cpu"], ["engine-cpu"]),
+        ({}, ["cuda:0", "cuda:1", "cuda:0"], ["engine-cpu", "engine-cuda:0", "engine-cuda:1"]),
+        ({"placement": "inline"}, ["cpu"], []),
+        ({"placement": "inline"}, ["cuda:0"], []),
+        ({"placement": "inline", "device": "cuda"}, ["cuda:0"], ["engine-cuda:0"]),
+    ],
+)
+def test_each_device_has_an_engine(flags: dict[str, Any], devices: list[str], expected: list[str]) -> None:
+    """The checker, and an engine for the CPU and for each GPU that a worker uses."""
+    assert choose_engines(Settings(**flags), devices) == ["checker", *expected]
 
 
 def test_devices_are_none_where_looking_for_them_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
