@@ -15,15 +15,17 @@ RUN python3 -m pip --python /opt/venv/bin/python install --require-hashes -r req
 
 # PyTorch's CPU builds have their own index; those on PyPI pull in 4 GB of CUDA. pip reads both PIP_ variables.
 FROM packages-cpu AS packages-torch
-ARG TORCH="torch==2.15.0"
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG PIP_FIND_LINKS=""
-COPY deploy/requirements-train.lock ./
-RUN python3 -m pip --python /opt/venv/bin/python install -c requirements-train.lock "${TORCH}"
+COPY deploy/requirements-torch.lock ./
+RUN python3 -m pip --python /opt/venv/bin/python install --require-hashes -r requirements-torch.lock
 
+# WITHOUT=torchvision leaves it out, where PyTorch's index cannot be reached; only the recipe of digits needs it.
 FROM packages-torch AS packages-train
-ARG TORCHVISION="torchvision==0.29.2"
-RUN python3 -m pip --python /opt/venv/bin/python install -r requirements-train.lock ${TORCHVISION:+"${TORCHVISION}"}
+ARG WITHOUT=""
+COPY deploy/requirements-train.lock ./
+RUN sed -i "/^${WITHOUT:-nothing}==/,/[^\\\\]$/d" requirements-train.lock && \
+    python3 -m pip --python /opt/venv/bin/python install --require-hashes -r requirements-train.lock
 
 FROM packages AS packages-gpu
 COPY deploy/requirements-gpu.lock ./

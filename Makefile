@@ -70,17 +70,19 @@ format: $(DEV) ## format and mend what lint can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# PyTorch's line of the training image depends on the machine: it stands in the Dockerfile, and in the lock as a comment.
+# PyTorch's CPU builds come from its own index.
 LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-annotate \
   --custom-compile-command 'make lock' pyproject.toml
+WITH_TORCH = --generate-hashes --upgrade --extra-index-url https://download.pytorch.org/whl/cpu \
+  --index-strategy unsafe-best-match
 lock: $(DEV) ## pin anew what the images install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOCK) --generate-hashes --upgrade --output-file deploy/requirements.lock
 	echo 'onnxruntime; sys_platform == "never"' >$(VENV)/overrides  # the GPU's package writes the same files
 	echo 'onnxruntime-gpu[cuda,cudnn]' | $(LOCK) - --generate-hashes --upgrade --constraint deploy/requirements.lock \
 	  --override $(VENV)/overrides --output-file deploy/requirements-gpu.lock
-	$(LOCK) --extra train --constraint deploy/requirements.lock --output-file $(VENV)/train.lock --upgrade
-	sed -E '/^(triton|nvidia-|cuda-)/d; s/^torch/# &/' $(VENV)/train.lock >deploy/requirements-train.lock
+	$(LOCK) --extra train $(WITH_TORCH) --constraint deploy/requirements.lock --output-file deploy/requirements-train.lock
+	$(LOCK) --extra torch $(WITH_TORCH) --constraint deploy/requirements-train.lock --output-file deploy/requirements-torch.lock
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* build *.egg-info

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -91,16 +92,16 @@ def pytorch_arguments() -> Iterator[dict[str, str]]:
     command = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False).stdout
     folder = Path(os.environ.get("PIP_FIND_LINKS") or said.strip() or "nowhere")
-    wheels = sorted(folder.glob("torch-*cp311*.whl"))
-    if not wheels:
+    locked = re.search(r"^torch==(\S+)", (ROOT / "deploy/requirements-torch.lock").read_text(), re.MULTILINE)
+    assert locked is not None
+    if not list(folder.glob(f"torch-{locked[1]}-cp311*.whl")):
         yield {}
         return
     handler = partial(_Quiet, directory=str(folder))
     with _open_server(handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield {
-            "TORCH": f"torch=={wheels[-1].name.split('-')[1].partition('+')[0]}",
-            "TORCHVISION": "",
+            "WITHOUT": "torchvision",
             "PIP_EXTRA_INDEX_URL": "",
             "PIP_FIND_LINKS": f"http://127.0.0.1:{server.server_port}/",
         }

@@ -69,20 +69,41 @@ def test_gpu_has_the_whole_machine() -> None:
     assert set(re.findall(r"\$\{(\w+):-", GPU_COMPOSE)) <= set(variables())
 
 
-def test_locks_have_every_dependency() -> None:
-    """What pyproject.toml asks for is pinned, and the Dockerfile's PyTorch is the one that was locked with the rest."""
-    listed = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+def read_requirements(name: str = "dependencies") -> list[str]:
+    """Return the names of the packages that pyproject.toml asks for, by itself or in an extra."""
+    listed = re.search(rf"^{name} = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
     assert listed is not None
-    names = re.findall(r'"([\w-]+)', listed[1])
-    locks = {kind: (ROOT / f"deploy/requirements{kind}.lock").read_text() for kind in ("", "-gpu", "-train")}
-    for kind, text in locks.items():
-        for name in names:
-            pinned = "onnxruntime-gpu" if (name, kind) == ("onnxruntime", "-gpu") else name
-            assert re.search(rf"^{pinned}==", text, re.MULTILINE), (name, kind)
-    assert not re.search("^onnxruntime==", locks["-gpu"], re.MULTILINE)
-    for name in ("torch", "torchvision"):
-        (pin,) = re.findall(rf"^# ({name}==\S+)$", locks["-train"], re.MULTILINE)
-        assert f'ARG {name.upper()}="{pin}"' in DOCKERFILE
+    return [each for each in re.findall(r'"([\w-]+)', listed[1]) if each != "model-service"]
+
+
+LOCKS = {path.name: path.read_text() for path in (ROOT / "deploy").glob("*.lock")}
+
+
+def test_locks_have_every_dependency() -> None:
+    """What pyproject.toml asks for is pinned, and packages in several locks are the same version in each."""
+    extras = {"requirements-torch.lock": ["torch"], "requirements-train.lock": ["torch", "train"]}
+    pinned: dict[str, set[str]] = {}
+    for lock, text in LOCKS.items():
+        versions = dict(re.findall(r"^([\w-]+)==(\S+)", text, re.MULTILINE))
+        wanted = read_requirements() + [name for extra in extras.get(lock, []) for name in read_requirements(extra)]
+        for name in wanted:
+            found = "onnxruntime-gpu" if (name, lock) == ("onnxruntime", "requirements-gpu.lock") else name
+            assert found in versions, (name, lock)
+        for name, version in versions.items():
+            pinned.setdefault(name, set()).add(version)
+    assert "onnxruntime==" not in LOCKS["requirements-gpu.lock"]
+    assert {name: versions for name, versions in pinned.items() if len(versions) > 1} == {}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_package_of_an_image_has_its_hash(lock: str) -> None:
+    """Nothing is installed whose digest is not locked."""
+    packages = re.split(r"^(?=[\w-]+==)", re.sub(r"^#.*\n", "", LOCKS[lock], flags=re.MULTILINE), flags=re.MULTILINE)
+    for package in filter(None, packages):
+        assert re.fullmatch(r"[\w-]+==\S+( ;[^\\\n]*)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n", package), package[:80]
+    assert lock in DOCKERFILE
+    for line in re.findall(r"pip .* install .*", DOCKERFILE):
+        assert "install --require-hashes -r requirements" in line
 
 
 def test_health_check_is_the_images() -> None:
