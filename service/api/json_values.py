@@ -23,7 +23,7 @@ except ImportError:  # there is no wheel for this Python: orjson reads every bod
 
 LARGE_BODY = 2**18  # bytes; decoding such a body would hold the event loop for a millisecond or more
 PIECE_NUMBERS = 2**16  # that are written at a time
-_PIECE_BYTES = 2**16  # that are read at a time
+PIECE_BYTES = 2**16  # that are read at a time
 _PAUSE_SECONDS = 0.0001  # gives the interpreter's lock away; only asking for it back would slow the event loop
 _OPENING = re.compile(rb"\s*(\{|(?:\[\s*){0,8})")
 
@@ -68,7 +68,7 @@ def split_list(text: bytes, start: int, end: int) -> Iterator[bytes]:
     assert opening is not None  # it matches nothing, too
     closing = rb"\}\s*" if opening[1] == b"{" else rb"\]\s*" * opening[1].count(b"[")
     border = re.compile(closing + b",")
-    while found := border.search(text, start + _PIECE_BYTES, end):
+    while found := border.search(text, start + PIECE_BYTES, end):
         yield text[start : found.end() - 1]
         start = found.end()
         time.sleep(_PAUSE_SECONDS)

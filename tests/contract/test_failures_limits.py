@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import pytest
 
 from tests import fakes
 from tests.servers import Server
-from tests.wire import Wire, build_predict, build_request, exchange, napper, open_wires, rounds_for, wait_until
+from tests.wire import Reply, Wire, build_predict, build_request, exchange, napper, open_wires, rounds_for, wait_until
 
 PREDICT = "/v1/models/doubler:predict"
 GOOD = b'{"instances": [[2.0]]}'
@@ -160,7 +162,16 @@ def test_head_over_the_limits_is_431(head: bytes, small: Server) -> None:
         b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: nine\r\n\r\n",
         b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-        b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /nosuch HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /nosuch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"POST /nosuch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /nosuch HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: x/y\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: " + b"x" * 300 + b"\r\n\r\n",
+        b"GET /v1/models HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"GET /v1/models HTTP/2.0\r\nHost: x\r\n\r\n",
         b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
         b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"POST /v1/models HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -336,6 +347,51 @@ def test_head_says_nothing_of_what_follows(small: Server) -> None:
     assert first.startswith(b"HTTP/1.1 404 ")
     assert second.startswith(b"HTTP/1.1 400 ")
     assert second.endswith(b'{"error":"this is not an HTTP/1.1 request"}')
+
+
+@pytest.mark.parametrize("host", ["x", "x.example:8000", "127.0.0.1:1", "[::1]:8000", "[2001:db8::1]", ""])
+def test_host_of_any_kind_is_taken(host: str, small: Server) -> None:
+    """A name or an address, with or without a port, is a Host; a proxy may send an empty one."""
+    assert exchange(small.url, f"GET /health/live HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).status == 200
+
+
+def test_http_1_0_is_kept_alive_on_demand(small: Server) -> None:
+    """`ab -k` reuses its connection, and is told so; a client that does not ask gets the end of it."""
+    for path, body in (("POST " + PREDICT, GOOD), ("GET /v1/models", b"")):
+        request = f"{path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n".encode()
+        with Wire(small.url) as wire:
+            for _ in range(3):
+                reply = wire.send(request + b"Connection: Keep-Alive\r\n\r\n" + body).read()
+                assert (reply.status, (reply.headers or {})["connection"]) == (200, "keep-alive")
+            reply = wire.send(request + b"\r\n" + body).read()
+            assert (reply.status, (reply.headers or {})["connection"]) == (200, "close")
+            assert wire.is_closed()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_half_closed_client_gets_its_answers(version: str, small: Server) -> None:
+    """A client that sends no more once it has asked, as netcat does, gets all its answers, and then the end."""
+    slow = build_predict("napper", [float(rounds_for(0.2))]).replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+    asked = [slow, build_predict("doubler", [3.0]), build_request("/v1/models", None, method="GET")]
+    with Wire(small.url) as wire:
+        wire.send(b"".join(asked if version == "1.1" else asked[:1]))
+        wire.socket.shutdown(socket.SHUT_WR)
+        replies = [reply for reply in iter(wire.read, Reply()) if reply.status != 100]
+    assert [reply.status for reply in replies] == ([200, 200, 200] if version == "1.1" else [200])
+    assert b'"model":"napper"' in replies[0].body
+
+
+def test_client_that_is_not_read_is_missed_when_it_goes(small: Server) -> None:
+    """A client that has sent more than is read, and goes, does not keep what it asked for running."""
+    gone = r'service_dropped_total\{.*reason="gone".*\} (\S+)'
+    before = sum(map(float, re.findall(gone, small.get("/metrics").text)))
+    live = build_request("/health/live", None, method="GET")
+    with Wire(small.url) as wire:
+        wire.send(build_predict("napper", [float(rounds_for(1.5))]))
+        for _ in range(2):  # the second is read no more
+            time.sleep(0.05)
+            wire.send(live * 1000)
+    wait_until(lambda: sum(map(float, re.findall(gone, small.get("/metrics").text))) == before + 1, 10)
 
 
 def test_half_closed_client_is_no_leak(small: Server) -> None:

@@ -3,17 +3,22 @@
 import asyncio
 import gzip
 import json
+import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.api.headers import PredictRoute, RequestHeaders, match_route
+from service.api.limits import ReadLimits
 from service.api.responses import Response
 from service.app import Application, create_app
 from service.errors import ClientClosedError, DeadlineExceededError
-from service.request import PredictRequest
+from service.model.backends import Array
+from service.request import LARGE_OUTPUTS, PredictRequest
 from service.settings import Settings
 
 GOOD = b'{"instances": [[2.0]]}'
@@ -165,3 +170,78 @@ def test_memory_budget_is_given_back(app: Application) -> None:
     for _ in range(3):
         assert run(app, send(PREDICT, GOOD))[0].status == 200
     assert context.reserve(0, 256 * 2**20) == 256 * 2**20
+
+
+def test_reading_ends_when_the_client_goes(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that reads a body stops between two pieces once its request is given up."""
+    pieces: list[int] = []
+    give_up: list[Callable[[], object]] = []
+
+    def decode(body: bytes, manifest: object, headers: object, limits: ReadLimits) -> None:
+        for piece in range(2):
+            limits.check()
+            pieces.append(piece)
+            give_up[0]()
+
+    monkeypatch.setattr("service.api.v1.decode.decode", decode)
+
+    def drive(request: PredictRequest) -> None:
+        loop = asyncio.get_running_loop()
+        is_given_up = threading.Event()
+
+        def cancel() -> None:
+            request.cancel(ClientClosedError("gone"))
+            is_given_up.set()
+
+        give_up.append(lambda: (loop.call_soon_threadsafe(cancel), is_given_up.wait(10)))
+        send(PREDICT, gzip.compress(GOOD), headers=JSON._replace(content_encoding=b"gzip"))(request)
+
+    assert run(app, drive) == []
+    assert pieces == [0]
+
+
+def test_large_outputs_are_encoded_off_the_loop(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs that take long to write are written, and compressed, in a thread, and count as held meanwhile."""
+    threads: list[str] = []
+
+    def encode(outputs: Array, *_: object) -> tuple[bytes, bytes]:
+        threads.append(threading.current_thread().name)
+        return b"", b"x" * len(outputs)
+
+    monkeypatch.setattr("service.api.v1.encode.encode", encode)
+    for rows in (1, LARGE_OUTPUTS):
+
+        def drive(request: PredictRequest, rows: int = rows) -> None:
+            request.start("POST", route_of(PREDICT), JSON._replace(accept_encoding=b"gzip"))
+            request.set_result(np.zeros((rows, 1), np.float32))
+
+        (response,) = run(app, drive)
+        assert (response.status, len(response.body) < 2**14) == (200, True)
+    assert threads[0] == "MainThread"
+    assert threads[1].startswith("read")
+
+
+def test_answers_that_are_not_sent_count_as_held(app: Application) -> None:
+    """What waits for a client to read it takes the room of further bodies, until it is sent."""
+    context = app.context
+    seen = []
+    for size in (300 * 2**20, 0):
+        held = context.hold(0, size)
+        seen.append((context.is_pressed, run(app, send(PREDICT, GOOD))[0].status))
+        context.hold(held, 0)
+    assert seen == [(True, 503), (False, 200)]
+
+
+def test_body_in_many_parts_is_kept_as_one(app: Application) -> None:
+    """A body that comes in parts of two bytes takes about its size."""
+
+    def drive(request: PredictRequest) -> None:
+        request.start("POST", route_of(PREDICT), JSON)
+        tracemalloc.start()
+        for _ in range(500):
+            request.feed(b"".join((b" ", b" ")))
+        assert tracemalloc.get_traced_memory()[0] < 8000
+        tracemalloc.stop()
+        request.finish(GOOD)
+
+    assert run(app, drive)[0].status == 200

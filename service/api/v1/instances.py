@@ -16,6 +16,7 @@ from service.errors import InvalidRequestError
 from service.model.backends import Array
 from service.model.manifest import ImageInput, Manifest
 
+_NUMBERS = {int, float}
 _PIXEL_HINT = "pixels are numbers from 0 (paper) to 1 (ink); divide bytes by 255"
 
 
@@ -117,7 +118,7 @@ def _read_nested(value: object, shape: tuple[int, ...], where: str, into: list[f
 
 
 def _read_numbers(values: list[Any], where: str) -> list[float]:
-    if set(map(type, values)) == {float}:  # as most are: there is nothing to convert
+    if set(map(type, values)) <= _NUMBERS:  # numpy converts them
         return values
     return [_read_number(value, f"{where}[{index}]") for index, value in enumerate(values)]
 
