@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ logger = logging.getLogger("service")
 
 _PREFIX = "model-service-"
 _ACCESS = "access.json"
+_LEFTOVER_SECONDS = 60
 _WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -49,6 +51,7 @@ class RuntimeFolder:
             StartError: there is none.
         """
         reasons = []
+        _remove_leftovers()
         for place in _list_places():
             try:
                 self.path = _make_folder(place)
@@ -119,9 +122,22 @@ def find_access(url: str) -> Access | None:
     return None
 
 
+def _list_folders() -> Iterator[Path]:
+    return (folder for place in _list_places() for folder in place.glob(f"{_PREFIX}*"))
+
+
+def _remove_leftovers() -> None:
+    """Remove this user's folders of services that were killed, but not one that is about to be locked."""
+    for folder in _list_folders():
+        with contextlib.suppress(OSError):
+            is_old = folder.lstat().st_mtime < time.time() - _LEFTOVER_SECONDS
+            if is_old and _is_private(folder) and not _is_locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _list_accesses() -> Iterator[Access]:
     """Return those of this user's services that are running."""
-    for folder in (folder for place in _list_places() for folder in place.glob(f"{_PREFIX}*")):
+    for folder in _list_folders():
         with contextlib.suppress(OSError, ValueError, TypeError):
             if _is_private(folder) and _is_locked(folder):
                 yield Access(*json.loads((folder / _ACCESS).read_bytes()))

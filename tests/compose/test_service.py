@@ -107,6 +107,15 @@ def test_locked_down(service: Project) -> None:
     assert not host["Privileged"]
 
 
+def test_only_the_command_in_the_container_changes_models(service: Project) -> None:
+    """A request through the published port, which docker's proxy passes on from loopback, does not."""
+    answer = requests.post(service.url() + "/v2/repository/models/linear/unload", json={}, timeout=30)
+    assert answer.status_code == 401
+    for action, shown in (("unload", "nothing"), ("load", "1")):
+        said = docker("exec", service.container(), "python", "-m", "service", "models", action, "linear")
+        assert said.startswith(f"linear: serving {shown}")
+
+
 def test_not_ready_while_a_model_is_broken(service: Project, models: Path) -> None:
     """Docker calls it unhealthy and says why, the other models answer, and it is healthy again when it is mended."""
     folder = fakes.write_version(models, fakes.liar())

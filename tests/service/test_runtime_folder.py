@@ -86,6 +86,19 @@ def test_dead_services_and_other_users_are_ignored(places: list[Path], tmp_path:
     os.close(locked)
 
 
+def test_leftovers_of_killed_services_are_removed(places: list[Path]) -> None:
+    """What a killed service left is removed by the next; living services, and folders just made, are not."""
+    with RuntimeFolder() as living:
+        for name in ("model-service-dead", "model-service-new", "model-service-open", "other"):
+            (places[1] / name).mkdir(mode=0o755 if name.endswith("open") else 0o700)
+        for folder in (living.path, *places[1].iterdir()):
+            if not folder.name.endswith("new"):
+                os.utime(folder, (0, 0))
+        with RuntimeFolder():
+            assert living.path.exists()
+            assert {each.name for each in places[1].iterdir()} == {"model-service-new", "model-service-open", "other"}
+
+
 def test_folder_that_was_removed_is_made_again(places: list[Path], caplog: pytest.LogCaptureFixture) -> None:
     """Cleaned away, as a whole or in part, it is there again after the next check."""
     with RuntimeFolder() as folder:
