@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from service.errors import DeadlineExceededError, InferenceError, ServiceError, TooLargeError, UnavailableError
+from service.model import batching
 from service.model.backends import Array
 from service.model.batching import Batcher
 from service.model.cost import Cost
@@ -470,3 +472,193 @@ def test_expired_waiter_that_raises_keeps_nobody_from_an_answer(caplog: pytest.L
 
     run(check)
     assert [record.getMessage() for record in caplog.records] == ["a request could not be given its answer"]
+
+
+class Recorded:
+    """Metrics that are kept as they come."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, float, float]] = []
+        self.reasons: list[str] = []
+
+    def dropped(self, reason: str) -> None:
+        """Keep the reason."""
+        self.reasons.append(reason)
+
+
+def test_slow_call_sends_the_model_to_its_thread_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was thought cheap and holds the loop runs elsewhere, with all that waits; later it is tried again."""
+    monkeypatch.setattr(batching, "SHORTEST_BAN", 0.2)
+    monkeypatch.setattr(batching, "LONGEST_BAN", 0.3)
+    threads: list[str] = []
+
+    def predict(inputs: Array) -> Array:
+        threads.append(threading.current_thread().name)
+        time.sleep(0.06 if (inputs == 0).any() else 0)
+        return inputs * 2
+
+    async def check() -> None:
+        batcher = Batcher(predict, CHEAP, 2, 100, Recorded())
+        loop_thread = threading.current_thread().name
+        slow = [submit(batcher, rows(value)) for value in (0, 1, 2, 3, 4)]
+        assert [answer.tolist() for answer in await gather(slow)] == [[[2 * value]] for value in range(5)]  # type: ignore[union-attr]
+        await submit(batcher, rows(5))
+        assert threads[0] == loop_thread
+        assert len(threads) == 4
+        assert all(name.startswith("batch") for name in threads[1:])
+        assert batcher.rows == 0
+        until = time.monotonic() + 5
+        while threads[-1] != loop_thread:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.02)
+            await submit(batcher, rows(6))
+
+    run(check)
+
+
+def test_requests_of_a_loop_that_ended_are_forgotten() -> None:
+    """A batcher may move to another event loop, as in tests; it runs nothing for those who waited on the one before."""
+    double = Doubler()
+    batcher = build(double, CHEAP, max_batch_size=2, queue_size=10)
+
+    async def leave() -> None:
+        for value in range(10):
+            submit(batcher, rows(value))
+
+    async def check() -> None:
+        assert (await submit(batcher, rows(8))).tolist() == [[16]]
+        assert batcher.rows == 0
+
+    asyncio.run(leave())
+    double.sizes.clear()
+    run(check)
+    assert double.sizes == [1]
+
+
+def test_room_of_those_who_have_gone_is_free_at_once() -> None:
+    """While a call runs, the rows of waiting requests that were given up are taken from the queue."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, DEAR, max_batch_size=1, queue_size=3)
+        first = hold(batcher, double)
+        gone, stays = submit(batcher, rows(1)), submit(batcher, rows(2))
+        gone.cancel()
+        while batcher.rows == 3:
+            await asyncio.sleep(0.001)
+        assert batcher.rows == 2
+        late = submit(batcher, rows(3))
+        double.gate.set()
+        assert [answer.tolist() for answer in await gather([first, stays, late])] == [[[0]], [[4]], [[6]]]  # type: ignore[union-attr]
+        assert batcher.rows == 0
+
+    run(check)
+
+
+class Named:
+    """Tensors by name, which count as one row and cannot be cut."""
+
+    def __len__(self) -> int:
+        """Return 1."""
+        return 1
+
+
+def test_lone_inputs_and_outputs_may_be_anything() -> None:
+    """A model that takes tensors by name gets them as they came, and its outputs are given as they are."""
+
+    async def check() -> None:
+        named = Named()
+        batcher = Batcher(lambda inputs: {"c": inputs}, CHEAP, 1, 100, Recorded())
+        assert await submit(batcher, named) == {"c": named}  # type: ignore[arg-type]
+
+    run(check)
+
+
+def test_request_as_large_as_the_queue_waits_for_room() -> None:
+    """It may be taken later, so it is told to try again, and not that it is too large."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, DEAR, max_batch_size=4, queue_size=4)
+        first = hold(batcher, double)
+        with pytest.raises(UnavailableError, match="queue is full"):
+            submit(batcher, rows(1, 2, 3, 4))
+        double.gate.set()
+        await first
+        assert (await submit(batcher, rows(1, 2, 3, 4))).shape == (4, 1)
+
+    run(check)
+
+
+def test_largest_request_for_the_loop_is_not_refused_for_large_ones() -> None:
+    """The limit itself still runs on the loop."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, Cost(fixed=0, each=0.001), max_batch_size=64, queue_size=10_000)  # 2 rows fit the loop
+        first = submit(batcher, rows(*range(5000)), seconds=1000)
+        assert (await submit(batcher, rows(1, 2), seconds=1)).tolist() == [[2], [4]]
+        await first
+
+    run(check)
+
+
+def test_late_by_less_than_a_second_is_refused() -> None:
+    """Retry-After is then one second."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, Cost(fixed=0.0, each=0.2), max_batch_size=1, queue_size=100)
+        first = hold(batcher, double)
+        with pytest.raises(UnavailableError, match="too long") as refused:
+            submit(batcher, rows(1), seconds=0.1)
+        assert refused.value.retry_after == 1
+        double.gate.set()
+        await first
+
+    run(check)
+
+
+def sleep_and_return(seconds: float) -> Callable[[Array], Array]:
+    """Return a function that takes so long to return its argument."""
+
+    def run_slowly(inputs: Array) -> Array:
+        time.sleep(seconds)
+        return inputs
+
+    return run_slowly
+
+
+def test_estimate_grows_where_calls_take_longer_than_measured() -> None:
+    """A measurement that was too low is corrected, so that requests are refused in time."""
+
+    async def check() -> None:
+        batcher = Batcher(sleep_and_return(0.01), Cost(0.0, 0.003), 1, 100, Recorded())
+        estimates = []
+        for count in (40, 1):
+            waiting = [submit(batcher, rows(0), seconds=1000) for _ in range(10)]
+            estimates.append(batcher.backlog)
+            await gather([*waiting, *(submit(batcher, rows(0), seconds=1000) for _ in range(count))])
+        assert estimates[1] > 1.5 * estimates[0]
+
+    run(check)
+
+
+@BOTH
+def test_calls_are_recorded_with_their_times(cost: Cost) -> None:
+    """Rows, the seconds from the first request to the call, and those of the call."""
+
+    async def check() -> None:
+        recorded = Recorded()
+        batcher = Batcher(sleep_and_return(0.02), cost, 8, 100, recorded)
+        await gather([submit(batcher, rows(1)), submit(batcher, rows(2, 3))])
+        assert sum(rows for rows, _, _ in recorded.batches) == 3
+        for _, waited, ran in recorded.batches:
+            assert 0 <= waited < 5
+            assert 0.02 <= ran < 5
+        await asyncio.sleep(0)
+        (outcome,) = await gather([submit(batcher, rows(1), seconds=-1)])
+        assert isinstance(outcome, DeadlineExceededError)
+        assert recorded.reasons == ["expired"]
+
+    run(check)

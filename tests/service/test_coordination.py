@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 
 import pytest
@@ -62,7 +63,12 @@ def test_changes_of_many_processes_are_all_kept(group: WorkerGroup) -> None:
     def change_often() -> None:
         coordination = group.join(0)
         for index in range(50):
-            coordination.change(lambda unloaded, index=index: unloaded | {f"{os.getpid()}-{index}"})  # type: ignore[misc]
+
+            def add(unloaded: frozenset[str], name: str = f"{os.getpid()}-{index}") -> frozenset[str]:
+                time.sleep(0.001)  # another would read the same state now, if it could
+                return unloaded | {name}
+
+            coordination.change(add)
 
     run_forked(*[change_often] * 3)
     state = group.join(0).read_state()
