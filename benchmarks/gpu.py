@@ -41,16 +41,16 @@ class Plan(NamedTuple):
 
 TOTAL_SECONDS = 530.0  # less than nine minutes, with the last step's grace
 PLANS = {
-    "models": Plan("Models with random weights", gpu_steps.make_models, 100),
-    "outputs": Plan("Golden outputs, test digits and the CPU's outputs", gpu_steps.check_outputs, 60),
-    "devices": Plan("Where models say that they run", gpu_serving.show_devices, 50),
-    "sizes": Plan("Batch sizes, without HTTP", gpu_steps.measure_sizes, 60),
-    "kill": Plan("The engine is killed", gpu_serving.kill_engine, 30),
-    "poison": Plan("A kernel fails an assertion", gpu_serving.poison_device, 40),
-    "memory": Plan("More memory is asked for than there is", gpu_serving.exhaust_memory, 30),
-    "training": Plan("One epoch of mnist-cnn", gpu_steps.train_epoch, 40),
-    "digits": Plan("Single digits over HTTP, 64 clients", gpu_serving.measure_digits, 60),
-    "medium": Plan("Large models over HTTP, 32 clients", gpu_serving.measure_medium, 60),
+    "models": Plan("Models with random weights", gpu_steps.make_models, 90),
+    "outputs": Plan("Golden outputs, test digits and the CPU's outputs", gpu_steps.check_outputs, 50),
+    "devices": Plan("Where models say that they run", gpu_serving.show_devices, 40),
+    "sizes": Plan("Batch sizes, without HTTP", gpu_steps.measure_sizes, 40),
+    "kill": Plan("The engine is killed", gpu_serving.kill_engine, 25),
+    "poison": Plan("A kernel fails an assertion", gpu_serving.poison_device, 35),
+    "memory": Plan("More memory is asked for than there is", gpu_serving.exhaust_memory, 25),
+    "training": Plan("One epoch of mnist-cnn", gpu_steps.train_epoch, 30),
+    "digits": Plan("Single digits over HTTP, 64 clients", gpu_serving.measure_digits, 90),
+    "medium": Plan("Large models over HTTP, 32 clients", gpu_serving.measure_medium, 105),
 }
 
 

@@ -100,15 +100,14 @@ def measure_medium(step: Step) -> None:
     """
     if not step.medium:
         raise SkipError("there are no large models")
-    seconds = 4.0
-    for name in step.medium:
-        body, headers = pack_tensor(build_inputs(name, 1), "FP32")
-        request = build_request(f"/v2/models/{name}/infer", body, headers)
-        places = [(step.device, workers) for workers in WORKERS if workers <= count_cores()]
-        for device, workers in dict.fromkeys([*places, ("cpu", min(WORKERS[-1], count_cores()))]):
+    most = min(WORKERS[-1], count_cores())
+    for device, workers in dict.fromkeys([(step.device, most), ("cpu", most), (step.device, 1)]):
+        for name in step.medium:
+            body, headers = pack_tensor(build_inputs(name, 1), "FP32")
+            request = build_request(f"/v2/models/{name}/infer", body, headers)
             with serve(step, (name,), "--workers", str(workers), device=device) as server:
-                one: dict[str, Any] = _load(server.port, request, 1, 1.0, processes=1)
-                many = _load(server.port, request, MEDIUM_CLIENTS, seconds)
+                one = _load(server.port, request, 1, 1.0, processes=1)
+                many = _load(server.port, request, MEDIUM_CLIENTS, 4.0)
                 step.add(model=name, device=device, workers=workers, **many, **{"one client, p50 ms": one["p50 ms"]})
 
 

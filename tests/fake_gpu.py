@@ -1,11 +1,13 @@
 """`python -m service` on a machine with two GPUs that are made up: `python -m tests.fake_gpu serve ...`.
 
 What is opened on `cuda:N` runs on the CPU underneath. These variables say what the made-up hardware is like:
-`FAKE_GPU_MS` and `FAKE_CPU_MS` are added to every call there, and `FAKE_WRONG` names devices whose results are off by
-one. A row with the number `POISON` breaks the GPU for its process, as an assertion in a kernel does.
+`FAKE_GPU_MS` and `FAKE_CPU_MS` are added to every call there, `FAKE_WRONG` names devices whose results are off by one,
+and `FAKE_CRASH` devices on which every call ends the process. A row with the number `POISON` breaks the GPU for its
+process, as a failed assertion in a kernel does.
 """
 
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -38,6 +40,8 @@ class FakeSession:
             lost.add(self._device)
         if self._device in lost:
             raise RuntimeError("/src/cuda_call.cc:146 CUDA failure 700: an illegal memory access ; GPU=0 ; hostname=x")
+        if self._kind in os.environ.get("FAKE_CRASH", "").split():
+            os.kill(os.getpid(), signal.SIGSEGV)
         time.sleep(self._seconds)
         outputs = self._session.run(names, inputs)
         return [each + 1 for each in outputs] if self._kind in os.environ.get("FAKE_WRONG", "").split() else outputs

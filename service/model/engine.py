@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,10 @@ class Engine:
         """Verify, open and measure a version, in the thread that opens."""
         known = self._openings.read(fields["key"])
         if known is not None and "error" in known and (is_quarantined(known) or not fields["retry"]):
-            raise channel.build_error(known["error"])
+            error = channel.build_error(known["error"])
+            if is_quarantined(known) and self._device != "cpu":  # other failures were logged when they happened
+                _warn_once(f"model {fields['name']} version {fields['version']} cannot run on {self._device}: {error}")
+            raise error
         settings = self._settings
         with self._openings.opening(fields["key"]):
             predictor, cost = self._open_checked(fields) if self._device == "cpu" else self._try(fields)
@@ -315,6 +319,11 @@ class Engine:
                 version.metrics.write(0)
                 del self._versions[key]
                 self._opener.submit(release_memory)
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    logger.warning("%s", sentence)
 
 
 def choose_device(name: str) -> str:

@@ -83,6 +83,17 @@ def test_version_that_fails_on_the_gpu_runs_on_the_cpu(root: Path) -> None:
         assert "misses a golden output" in server.get("/health/ready").json()["error"]
 
 
+def test_version_that_crashes_on_the_gpu_runs_on_the_cpu(root: Path) -> None:
+    """After two crashes of its engine it is not tried there again."""
+    with serve(root, FAKE_CRASH="cuda", **SLOW_CPU) as server:
+        assert shown(server, "doubler") == ("cpu", "CPUExecutionProvider", "engine")
+        for gpu in ("cuda:0", "cuda:1"):
+            assert server.log().count(f"engine-{gpu} ended with code -11") == 2
+            assert (
+                server.log().count(f"model doubler version 1 cannot run on {gpu}: killed by SIGSEGV while opening") == 1
+            )
+
+
 def test_version_is_refused_only_if_it_fails_on_both(root: Path) -> None:
     """One that only a GPU runs right is served there; one that neither does is refused with the CPU's reason."""
     with serve(root, FAKE_WRONG="cpu") as server:
