@@ -25,60 +25,64 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
-    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
-    models_dir: Path = Field(default=Path("models"), description="folder of models, <name>/<version>/manifest.json")
-    model_name: str = Field(
-        default="", description="name of the model where the models folder holds one version's files directly"
-    )
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one")
+    models_dir: Path = Field(default=Path("models"), description="models folder, with <name>/<version>/manifest.json")
+    model_name: str = Field(default="", description="name of the model, if the models folder itself is one version")
     reload_interval: float = Field(
         default=2.0,
         ge=0,
         le=3600,
-        description="seconds from a change in the models folder to serving it; 0: only when told to",
+        description="seconds within which a change in the models folder is served; 0: only on request",
     )
     workers: int = Field(default=0, ge=0, le=256, description="worker processes; 0: one per CPU core")
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps"
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="device to run on: auto, cpu, cuda, cuda:N or mps",
     )
     backend: Literal["auto", "onnx", "torchscript", "onnx-int8"] = Field(
-        default="auto", description="which artifact to run: auto, onnx, torchscript, or onnx-int8 where a model has it"
+        default="auto", description="artifact to run: auto, onnx, torchscript or onnx-int8"
     )
-    tf32: bool = Field(default=False, description="let NVIDIA GPUs round to TF32: faster matrices, less exact")
+    tf32: bool = Field(default=False, description="allow TF32 on NVIDIA GPUs: faster, less precise")
     placement: Placement = Field(
         default="auto",
         description="where models run: in every worker (inline), in one engine process, or by size and speed (auto)",
     )
     threads: int = Field(
-        default=0, ge=0, le=1024, description="CPU threads of one backend call; 0: the cores that are there for it"
+        default=0, ge=0, le=1024, description="CPU threads per backend call; 0: chosen from the available cores"
     )
     open_timeout: float = Field(
-        default=60.0, gt=0, le=3600, description="seconds that opening and checking one version may take"
+        default=60.0, gt=0, le=3600, description="seconds allowed for opening and checking one version"
     )
-    max_batch_size: int = Field(default=64, ge=1, le=65536, description="instances in one backend call")
-    queue_size: int = Field(default=4096, ge=1, description="instances of one model that may wait in a worker")
+    max_batch_size: int = Field(default=64, ge=1, le=65536, description="maximum instances per backend call")
+    queue_size: int = Field(default=4096, ge=1, description="maximum queued instances per model and worker")
     request_timeout: float = Field(default=30.0, gt=0, le=3600, description="seconds until a request is answered 504")
     drain_delay: float = Field(
-        default=0.0, ge=0, le=300, description="seconds between SIGTERM (not ready any more) and the end of listening"
+        default=0.0, ge=0, le=300, description="seconds to keep listening after SIGTERM, while reporting not ready"
     )
-    shutdown_grace: float = Field(default=10.0, gt=0, le=300, description="seconds that requests in flight then get")
-    header_timeout: float = Field(default=10.0, gt=0, le=300, description="seconds a request's head may take to arrive")
-    max_connections: int = Field(default=4096, ge=1, description="open connections of one worker; more are refused 503")
-    max_request_bytes: int = Field(default=16 * 2**20, ge=1024, description="largest request body, in bytes")
+    shutdown_grace: float = Field(
+        default=10.0, gt=0, le=300, description="seconds that requests in flight then have to finish"
+    )
+    header_timeout: float = Field(
+        default=10.0, gt=0, le=300, description="seconds allowed for a request's headers to arrive"
+    )
+    max_connections: int = Field(default=4096, ge=1, description="maximum open connections per worker; more get 503")
+    max_request_bytes: int = Field(default=16 * 2**20, ge=1024, description="maximum request body size, in bytes")
     api_key: str = Field(
-        default="", repr=False, description="keys that callers must send, comma-separated; empty: none"
+        default="", repr=False, description="comma-separated keys, one of which callers must send; empty: no key needed"
     )
     require_signature: str = Field(
         default="",
-        description="file of the public key (PEM) by which every version must be signed; empty: none",
+        description="public key file (PEM) that must verify every version's signature; empty: none needed",
     )
     admin_key: str = Field(
         default="",
         repr=False,
-        description="key to load, unload and roll back; empty: only the command line on this machine can",
+        description="key to load, unload and roll back; empty: only the local command line may",
     )
-    access_log: bool = Field(default=True, description="write a line for every request")
-    log_format: Literal["text", "json"] = Field(default="text", description="log lines for people or for machines")
+    access_log: bool = Field(default=True, description="log every request")
+    log_format: Literal["text", "json"] = Field(default="text", description="log format: text or json")
 
     @property
     def stuck_seconds(self) -> float:

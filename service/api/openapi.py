@@ -30,16 +30,16 @@ from service.registry.versions import Model
 from service.settings import Settings
 
 _ERRORS = {
-    "400": "The body, a value or a parameter cannot be used",
-    "401": "The key is missing or wrong",
-    "404": "There is no such model or version",
-    "405": "The path answers other methods",
-    "413": "The body is over the limit",
-    "415": "The content type or encoding is not understood",
-    "431": "There are too many or too long header fields",
+    "400": "The body or a parameter is invalid",
+    "401": "The API key is missing or invalid",
+    "404": "The model or version does not exist",
+    "405": "The method is not allowed for this path",
+    "413": "The body is too large",
+    "415": "The content type or encoding is not supported",
+    "431": "The request headers are too large",
     "500": "The model failed",
-    "503": "The model is not ready, or its queue is full or too long for the deadline; see Retry-After",
-    "504": "No answer was ready by the deadline",
+    "503": "The model is not ready or is overloaded; see Retry-After",
+    "504": "The request timed out",
 }
 _OPEN = ("/health/live", "/health/ready")  # need no key
 _KEY = {"type": "apiKey", "in": "header", "name": "X-API-Key"}

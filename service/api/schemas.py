@@ -59,11 +59,11 @@ def request_schema(manifest: Manifest, most: int) -> Schema:
     items = instance_schema(manifest)
     if manifest.input.kind == "image":
         encoded: Schema = {"type": "string", "contentEncoding": "base64"}
-        encoded["description"] = "the bytes of a PNG, JPEG, WebP or BMP picture"
+        encoded["description"] = "a PNG, JPEG, WebP or BMP image"
         items["anyOf"].append(object_of({"b64": encoded}))
     properties: Schema = {"instances": {"type": "array", "minItems": 1, "maxItems": most, "items": items}}
     if manifest.task == "binary":
-        about = f"smallest probability of {manifest.output.labels[1]!r} that predicts it"
+        about = f"minimum probability of {manifest.output.labels[1]!r} at which it is predicted"
         threshold = {"type": "number", "minimum": 0, "maximum": 1, "description": about}
         properties["parameters"] = object_of({"threshold": threshold}, required=())
     if manifest.task == "multiclass":
@@ -135,11 +135,11 @@ def _class_schema(manifest: Manifest) -> Schema:
         "label": {"type": "string", "enum": labels},
         "probability": probability | {"description": f"probability of {of}"},
     }
-    every = list_of(probability, len(labels)) | {"description": f"of {', '.join(labels)}; they sum to 1"}
+    every = list_of(probability, len(labels)) | {"description": f"probabilities of {', '.join(labels)}; they sum to 1"}
     properties = {**best, "probabilities": every}
     if manifest.task == "binary":
         return object_of(properties)
-    top_k = {"type": "array", "items": object_of(best), "description": "where parameters.top_k was sent"}
+    top_k = {"type": "array", "items": object_of(best), "description": "present if parameters.top_k was sent"}
     return object_of({**properties, "top_k": top_k}, required=tuple(properties))
 
 
@@ -147,10 +147,10 @@ def form_schema(manifest: Manifest) -> Schema:
     """Return the schema of a multipart form with images."""
     file: Schema = {"type": "string", "format": "binary"}
     properties: Schema = {
-        "files": {"type": "array", "minItems": 1, "items": file, "description": "one prediction for each, in order"}
+        "files": {"type": "array", "minItems": 1, "items": file, "description": "one prediction per file, in order"}
     }
     example = {"binary": '{"threshold": 0.5}', "multiclass": '{"top_k": 2}', "regression": "{}"}[manifest.task]
-    about = "a request's parameters, as JSON; empty: none"
+    about = "request parameters, as JSON; may be empty"
     properties["parameters"] = TEXT | {"description": about, "example": example}
     return object_of(properties, required=("files",)) | {"additionalProperties": file}
 
@@ -158,28 +158,32 @@ def form_schema(manifest: Manifest) -> Schema:
 def model_schema() -> Schema:
     """Return the schema of a model's description. Optional properties are absent if no version is served."""
     strings, numbers = {"additionalProperties": TEXT}, {"additionalProperties": NUMBER}
-    tensors = {"type": "array", "items": reference("TensorSpec"), "description": "of a model without a task"}
+    tensors = {"type": "array", "items": reference("TensorSpec"), "description": "for models without a task"}
     properties: Schema = {
         "name": TEXT,
-        "ready": {"type": "boolean", "description": "whether a version serves"},
-        "versions": {"type": "array", "items": {"type": "integer"}, "description": "those that serve"},
-        "refused": {"type": "object", "description": "why other versions do not serve"} | strings,
-        "version": {"type": "integer", "description": "the one that the rest describes"},
+        "ready": {"type": "boolean", "description": "whether a version is being served"},
+        "versions": {"type": "array", "items": {"type": "integer"}, "description": "versions being served"},
+        "refused": {"type": "object", "description": "why other versions are not served"} | strings,
+        "version": {"type": "integer", "description": "version that the other properties describe"},
         "title": TEXT,
         "description": TEXT,
         "task": {"type": "string", "enum": ["regression", "binary", "multiclass", "tensors"]},
         "input": {"anyOf": [reference("TabularInput"), reference("ImageInput")]},
         "output": reference("Output"),
-        "labels": {"type": "array", "items": TEXT, "description": "in the order of their indices"},
-        "threshold": {"type": ["number", "null"], "description": "of a binary model"},
+        "labels": {"type": "array", "items": TEXT, "description": "in index order"},
+        "threshold": {"type": ["number", "null"], "description": "for binary models"},
         "inputs": tensors,
         "outputs": tensors,
-        "metrics": {"type": "object", "description": "figures on the test split"} | numbers,
+        "metrics": {"type": "object", "description": "metrics on the test split"} | numbers,
         "artifacts": {"type": "object", "additionalProperties": reference("Artifact")},
-        "backend": TEXT | {"description": "the artifact that runs"},
+        "backend": TEXT | {"description": "artifact being run"},
         "device": TEXT,
-        "provider": TEXT | {"description": "what runs it"},
-        "placement": {"type": "string", "enum": ["inline", "engine"], "description": "every worker, or one process"},
+        "provider": TEXT | {"description": "what runs the artifact"},
+        "placement": {
+            "type": "string",
+            "enum": ["inline", "engine"],
+            "description": "in every worker, or in one engine process",
+        },
     }
     return object_of(properties, required=("name", "ready", "versions", "refused"))
 

@@ -21,7 +21,7 @@ class _Part(BaseModel):
 
 
 class Feature(_Part):
-    """One column of a tabular model: its name, its unit, and the range the training data covered."""
+    """A column of a tabular model: its name, its unit and the range of the training data."""
 
     name: str = Field(min_length=1, max_length=100)
     unit: str | None = None
@@ -37,11 +37,11 @@ class Feature(_Part):
 
 
 class ImageSpec(_Part):
-    """What picture the graph expects: size in pixels, channels, polarity and how a picture is fitted to the size.
+    """The image that the graph expects: its size in pixels, channels, polarity and fitting.
 
-    `polarity` says which is ink: "light-on-dark" (MNIST: 1 is ink) or "dark-on-light", and a picture of the other is
-    turned; "as-is" says that there is no ink, as in a photo, and nothing is turned. `fitting` is "stretch" (resize to
-    the size) or "mnist" (ink into a 20×20 box, centred by mass, as http://yann.lecun.com/exdb/mnist describes).
+    `polarity` is "light-on-dark" (1 is ink, as in MNIST) or "dark-on-light"; images of the opposite polarity are
+    inverted. "as-is" is for photos, which are never inverted. `fitting` is "stretch" (resize) or "mnist" (scale the ink
+    to a 20×20 box and centre it by mass, as described at http://yann.lecun.com/exdb/mnist).
     """
 
     width: int = Field(ge=1, le=4096)
@@ -69,7 +69,7 @@ class TabularInput(_Part):
     shape: tuple[Annotated[int, Field(ge=1)]]
     dtype: Literal["float32"] = "float32"
     features: tuple[Feature, ...] = Field(min_length=1)
-    tensor: str | None = Field(default=None, description="the graph's input name; its only input when absent")
+    tensor: str | None = Field(default=None, description="name of the graph's input; optional if it has only one")
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:
@@ -82,13 +82,13 @@ class TabularInput(_Part):
 
 
 class ImageInput(_Part):
-    """Pictures as numbers in [0, 1]: float32 (N, *shape), where shape holds channels * height * width numbers."""
+    """Images as numbers in [0, 1]: float32 (N, *shape), where shape holds channels * height * width values."""
 
     kind: Literal["image"]
     shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=3)
     dtype: Literal["float32"] = "float32"
     image: ImageSpec
-    tensor: str | None = Field(default=None, description="the graph's input name; its only input when absent")
+    tensor: str | None = Field(default=None, description="name of the graph's input; optional if it has only one")
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
@@ -102,7 +102,7 @@ Input = Annotated[TabularInput | ImageInput, Field(discriminator="kind")]
 
 
 class Output(_Part):
-    """What the graph's output means: float32 (N, K).
+    """The meaning of the graph's output, float32 (N, K).
 
     kind "value": K = 1, a number with a unit. "probability": K = 1, the probability of the second label.
     "probabilities": K = number of labels, rows sum to 1. "logits": K = 1 (binary) or number of labels; the service
@@ -114,13 +114,13 @@ class Output(_Part):
     unit: str | None = None
     labels: tuple[str, ...] = ()
     threshold: float | None = Field(default=None, ge=0, le=1)
-    tensor: str | None = Field(default=None, description="the graph's output name; its only output when absent")
+    tensor: str | None = Field(default=None, description="name of the graph's output; optional if it has only one")
 
 
 class Artifact(_Part):
-    """One graph file, with the SHA-256 digest (hex) and the size that its bytes must have.
+    """A graph file with its SHA-256 digest (hex) and its size in bytes.
 
-    `tolerance`: how far beyond the usual its outputs may be from the golden ones, where its weights are rounded.
+    `tolerance` is added to the usual tolerance for golden outputs, for graphs with rounded weights.
     """
 
     file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -151,7 +151,7 @@ class Training(_Part):
     recipe: str
     seed: int
     epochs: int
-    data: dict[str, str] = Field(description="digest (sha256) of each split's arrays, by split name")
+    data: dict[str, str] = Field(description="SHA-256 digest of each split's arrays, by split name")
     libraries: dict[str, str]
     git_commit: str | None = None
     seconds: float = Field(ge=0)
@@ -176,7 +176,7 @@ class Manifest(_Part):
     output: Output
     artifacts: dict[BackendName, Artifact] = Field(min_length=1)
     golden: Golden | None = None
-    metrics: dict[str, float] = Field(default_factory=dict, description="figures on the test split")
+    metrics: dict[str, float] = Field(default_factory=dict, description="metrics on the test split")
     training: Training | None = None
 
     @model_validator(mode="after")
@@ -220,7 +220,7 @@ class Manifest(_Part):
 
 
 class TensorSpec(_Part):
-    """One named tensor of a signature: a datatype of the Open Inference Protocol, and a shape where -1 is open."""
+    """A named tensor: its Open Inference Protocol datatype and its shape, where -1 means any size."""
 
     name: str = Field(min_length=1, max_length=200)
     datatype: Literal[
