@@ -1,7 +1,7 @@
 """Messages between a worker and an engine: a few fields, and tensors as they lie in memory.
 
-A message is two lengths (uint32, little-endian), JSON fields, and the bytes of its tensors. It travels over a Unix
-socket: to copy the 600 kB of a colour picture takes a fraction of a millisecond, on the way to models that take many.
+A message is two lengths (uint32, little-endian), JSON fields, and the bytes of its tensors, over a Unix socket. A large
+tensor may be in an arena instead (see `arena`); the fields then say where.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from service.errors import (
     TooLargeError,
     UnavailableError,
 )
+from service.model.arena import Borrow
 from service.model.tensor_model import Tensors
 
 Fields = dict[str, Any]
@@ -64,8 +65,15 @@ class ChannelClosedError(ConnectionError):
     """The other end has gone."""
 
 
-def pack(fields: Fields, tensors: Mapping[str, NDArray[Any]] | NDArray[Any] | None = None) -> list[bytes | memoryview]:
-    """Return a message in parts: fields, and the tensors that `read` and `receive` give back as they were."""
+def pack(
+    fields: Fields,
+    tensors: Mapping[str, NDArray[Any]] | NDArray[Any] | None = None,
+    place: Callable[[NDArray[Any]], int | None] | None = None,
+) -> list[bytes | memoryview]:
+    """Return a message in parts: fields, and the tensors that `read` gives back as they were.
+
+    `place` copies a tensor into an arena and returns its offset, or None if the tensor is to be in the message.
+    """
     parts: list[bytes | memoryview] = []
     if tensors is not None:
         named = tensors if isinstance(tensors, Mapping) else {"": tensors}
@@ -75,6 +83,8 @@ def pack(fields: Fields, tensors: Mapping[str, NDArray[Any]] | NDArray[Any] | No
                 elements = [bytes(element) for element in tensor.reshape(-1)]
                 parts += elements
                 described.append([name, "O", tensor.shape, [len(element) for element in elements]])
+            elif place is not None and (offset := place(tensor)) is not None:
+                described.append([name, tensor.dtype.str, tensor.shape, tensor.nbytes, offset])
             else:
                 parts.append(np.ascontiguousarray(tensor).data.cast("B") if tensor.size else b"")
                 described.append([name, tensor.dtype.str, tensor.shape, tensor.nbytes])
@@ -84,17 +94,24 @@ def pack(fields: Fields, tensors: Mapping[str, NDArray[Any]] | NDArray[Any] | No
     return [_LENGTHS.pack(len(header), size), header, *parts]
 
 
-def unpack(header: bytes, payload: bytes) -> tuple[Fields, Any]:
-    """Return fields and tensors of a message: an array, `Tensors` by name, or None; numbers are a view of `payload`."""
+def unpack(header: bytes, payload: bytes, borrow: Borrow | None = None) -> tuple[Fields, Any]:
+    """Return fields and tensors of a message: an array, `Tensors` by name, or None.
+
+    Numbers are a view of `payload`, or of the arena that `borrow` gives.
+    """
     fields: Fields = orjson.loads(header)
     tensors = Tensors()
     position = 0
-    for name, dtype, shape, size in fields.pop("tensors", ()):
+    arena: NDArray[np.uint8] | None = None
+    for name, dtype, shape, size, *offset in fields.pop("tensors", ()):
         if dtype == "O":
             tensor = np.empty(len(size), dtype=object)
             for index, length in enumerate(size):
                 tensor[index] = payload[position : position + length]
                 position += length
+        elif offset and borrow is not None:
+            arena = borrow(fields["id"]) if arena is None else arena
+            tensor = arena[offset[0] : offset[0] + size].view(np.dtype(dtype))
         else:
             tensor = np.frombuffer(payload, np.dtype(dtype), size // np.dtype(dtype).itemsize, position)
             position += size
@@ -104,15 +121,15 @@ def unpack(header: bytes, payload: bytes) -> tuple[Fields, Any]:
     return fields, tensors.get("", tensors)
 
 
-async def read(reader: asyncio.StreamReader) -> tuple[Fields, Any]:
-    """Return the next message's fields and tensors.
+async def read(reader: asyncio.StreamReader, borrow: Borrow | None = None) -> tuple[Fields, Any]:
+    """Return the next message's fields and tensors; see `unpack`.
 
     Raises:
         ChannelClosedError: there is none.
     """
     try:
         header, payload = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
-        return unpack(await reader.readexactly(header), await reader.readexactly(payload))
+        return unpack(await reader.readexactly(header), await reader.readexactly(payload), borrow)
     except (asyncio.IncompleteReadError, OSError) as error:
         raise ChannelClosedError("the other end has gone") from error
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from service.errors import DeviceLostError, ModelRefusedError, ServiceError, StartError, UnavailableError
 from service.model import channel
+from service.model.arena import Borrow, open_arena
 from service.model.batching import Batcher
 from service.model.channel import describe_error
 from service.model.checker import CHECKER, Checker, choose_rows
@@ -156,13 +157,16 @@ class Engine:
         """Answer one connection until it ends; close what only its worker held once that has no other."""
         worker = ""
         replies: dict[int, Reply] = {}
+        borrow: Borrow | None = None
         try:
             while True:
-                fields, tensors = await channel.read(reader)
+                tensors = None  # or those of the last request would count as read until the next one comes
+                fields, tensors = await channel.read(reader, borrow)
                 action, number = fields["do"], fields["id"]
                 if not worker and "worker" in fields:
                     worker = fields["worker"]
                     self._connections[worker] += 1
+                    borrow = _open_arena(fields, writer)
                 if action == "run":
                     replies[number] = reply = Reply(writer, number)
                     self._run(fields, tensors, reply)
@@ -329,6 +333,20 @@ def _warn_once(sentence: str) -> None:
 def choose_device(name: str) -> str:
     """Return the device of an engine by its name: "cuda:0" of "engine-cuda:0"; the checker's is "cpu"."""
     return "cpu" if name == CHECKER else name.removeprefix("engine-")
+
+
+def _open_arena(fields: channel.Fields, writer: asyncio.StreamWriter) -> Borrow | None:
+    """Open the arena that a worker offers, if it does, and tell it whether that could be done."""
+    if not fields.get("arena"):
+        return None
+
+    def tell_unread(number: int) -> None:
+        if not writer.is_closing():
+            writer.writelines(channel.pack({"unread": number}))
+
+    borrow = open_arena(fields["arena"], tell_unread)
+    writer.writelines(channel.pack({"arena": borrow is not None}))
+    return borrow
 
 
 def run_engine(

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from service.errors import (
     UnavailableError,
 )
 from service.model import channel
+from service.model.arena import Arena, create_arena
 from service.model.batching import Waiter, give_answer
 from service.model.checker import ATTEMPTS, CONNECT_SECONDS, CheckerClient, connect
 from service.model.crashes import Crashes, Request
@@ -108,6 +110,7 @@ class EngineClient:
         self._pending: dict[int, tuple[float, Waiter, Request]] = {}
         self._crashes = Crashes()
         self._writer: asyncio.StreamWriter | None = None
+        self._arena: Arena | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened = asyncio.Event()  # a version is open in the engine
         self._connected = threading.Event()  # for requests
@@ -170,7 +173,8 @@ class EngineClient:
         number = next(self._numbers)
         self._pending[number] = deadline, waiter, (key, inputs)
         fields = {"do": "run", "id": number, "key": key, "deadline": deadline}
-        self._writer.writelines(channel.pack(fields, inputs))
+        place = None if self._arena is None else partial(self._arena.place, number)
+        self._writer.writelines(channel.pack(fields, inputs, place))
         if not self._is_sweeping and self._loop is not None:
             self._is_sweeping = True
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -201,21 +205,19 @@ class EngineClient:
         with channel.shorten(self._path) as path:
             reader, writer = await asyncio.open_unix_connection(path, limit=channel.BUFFER_BYTES)
         self._writer = writer
-        self._write({"do": "hello", "id": 0})
+        self._arena = create_arena()
+        self._write({"do": "hello", "id": 0, "arena": self._arena and self._arena.describe()})
         self._connected.set()
         reopening = asyncio.create_task(self._reopen())
         try:
             while True:
-                fields, outputs = await channel.read(reader)
-                if "previous_exit" in fields:
-                    self._crashes.judge(fields["previous_exit"])
-                    continue
-                _, waiter, _ = self._pending.pop(fields["id"], (0.0, None, None))
-                if waiter is not None:
-                    give_answer(waiter, channel.build_error(fields["error"]) if "error" in fields else outputs)
+                self._take(*await channel.read(reader))
         finally:
             reopening.cancel()
             self._writer = None
+            if self._arena is not None:
+                self._arena.close()
+            self._arena = None  # whatever the engine had there
             self._connected.clear()
             writer.close()
             for batcher in self._batchers:
@@ -224,6 +226,20 @@ class EngineClient:
             self._crashes.lose([request for _, _, request in pending.values()])
             for _, waiter, _ in pending.values():
                 give_answer(waiter, UnavailableError("the engine ended while it had this request; try again"))
+
+    def _take(self, fields: channel.Fields, outputs: Any) -> None:  # noqa: ANN401 - array, Tensors or None
+        """Take an answer, or what the engine says about the arena or its predecessor."""
+        if "previous_exit" in fields:
+            self._crashes.judge(fields["previous_exit"])
+        elif "id" in fields:
+            _, waiter, _ = self._pending.pop(fields["id"], (0.0, None, None))
+            if waiter is not None:
+                give_answer(waiter, channel.build_error(fields["error"]) if "error" in fields else outputs)
+        elif self._arena is not None and "unread" in fields:
+            self._arena.release(fields["unread"])
+        elif self._arena is not None:
+            self._arena.close()
+            self._arena = self._arena if fields["arena"] else None
 
     async def _reopen(self) -> None:
         for batcher in list(self._batchers):

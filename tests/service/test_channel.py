@@ -65,12 +65,13 @@ def test_messages_follow_each_other() -> None:
     assert (one, nothing, two, tensor.shape) == ({"id": 1}, None, {"id": 2}, (2, 3))
 
 
-def test_call_waits_for_its_answer() -> None:
-    """A blocking call returns the fields of the answer, and raises when the other end has gone."""
+def test_blocking_messages_come_back() -> None:
+    """A message without tensors is sent and received over a blocking socket, until the other end has gone."""
     here, there = socket.socketpair()
     with here, there:
-        there.sendall(b"".join(channel.pack({"id": 0, "answer": "yes"})))
-        assert channel.call(here, {"do": "ask", "id": 0}) == {"id": 0, "answer": "yes"}
+        channel.send(there, {"id": 0, "answer": "yes"})
+        assert channel.receive(here) == {"id": 0, "answer": "yes"}
         there.close()
-        with pytest.raises(channel.ChannelClosedError):
-            channel.call(here, {"do": "ask", "id": 0})
+        for use in (channel.receive, lambda connection: channel.send(connection, {"id": 1})):
+            with pytest.raises(channel.ChannelClosedError):
+                use(here)
