@@ -31,7 +31,7 @@ from service.http.server import BACKLOG, HttpServer
 from service.model import engine
 from service.model.backends import describe_unused_gpu, list_accelerators
 from service.model.checker import CHECKER, CheckerClient
-from service.model.memory import release_memory
+from service.model.memory import keep_freed_memory, release_memory
 from service.model.remote import EngineClient, Engines
 from service.registry.coordination import Coordination, WorkerGroup
 from service.registry.loading import CPU_ENGINE
@@ -88,6 +88,7 @@ class ModelHost(LitAPI):
         Raises:
             StartError: the models folder, the backend or the device asked for is not there.
         """
+        keep_freed_memory()
         self.app = create_app(self.settings, self.threads, device, self.coordination, self.engines, self.token)
         self.server = HttpServer(self.app, self.listener, self.heartbeat)
         signal.signal(signal.SIGTERM, self.server.handle_exit)
