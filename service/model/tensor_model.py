@@ -5,6 +5,7 @@ manifest does not say which dimension is the batch.
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,10 +48,9 @@ class Tensors(dict[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Total size in bytes; BYTES elements count their length."""
-        return sum(
-            sum(map(len, tensor.reshape(-1))) if tensor.dtype == object else tensor.nbytes for tensor in self.values()
-        )
+        """Total size in memory in bytes; each BYTES element is an object."""
+        elements = (tensor.flat for tensor in self.values() if tensor.dtype == object)
+        return sum(tensor.nbytes for tensor in self.values()) + sum(sum(map(sys.getsizeof, each)) for each in elements)
 
 
 @dataclass(frozen=True)

@@ -145,3 +145,10 @@ def test_raw_text_has_the_shape_of_its_input() -> None:
     assert inputs["x"].tolist() == [[b"word"]]
     with pytest.raises(InvalidRequestError, match=r"input 'x' has shape \[1, 1\], the model takes \[-1, 2\]"):
         decode(b"word", describe_tensors("BYTES", [-1, 2]), head)
+
+
+def test_tensors_weigh_what_they_take() -> None:
+    """Each element of BYTES is an object, which weighs more than a short text."""
+    numbers, texts = np.zeros((10, 2), np.float32), np.array([b"ab"] * 1000, dtype=object)
+    assert Tensors({"x": numbers}).nbytes == 80
+    assert Tensors({"x": numbers, "y": texts}).nbytes > 1000 * (8 + 33 + 2)
