@@ -179,7 +179,7 @@ EXCHANGE = [
     Case("close-in-a-list", "9.6", "200", field("Connection: x, close")),
     Case("close-on-a-second-line", "9.6", "200", field("Connection: x\r\nConnection: close")),
     Case("close-then-get", "9.6", "200", field("Connection: close") + NEXT, "-"),
-    Case("close-with-body-then-get", "9.6", "200", length("19", more="Connection: close\r\n") + NEXT),
+    Case("close-with-body-then-get", "9.6", "200", length("19", more="Connection: close\r\n") + NEXT, "-"),
     Case("http-1.0-closes", "9.3", "200", line("GET /health/live HTTP/1.0")),
     Case(
         "http-1.0-keep-alive",
@@ -187,7 +187,7 @@ EXCHANGE = [
         "200 200+",
         "GET /health/live HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n\r\n",
     ),
-    Case("http-1.0-then-get", "9.3", "200", line("GET /health/live HTTP/1.0") + NEXT),
+    Case("http-1.0-then-get", "9.3", "200", line("GET /health/live HTTP/1.0") + NEXT, "-"),
     Case("http-1.0-no-chunks", "6.1", "200", line("GET /v1/models HTTP/1.0"), unwanted="(?i)transfer-encoding"),
     Case("half-close-after-get", "9.6", "200", (NEXT, HALF_CLOSE)),
     Case("half-close-with-post", "9.6", "200", (f"{POST}Content-Length: 19\r\n\r\n{BODY[:5]}", BODY[5:], HALF_CLOSE)),
