@@ -30,6 +30,7 @@ from benchmarks.contenders import (
     load_model,
 )
 from benchmarks.load import Load, Wrk, check_wrk
+from benchmarks.many import measure_many
 from benchmarks.medium import measure_medium
 from benchmarks.medium_models import MODELS
 from benchmarks.processes import Started, start
@@ -70,6 +71,8 @@ def main() -> int:
         _print_table(case, results)
     if _is_wanted("mixed", options.cases):
         _print_mixed(options)
+    if _is_wanted("many", options.cases):
+        measure_many(options, _progress)
     for model in MODELS[: 1 if options.quick else None]:
         if _is_wanted("medium", options.cases) or _is_wanted(model.name, options.cases):
             measure_medium(model, options, _progress)
@@ -205,7 +208,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=5, help="of each measured load")
     parser.add_argument("--warm-up", type=int, default=1, help="seconds of load before each measured one")
     parser.add_argument(
-        "--cases", default="", help="names or patterns, comma-separated: " + _names(CASES) + ", mixed, medium"
+        "--cases", default="", help="names or patterns, comma-separated: " + _names(CASES) + ", mixed, many, medium"
     )
     parser.add_argument("--contenders", default="", help="names or patterns, comma-separated")
     parser.add_argument("--against", type=Path, help="another checkout of this project, measured in turn with this one")

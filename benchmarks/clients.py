@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.is_open = False
+        self.body = b""  # of the last response
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._waiter: asyncio.Future[int] | None = None
@@ -105,6 +106,7 @@ class Connection(asyncio.Protocol):
         length = _LENGTH.search(head)
         if len(self._received) < end + 4 + (int(length[1]) if length else 0):
             return
+        self.body = bytes(self._received[end + 4 :])
         self._received.clear()
         self.is_open = self.is_open and not _CLOSES.search(head)
         self._resolve(int(head[9:12]))
@@ -138,11 +140,11 @@ async def closed_loop(port: int, request: bytes, clients: int, seconds: float, r
     responses: list[Response] = []
 
     async def repeat() -> None:
-        connection = await _connect(port)
+        connection = await connect(port)
         while time.perf_counter() < start + seconds:
             if not connection.is_open:
                 connection.close()
-                connection = await _connect(port)
+                connection = await connect(port)
             responses.append(await connection.ask(request))
             if responses[-1].status != OK:
                 await asyncio.sleep(_PAUSE)
@@ -165,7 +167,7 @@ async def _open_loop(port: int, request: bytes, rate: float, seconds: float) -> 
     async def send() -> None:
         began = time.perf_counter()
         try:
-            connection = idle.pop() if idle else await _connect(port)
+            connection = idle.pop() if idle else await connect(port)
         except OSError:
             responses.append(Response(began, time.perf_counter(), 0))
             return
@@ -198,7 +200,8 @@ async def _open_loop(port: int, request: bytes, rate: float, seconds: float) -> 
     return [*responses, *[Response(now - _LINGER, now, 0)] * unanswered]
 
 
-async def _connect(port: int) -> Connection:
+async def connect(port: int) -> Connection:
+    """Open a connection to a server on this machine."""
     _, connection = await asyncio.get_running_loop().create_connection(Connection, HOST, port)
     return connection
 

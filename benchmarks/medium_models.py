@@ -83,13 +83,18 @@ MODELS = (
 )
 
 
+def open_cache() -> Path:
+    """Return the folder in which models that were made are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-service-bench" / _EDITION
+
+
 def open_folder(model: MediumModel) -> Path:
     """Return the model's folder in the cache, with version 1; it is made if need be, its manifest always.
 
     Raises:
         SystemExit: torch cannot make it here.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-service-bench" / _EDITION
+    cache = open_cache()
     version = cache / model.name / "1"
     version.mkdir(parents=True, exist_ok=True)
     graph, making = version / "model.onnx", version / ".making"

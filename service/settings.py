@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from service.errors import StartError, describe_invalid
 
@@ -54,6 +54,11 @@ class Settings(BaseModel):
     )
     open_timeout: float = Field(
         default=60.0, gt=0, le=3600, description="seconds allowed for opening and checking one version"
+    )
+    memory_budget: ByteSize = Field(
+        default=ByteSize(0),
+        ge=0,
+        description="memory for open models, such as 500MB; others are opened when asked for; 0: all are open",
     )
     max_batch_size: int = Field(default=64, ge=1, le=65536, description="maximum instances per backend call")
     queue_size: int = Field(default=4096, ge=1, description="maximum queued instances per model and worker")

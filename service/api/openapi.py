@@ -98,7 +98,9 @@ def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Sche
 
 def _general_paths(registry: Registry) -> Schema:
     """Describe the paths that are not specific to one model."""
-    ready = _read("Whether every model serves", "ready", object_of({"ready": {"type": "boolean", "const": True}}))
+    about = "versions that are only opened when they are asked for, if there are any"
+    is_ready = {"ready": {"type": "boolean", "const": True}, "cold": {"type": "integer", "description": about}}
+    ready = _read("Whether every model serves", "ready", object_of(is_ready, required=("ready",)))
     ready["get"]["responses"]["503"] = _json("A model that should serve does not", reference("NotReady"))
     models = object_of({"models": {"type": "array", "items": reference("Model")}})
     figures = _read("Figures for Prometheus", "metrics", TEXT)

@@ -33,7 +33,7 @@ def build_routes(registry: Registry, settings: Settings, problem: Callable[[Requ
     """Return the GET and HEAD routes. Each reads the registry at the time of the request."""
     return [
         get_route("/health/live", lambda _: OrjsonResponse({"live": True})),
-        get_route("/health/ready", lambda request: answer_ready(problem(request))),
+        get_route("/health/ready", lambda request: answer_ready(problem(request), registry.cold)),
         get_route("/v1/models", lambda _: OrjsonResponse({"models": describe_all(registry)})),
         get_route("/v1/models/{name}", lambda request: _answer_model(registry, request)),
         get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(registry, request)),
@@ -72,6 +72,7 @@ def describe_model(model: Model, served: LoadedVersion | None = None) -> dict[st
         "device": backend.device,
         "provider": backend.provider,
         "placement": served.placement,
+        "cold": served.is_cold,
     }
     return answer
 
@@ -91,10 +92,10 @@ def _describe_data(manifest: AnyManifest) -> dict[str, Any]:
     }
 
 
-def answer_ready(problem: str) -> Response:
-    """Return 200 if every model is being served, otherwise 503 with `problem` as the reason."""
+def answer_ready(problem: str, cold: int = 0) -> Response:
+    """Return 200 if every model is being served, with how many are cold; otherwise 503 with `problem` as the reason."""
     if not problem:
-        return OrjsonResponse({"ready": True})
+        return OrjsonResponse({"ready": True} | ({"cold": cold} if cold else {}))
     return OrjsonResponse({"ready": False, "error": problem}, status_code=503, headers={"Retry-After": "1"})
 
 

@@ -179,6 +179,7 @@ def model_schema() -> Schema:
         "backend": TEXT | {"description": "artifact being run"},
         "device": TEXT,
         "provider": TEXT | {"description": "what runs the artifact"},
+        "cold": {"type": "boolean", "description": "whether the version is opened only when a request needs it"},
         "placement": {
             "type": "string",
             "enum": ["inline", "engine"],

@@ -136,6 +136,7 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
     """
     check_settings(settings)
     devices = choose_placement(settings)
+    settings = settings.model_copy(update={"workers": len(devices)})
     cores = count_cores()
     threads = settings.threads or max(1, cores // len(devices))
     names = choose_engines(settings, devices)

@@ -20,7 +20,7 @@ from service.model.backends import choose_backends
 from service.model.channel import Fields, describe_error
 from service.model.cost import Cost
 from service.model.manifest import AnyManifest
-from service.model.memory import release_memory
+from service.model.memory import estimate_memory, release_memory
 from service.model.openings import Openings, is_quarantined
 from service.model.predictor import AnyPredictor, digest_manifest, load_any_predictor, load_named_manifest
 from service.settings import Settings
@@ -101,6 +101,7 @@ class Checker:
             "place": place,
             "backend": [backend.name, backend.device, backend.provider],
             "cost": [cost.fixed, cost.each, cost.batch],
+            "memory": estimate_memory(manifest.artifacts[backend.name].bytes),
             "manifest": digest_manifest(manifest),
         }
 

@@ -6,16 +6,37 @@ import gc
 import sys
 from pathlib import Path
 
+OVERHEAD_BYTES = 200_000  # of an open version beside its weights
+FACTOR = 1.25  # memory over weights, as measured while small models are opened and closed again and again
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 2**18  # a parameter of glibc's malloc, and its value
+
 _KEPT = {-1: 2**24, -3: 2**25}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, bytes
 
 
+def estimate_memory(size: int) -> int:
+    """Return how many bytes of memory an open version takes whose artifact has `size` bytes."""
+    return OVERHEAD_BYTES + int(FACTOR * size)
+
+
+def return_large_blocks() -> None:
+    """From now on, have the C library return large blocks to the system as soon as they are freed. Linux.
+
+    By default it keeps them, between others that are used, so that `trim_memory` finds little.
+    """
+    if sys.platform == "linux" and (change := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        change(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def trim_memory() -> None:
+    """Have the C library return unused memory to the system. Linux."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
 def release_memory() -> None:
-    """Free removed graphs that only reference cycles hold, and have the C library return unused memory."""
+    """Free removed graphs that only reference cycles hold, and return unused memory."""
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    trim_memory()
 
 
 def keep_freed_memory() -> None:

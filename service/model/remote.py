@@ -68,6 +68,7 @@ class RemoteBatcher:
     def __init__(self, client: "EngineClient", fields: channel.Fields) -> None:
         self.fields = fields
         self.problem = ""  # why the engine cannot take requests, if it cannot
+        self.is_cold = False  # whether the version is only opened there when it is asked for
         self._client = client
         self._queue_size = client.queue_size
 

@@ -4,7 +4,8 @@ Preparing touches nothing that is being served, so it may run in a thread; `Regi
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 
@@ -12,11 +13,12 @@ from service.errors import ModelRefusedError, ServiceError, StartError
 from service.model.batching import Batcher
 from service.model.channel import Fields, build_error
 from service.model.checker import choose_rows
+from service.model.cold import Budget, ColdBatcher, divide_budget
 from service.model.cost import Cost
 from service.model.manifest import digest
 from service.model.openings import is_quarantined
-from service.model.predictor import load_any_predictor, load_named_manifest
-from service.model.remote import EngineClient, Engines
+from service.model.predictor import AnyPredictor, digest_manifest, load_any_predictor, load_named_manifest
+from service.model.remote import EngineClient, Engines, RemoteBackend, RemotePredictor
 from service.registry.model_folder import (
     Fingerprint,
     ModelSettings,
@@ -85,6 +87,9 @@ class Loader:
         threads: CPU threads that one backend call may use.
         preferred_device: the accelerator that "auto" takes where there are several.
         engines: where versions are checked first, and where heavy ones run; without, all of that happens here.
+
+    Raises:
+        StartError: a memory budget is set where there are no engines.
     """
 
     def __init__(self, settings: Settings, threads: int, preferred_device: str, engines: Engines | None = None) -> None:
@@ -92,6 +97,11 @@ class Loader:
         self._engines = engines
         self._threads = threads
         self._preferred_device = preferred_device
+        if settings.memory_budget and engines is None:
+            raise StartError("--memory-budget needs the processes of `python -m service serve`; do without it here")
+        self._budget = Budget(ThreadPoolExecutor(1, "open")) if settings.memory_budget else None
+        self._engine_share = 0  # of the budget, in bytes
+        self._memory: dict[VersionKey, tuple[str, int]] = {}  # where each version runs, and bytes that it takes open
 
     def prepare(
         self, models: Mapping[str, Model], last: Change, unloaded: Collection[str] = (), debounce: bool = False
@@ -124,6 +134,7 @@ class Loader:
         refused = {key: models[key.name].refused[str(key.version)] for key in unchanged if _is_refused(key, models)}
         retried = set() if debounce else {*complete, *refused}
         new = [folder for key, folder in wanted.items() if key not in unchanged - retried]
+        self._memory = {key: memory for key, memory in self._memory.items() if key in wanted}
         opened, errors = self._open_all(new, settings, retried)
         reasons = {key: str(error) for key, error in errors.items()}
         return Change(
@@ -160,7 +171,10 @@ class Loader:
         opened: dict[VersionKey, LoadedVersion] = {}
         errors: dict[VersionKey, ServiceError] = {}
         described = [self._describe(folder, settings[folder.name], retried) for folder in folders]
-        answers = self._engines.checker.check(described) if self._engines else repeat(None)
+        answers: Iterable[Fields | None] = self._engines.checker.check(described) if self._engines else repeat(None)
+        if self._budget is not None and self._engines is not None:  # what each gets depends on all
+            answers = list(answers)
+            self._divide_budget(folders, answers)
         for folder, fields, answer in zip(folders, described, answers, strict=False):
             key = VersionKey(folder.name, folder.version)
             try:
@@ -175,6 +189,18 @@ class Loader:
                 kind = type(error).__name__
                 errors[key] = ModelRefusedError(f"it could not be opened ({kind}); see the log")
         return opened, errors
+
+    def _divide_budget(self, folders: Sequence[VersionFolder], answers: Sequence[Fields | None]) -> None:
+        """Divide the memory budget between this worker, the others, and the engine, with new versions."""
+        for folder, answer in zip(folders, answers, strict=True):
+            if answer and "error" not in answer:
+                self._memory[VersionKey(folder.name, folder.version)] = answer["place"], answer["memory"]
+        inline, heavy = (
+            sum(memory for place, memory in self._memory.values() if place == where) for where in ("inline", "engine")
+        )
+        assert self._budget is not None
+        budget, workers = self._settings.memory_budget, max(1, self._settings.workers)
+        self._budget.limit, self._engine_share = divide_budget(budget, workers, inline, heavy)
 
     def _describe(self, folder: VersionFolder, settings: ModelSettings, retried: Collection[VersionKey]) -> Fields:
         """Return what the checker and the engines are told of a version."""
@@ -209,9 +235,28 @@ class Loader:
         if "error" in answer:
             raise build_error(answer["error"])
         if answer["place"] == "inline":
-            return self.open_version(folder, Cost(*answer["cost"]), answer["manifest"])
+            return self._open_inline(folder, answer)
         known = {"cost": answer["cost"], "verified": answer["manifest"]}
         return self._open_in(engines.by_name[CPU_ENGINE], folder, fields | known)
+
+    def _open_inline(self, folder: VersionFolder, answer: Fields) -> LoadedVersion:
+        """Open a version here that the checker has checked; within a memory budget, if there is room."""
+        cost, verified = Cost(*answer["cost"]), answer["manifest"]
+        if self._budget is None:
+            return self.open_version(folder, cost, verified)
+        manifest = load_named_manifest(folder.path, folder.serve_as)
+        if digest_manifest(manifest) != verified:
+            raise ModelRefusedError("its manifest was replaced while it was opened")
+        metrics = ModelMetrics(folder.name, folder.version, is_shown=False)
+
+        def load() -> Batcher:
+            metrics.show()
+            return self._open_batcher(folder, metrics, cost, verified)[1]
+
+        name, queue_size = f"{folder.name} version {folder.version}", self._settings.queue_size
+        cold = ColdBatcher(name, answer["memory"], load, self._budget, queue_size, metrics)
+        cold.open_now()
+        return LoadedVersion(RemotePredictor(manifest, RemoteBackend(*answer["backend"])), cold, metrics)
 
     def _open_in(self, engine: EngineClient, folder: VersionFolder, fields: Fields) -> LoadedVersion:
         predictor, batcher = engine.open(load_named_manifest(folder.path, folder.serve_as), fields)
@@ -229,7 +274,14 @@ class Loader:
             ModelRefusedError: it fails a check.
             StartError: it cannot run on the backend or device asked for.
         """
-        settings, metrics = self._settings, ModelMetrics(folder.name, folder.version)
+        metrics = ModelMetrics(folder.name, folder.version)
+        predictor, batcher = self._open_batcher(folder, metrics, cost, verified)
+        return LoadedVersion(predictor, batcher, metrics)
+
+    def _open_batcher(
+        self, folder: VersionFolder, metrics: ModelMetrics, cost: Cost | None, verified: str
+    ) -> tuple[AnyPredictor, Batcher]:
+        settings = self._settings
         predictor = load_any_predictor(
             folder.path,
             settings.backend,
@@ -242,8 +294,8 @@ class Loader:
             public_key=settings.require_signature,
         )
         rows = choose_rows(predictor.manifest, settings)
-        batcher = Batcher(predictor.predict, cost or predictor.measure_cost(rows), rows, settings.queue_size, metrics)
-        return LoadedVersion(predictor, batcher, metrics)
+        cost = cost or predictor.measure_cost(rows)
+        return predictor, Batcher(predictor.predict, cost, rows, settings.queue_size, metrics)
 
 
 def _is_refused(key: VersionKey, models: Mapping[str, Model]) -> bool:

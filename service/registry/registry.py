@@ -12,13 +12,12 @@ from weakref import WeakKeyDictionary
 
 from service.errors import NotFoundError, StartError, UnavailableError
 from service.model.backends import check_backend
-from service.model.batching import Batcher
-from service.model.remote import Engines, RemoteBatcher
+from service.model.remote import Engines
 from service.model.signature import check_public_key
 from service.registry.changes import record_changes
 from service.registry.loading import Change, Loader
 from service.registry.model_folder import Scan
-from service.registry.versions import LoadedVersion, Model
+from service.registry.versions import AnyBatcher, LoadedVersion, Model, list_served
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
 
@@ -52,7 +51,7 @@ class Registry:
         self._is_loaded = False
         self._committed = Change()
         # Of every version that was ever served, until its last call has ended.
-        self._batchers: WeakKeyDictionary[Batcher | RemoteBatcher, tuple[str, ModelMetrics]] = WeakKeyDictionary()
+        self._batchers: WeakKeyDictionary[AnyBatcher, tuple[str, ModelMetrics]] = WeakKeyDictionary()
         self._written: set[ModelMetrics] = set()
 
     @property
@@ -65,6 +64,11 @@ class Registry:
             return f"there is no model in {self._models_dir}"
         problems = {model.name: model.latest.problem if model.latest else model.reason for model in models}
         return "; ".join(f"{name}: {problem}" for name, problem in problems.items() if problem)
+
+    @property
+    def cold(self) -> int:
+        """How many versions are only opened when they are asked for."""
+        return sum(loaded.is_cold for loaded in list_served(self.models).values())
 
     @property
     def scan(self) -> Scan:

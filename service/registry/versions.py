@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from service.model.batching import Batcher
+from service.model.cold import ColdBatcher
 from service.model.manifest import AnyManifest
 from service.model.predictor import AnyPredictor
 from service.model.remote import RemoteBatcher, RemotePredictor
 from service.registry.model_folder import ModelSettings
 from service.telemetry.metrics import ModelMetrics
+
+AnyBatcher = Batcher | ColdBatcher | RemoteBatcher
 
 
 class VersionKey(NamedTuple):
@@ -24,7 +27,7 @@ class LoadedVersion:
     """A version that can answer requests: its predictor, and the queue in front of it."""
 
     predictor: AnyPredictor | RemotePredictor
-    batcher: Batcher | RemoteBatcher
+    batcher: AnyBatcher
     metrics: ModelMetrics
 
     @property
@@ -40,7 +43,12 @@ class LoadedVersion:
     @property
     def problem(self) -> str:
         """Why it cannot answer now, or nothing."""
-        return self.batcher.problem if isinstance(self.batcher, RemoteBatcher) else ""
+        return "" if isinstance(self.batcher, Batcher) else self.batcher.problem
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether it is only opened when it is asked for."""
+        return not isinstance(self.batcher, Batcher) and self.batcher.is_cold
 
 
 @dataclass(frozen=True)

@@ -62,15 +62,25 @@ class ModelMetrics:
 
     An entry of `batches` is one backend call: its rows, the seconds that its oldest request waited, and the seconds
     that it took.
+
+    Args:
+        name: of the model.
+        version: its number.
+        is_shown: whether its figures are there from the start.
     """
 
-    def __init__(self, name: str, version: int) -> None:
+    def __init__(self, name: str, version: int, is_shown: bool = True) -> None:
         self.model = f"{name}/{version}"
         self.batches: list[tuple[int, float, float]] = []
         self._labels = (name, str(version))
         self._shown_rows = 0
+        if is_shown:
+            self.show()
+
+    def show(self) -> None:
+        """Have all its figures there, zeros at first, so that a rate sees the first request."""
         for histogram in (_request_seconds, _queue_seconds, _inference_seconds, _batch_rows):
-            histogram.observe((), *self._labels)  # there from the start, so that a rate sees the first request
+            histogram.observe((), *self._labels)
 
     def answered(self, code: int, seconds: Sequence[float]) -> None:
         """Count answered requests of one status; `seconds` are from each request's head to its response."""
