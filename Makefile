@@ -41,7 +41,7 @@ train: $(DEV) ## train, prove and publish every model as its next version
 bench: $(PEERS) ## measure against other servers (ARGS=--quick for two minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-chaos: $(DEV) ## two minutes of load, kills, spikes and bad requests (ARGS="--seconds 600" for more)
+chaos: $(DEV) ## a minute of load, kills, hostile models and requests (ARGS="--seconds 600" for more)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 soak: $(DEV) ## minutes of load with kills and reloads; nothing may be lost or grow

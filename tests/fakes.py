@@ -21,6 +21,7 @@ from service.model.manifest import BackendName, Manifest, digest
 FILES: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "onnx-int8": "model.int8.onnx"}
 ACTIVATIONS = {"": torch.nn.Identity(), "Sigmoid": torch.nn.Sigmoid(), "Softmax": torch.nn.Softmax(dim=1)}
 Weights = NDArray[np.float32]
+HEAVY_BYTES = 20 * 2**20  # of weights: too many for a copy in every worker
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,24 @@ def shapeshifter() -> FakeModel:
     """Regression whose graph outputs two columns."""
     contents = build_affine(np.ones((1, 2), np.float32), np.zeros(2, np.float32))
     return FakeModel("shapeshifter", "regression", tabular("x"), {"kind": "value"}, contents)
+
+
+def heavy(name: str = "heavy") -> FakeModel:
+    """Regression y = 2 * x with weights that are large and of no use."""
+    wide = HEAVY_BYTES // 4
+    nodes = [
+        helper.make_node("MatMul", ["inputs", "factor"], ["doubled"]),
+        helper.make_node("ReduceSum", ["ballast"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+        helper.make_node("Add", ["doubled", "nothing"], ["outputs"]),
+    ]
+    weights = {
+        "factor": np.array([[2]], np.float32),
+        "zero": np.array(0, np.float32),
+        "ballast": np.random.default_rng(0).random(wide, dtype=np.float32),
+    }
+    content = build_onnx(*nodes, weights=weights, wide=1, out=1)
+    return FakeModel(name, "regression", tabular("x"), {"kind": "value"}, {"onnx": content})
 
 
 GOOD = (doubler, coin, switch, compass, canvas)

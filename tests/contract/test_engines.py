@@ -10,41 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
-from onnx import helper
 
 from tests import fakes
-from tests.fakes import FakeModel
+from tests.hostile import divide, write_divider
 from tests.servers import Server
 from tests.wire import Wire, build_predict, exchange, napper, rounds_for, wait_until
 
-HEAVY_BYTES = 20 * 2**20  # of weights: too many for a copy in every worker
 RIGHT = [{"prediction": 4.0}]
-
-
-def heavy(name: str = "heavy") -> FakeModel:
-    """Regression y = 2·x with weights that are large and of no use."""
-    wide = HEAVY_BYTES // 4
-    nodes = [
-        helper.make_node("MatMul", ["inputs", "factor"], ["doubled"]),
-        helper.make_node("ReduceSum", ["ballast"], ["sum"], keepdims=0),
-        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
-        helper.make_node("Add", ["doubled", "nothing"], ["outputs"]),
-    ]
-    weights = {
-        "factor": np.array([[2]], np.float32),
-        "zero": np.array(0, np.float32),
-        "ballast": np.random.default_rng(0).random(wide, dtype=np.float32),
-    }
-    content = fakes.build_onnx(*nodes, weights=weights, wide=1, out=1)
-    return FakeModel(name, "regression", fakes.tabular("x"), {"kind": "value"}, {"onnx": content})
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a heavy model and a light one."""
     folder = tmp_path_factory.mktemp("engines") / "models"
-    fakes.write_version(folder, heavy())
+    fakes.write_version(folder, fakes.heavy())
     fakes.write_version(folder, fakes.doubler())
     return folder
 
@@ -75,7 +54,7 @@ def test_heavy_weights_are_in_memory_once(mixed: Server) -> None:
         assert mixed.predict(model, [[2.0]]).json()["predictions"] == RIGHT
     engine = mixed.engine()
     assert engine is not None
-    assert engine.memory_info().rss > HEAVY_BYTES
+    assert engine.memory_info().rss > fakes.HEAVY_BYTES
     assert Path(f"/proc/{engine.pid}/oom_score_adj").read_text() == "500\n"
 
 
@@ -166,7 +145,7 @@ def test_worker_that_is_killed_takes_no_engine_along(mixed: Server) -> None:
 def test_memory_comes_back_when_the_last_version_is_unloaded(tmp_path: Path) -> None:
     """An engine without a version ends, and a load starts another."""
     models = tmp_path / "models"
-    fakes.write_version(models, heavy())
+    fakes.write_version(models, fakes.heavy())
     with Server(models, "--workers", "1") as server:
         assert server.engine() is not None
         assert server.post("/v2/repository/models/heavy/unload").status_code == 200
@@ -207,18 +186,9 @@ def test_request_in_an_engine_is_finished_on_sigterm(tmp_path: Path) -> None:
         server.kill()  # closes its log
 
 
-def divide(server: Server, dividend: int, divisor: int) -> requests.Response:
-    """Ask the divider for a quotient."""
-    tensors = {"dividend": dividend, "divisor": divisor}
-    inputs = [{"name": key, "datatype": "INT32", "shape": [1], "data": [value]} for key, value in tensors.items()]
-    return server.post("/v2/models/divider/infer", {"inputs": inputs})
-
-
 def test_request_that_crashes_an_engine_twice_is_refused(tmp_path: Path) -> None:
     """A model without a task runs in the engine. Numbers that crash it are answered 503 twice, then 400."""
-    one = ("INT32", [1])
-    node = helper.make_node("Div", ["dividend", "divisor"], ["quotient"])
-    fakes.write_signature(tmp_path, "divider", {"dividend": one, "divisor": one}, {"quotient": one}, node)
+    write_divider(tmp_path)
     fakes.write_version(tmp_path, fakes.doubler())
     with Server(tmp_path, "--workers", "1", "--request-timeout", "10") as server:
         assert place(server, "divider") == "engine"

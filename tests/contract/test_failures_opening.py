@@ -8,49 +8,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from onnx import TensorProto, helper
 
 from tests import fakes
-from tests.fakes import FakeModel
+from tests.hostile import endless, glutton, killer
 from tests.servers import Server
-from tests.wire import napper, wait_until
+from tests.wire import wait_until
 
-ENDLESS = 10**12  # rounds of a loop
 RIGHT = [{"prediction": 4.0}]
 FAST = ("--reload-interval", "0.2", "--open-timeout", "2")
-
-
-def killer(name: str = "killer") -> FakeModel:
-    """A valid graph that ends the process that runs it: it divides the smallest int32 by -1 (SIGFPE on x86)."""
-    nodes = [
-        helper.make_node("Cast", ["inputs"], ["whole"], to=TensorProto.INT32),
-        helper.make_node("Mul", ["whole", "zero"], ["zeros"]),
-        helper.make_node("Add", ["zeros", "smallest"], ["dividend"]),
-        helper.make_node("Div", ["dividend", "minus"], ["quotient"]),
-        helper.make_node("Cast", ["quotient"], ["outputs"], to=TensorProto.FLOAT),
-    ]
-    weights = {
-        "zero": np.array(0, np.int32),
-        "smallest": np.array(-(2**31), np.int32),
-        "minus": np.array(-1, np.int32),
-    }
-    content = fakes.build_onnx(*nodes, weights=weights, wide=1, out=1)  # type: ignore[arg-type]
-    return FakeModel(name, "regression", fakes.tabular("x"), {"kind": "value"}, {"onnx": content})
-
-
-def glutton() -> FakeModel:
-    """A valid graph that asks for 400 GB."""
-    nodes = [
-        helper.make_node("ConstantOfShape", ["shape"], ["large"]),
-        helper.make_node("ReduceSum", ["large"], ["sum"], keepdims=0),
-        helper.make_node("Add", ["inputs", "sum"], ["outputs"]),
-    ]
-    weights = {"shape": np.array([100_000_000_000], np.int64)}
-    content = fakes.build_onnx(*nodes, weights=weights, wide=1, out=1)  # type: ignore[arg-type]
-    return FakeModel("glutton", "regression", fakes.tabular("x"), {"kind": "value"}, {"onnx": content})
 
 
 def reason(server: Server, model: str) -> str:
@@ -62,7 +29,7 @@ def reason(server: Server, model: str) -> str:
 def test_service_starts_beside_versions_that_end_what_opens_them(placement: str, empty_dir: Path) -> None:
     """Wherever models run: each hostile version is named with what it did; the others serve, and no worker has died."""
     fakes.write_version(empty_dir, fakes.doubler())
-    for hostile in (killer(), napper("endless", ENDLESS), glutton()):
+    for hostile in (killer(), endless(), glutton()):
         fakes.write_version(empty_dir, hostile)
     with Server(empty_dir, "--workers", "2", "--placement", placement, *FAST) as server:
         assert server.predict("doubler", [[2.0]]).json()["predictions"] == RIGHT
@@ -104,7 +71,7 @@ def test_others_are_swapped_while_one_hangs(empty_dir: Path) -> None:
     """While a version never opens, predictions go on, and what is published beside it is served after its time."""
     fakes.write_version(empty_dir, fakes.doubler())
     with Server(empty_dir, "--workers", "2", *FAST) as server:
-        fakes.write_version(empty_dir, napper("endless", ENDLESS))
+        fakes.write_version(empty_dir, endless())
         wait_until(lambda: _is_busy(server.checker()))
         fakes.write_version(empty_dir, fakes.doubler(version=2, factor=2.5))
         assert server.predict("doubler", [[2.0]]).json()["predictions"] == RIGHT
@@ -124,7 +91,7 @@ def test_checker_that_is_killed_may_try_once_more(empty_dir: Path) -> None:
     """SIGKILL may have nothing to do with the version; only what ends so twice is refused."""
     fakes.write_version(empty_dir, fakes.doubler())
     with Server(empty_dir, "--workers", "1", "--reload-interval", "0.2") as server:
-        fakes.write_version(empty_dir, napper("endless", ENDLESS))
+        fakes.write_version(empty_dir, endless())
         for count in (1, 2):
             wait_until(lambda: _is_busy(server.checker()))
             checker = server.checker()
@@ -139,7 +106,7 @@ def test_sigterm_does_not_wait_for_a_version_that_never_opens(empty_dir: Path) -
     """A service that is told to stop while a version hangs in the checker ends in its usual time."""
     fakes.write_version(empty_dir, fakes.doubler())
     with Server(empty_dir, "--workers", "2", "--reload-interval", "0.2") as server:
-        fakes.write_version(empty_dir, napper("endless", ENDLESS))
+        fakes.write_version(empty_dir, endless())
         wait_until(lambda: _is_busy(server.checker()))
         began = time.monotonic()
         assert server.stop() == 0
