@@ -134,6 +134,12 @@ async def read(reader: asyncio.StreamReader, borrow: Borrow | None = None) -> tu
         raise ChannelClosedError("the other end has gone") from error
 
 
+def write(writer: asyncio.StreamWriter, fields: Fields) -> None:
+    """Write a message without tensors, unless the other end has gone."""
+    if not writer.is_closing():
+        writer.writelines(pack(fields))
+
+
 def send(connection: socket.socket, fields: Fields) -> None:
     """Send a message without tensors over a blocking socket.
 

@@ -55,7 +55,7 @@ class Checker:
     async def check_all(self, versions: Sequence[Fields], writer: asyncio.StreamWriter) -> None:
         """Send an answer for each version, in their order."""
         for version in versions:
-            writer.writelines(channel.pack(await self.check(version)))
+            channel.write(writer, await self.check(version))
 
     async def check(self, version: Fields) -> Fields:
         """Return the answer for a version. It is checked once, however many ask, unless one asks to retry."""

@@ -191,10 +191,10 @@ class Engine:
     async def _manage(self, fields: channel.Fields, worker: str, writer: asyncio.StreamWriter) -> None:
         """Open, close or check versions, or tell a worker how the engine ended that it had before."""
         if fields["do"] == "hello":
-            writer.writelines(channel.pack({"id": fields["id"], "previous_exit": self._previous_exit}))
+            channel.write(writer, {"id": fields["id"], "previous_exit": self._previous_exit})
         elif fields["do"] == "open":
             answer = await self._open(fields, worker)
-            writer.writelines(channel.pack({"id": fields["id"]} | answer))
+            channel.write(writer, {"id": fields["id"]} | answer)
         elif fields["do"] == "close":
             self._release(worker, fields["holder"])
         else:

@@ -169,20 +169,21 @@ class EngineClient:
             UnavailableError: there is no engine.
         """
         self._crashes.check(key, inputs)
-        if self._writer is None:
+        writer = self._writer
+        if writer is None or writer.is_closing():  # it may be closing before `run` is told
             raise UnavailableError("the engine of this model is starting; try again in a moment")
         number = next(self._numbers)
         self._pending[number] = deadline, waiter, (key, inputs)
         fields = {"do": "run", "id": number, "key": key, "deadline": deadline}
         place = None if self._arena is None else partial(self._arena.place, number)
-        self._writer.writelines(channel.pack(fields, inputs, place))
+        writer.writelines(channel.pack(fields, inputs, place))
         if not self._is_sweeping and self._loop is not None:
             self._is_sweeping = True
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _write(self, fields: channel.Fields) -> None:
         if self._writer is not None:
-            self._writer.writelines(channel.pack(fields | {"worker": self._worker}))
+            channel.write(self._writer, fields | {"worker": self._worker})
 
     async def run(self) -> None:
         """Stay connected until cancelled."""

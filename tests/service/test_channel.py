@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from service.errors import InferenceError, ModelRefusedError, ServiceError, UnavailableError
 from service.model import channel
 from service.model.tensor_model import Tensors
 
@@ -75,3 +76,20 @@ def test_blocking_messages_come_back() -> None:
         for use in (channel.receive, lambda connection: channel.send(connection, {"id": 1})):
             with pytest.raises(channel.ChannelClosedError):
                 use(here)
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (ModelRefusedError("no"), ModelRefusedError),
+        (UnavailableError("later"), UnavailableError),
+        (KeyError("x"), InferenceError),
+    ],
+)
+def test_failures_come_back(error: Exception, found: type[ServiceError]) -> None:
+    """A failure is one of its kind at the other end, with its sentence; one that nobody expects is an inference's."""
+    if isinstance(error, UnavailableError):
+        error.retry_after = 7
+    built = channel.build_error(channel.describe_error(error))
+    assert (type(built), str(built)) == (found, str(error))
+    assert getattr(built, "retry_after", 7) == 7
