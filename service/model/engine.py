@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ from service.model.arena import Borrow, open_arena
 from service.model.batching import Batcher
 from service.model.channel import describe_error
 from service.model.checker import CHECKER, Checker, choose_rows
-from service.model.cost import Cost
 from service.model.memory import offer_to_oom_killer, release_memory
-from service.model.openings import Openings, is_quarantined
-from service.model.predictor import AnyPredictor, load_any_predictor
+from service.model.opener import Opener, abandon_device
+from service.model.openings import Openings
+from service.model.predictor import AnyPredictor
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
 
@@ -99,11 +98,12 @@ class Engine:
         self._idle_seconds = CHECKER_IDLE_SECONDS if name == CHECKER else IDLE_SECONDS
         self._versions: dict[str, OpenVersion] = {}
         self._connections: Counter[str] = Counter()  # by worker
-        self._opener = ThreadPoolExecutor(1, "open")
+        self._thread = ThreadPoolExecutor(1, "open")
         self._opening: dict[str, asyncio.Future[OpenVersion]] = {}
         self._openings = Openings(shared, name, settings.open_timeout)
         self._openings.blame(previous_exit, is_alone=name == CHECKER)
-        self._checker = Checker(settings, self._openings, threads, self._opener)
+        self._opener = Opener(settings, self._openings, self._device, threads)
+        self._checker = Checker(settings, self._openings, threads, self._thread)
         self._previous_exit = previous_exit
         self._is_stopping = False
         self._changed = asyncio.Event()  # there may be a reason to end
@@ -216,7 +216,7 @@ class Engine:
             if key not in self._versions:
                 loop = asyncio.get_running_loop()
                 if key not in self._opening:  # else another worker has asked for it
-                    self._opening[key] = loop.run_in_executor(self._opener, self._load, fields)
+                    self._opening[key] = loop.run_in_executor(self._thread, self._load, fields)
                 try:
                     self._versions[key] = await asyncio.shield(self._opening[key])
                 finally:
@@ -234,67 +234,12 @@ class Engine:
 
     def _load(self, fields: channel.Fields) -> OpenVersion:
         """Verify, open and measure a version, in the thread that opens."""
-        known = self._openings.read(fields["key"])
-        if known is not None and "error" in known and (is_quarantined(known) or not fields["retry"]):
-            error = channel.build_error(known["error"])
-            if is_quarantined(known) and self._device != "cpu":  # other failures were logged when they happened
-                _warn_once(f"model {fields['name']} version {fields['version']} cannot run on {self._device}: {error}")
-            raise error
-        settings = self._settings
-        with self._openings.opening(fields["key"]):
-            predictor, cost = self._open_checked(fields) if self._device == "cpu" else self._try(fields)
+        predictor, cost = self._opener.open(fields)
         release_memory()
-        rows = choose_rows(predictor.manifest, settings)
+        rows = choose_rows(predictor.manifest, self._settings)
         metrics = ModelMetrics(fields["name"], fields["version"])
-        batcher = Batcher(self._watch(predictor.predict), cost, rows, settings.queue_size, metrics)
+        batcher = Batcher(self._watch(predictor.predict), cost, rows, self._settings.queue_size, metrics)
         return OpenVersion(predictor, batcher, metrics)
-
-    def _open_checked(self, fields: channel.Fields) -> tuple[AnyPredictor, Cost]:
-        """Open a version on the CPU; what the checker has found, on the same device, is not done again."""
-        predictor = load_any_predictor(
-            Path(fields["path"]),
-            self._settings.backend,
-            "cpu",
-            self._threads,
-            serve_as=fields["serve_as"],
-            verified=fields["verified"],
-        )
-        return predictor, Cost(*fields["cost"])
-
-    def _try(self, fields: channel.Fields) -> tuple[AnyPredictor, Cost]:
-        """Open, check and measure a version on an accelerator.
-
-        Raises:
-            ServiceError: it fails there, or costs more than `rival`, the seconds of a row on the CPU. That is logged,
-                and kept for the other workers.
-        """
-        settings, about = self._settings, (fields["name"], fields["version"])
-        try:
-            predictor = load_any_predictor(
-                Path(fields["path"]),
-                settings.backend,
-                self._device,
-                self._threads,
-                serve_as=fields["serve_as"],
-                tf32=settings.tf32,
-                public_key=settings.require_signature,
-            )
-            cost = predictor.measure_cost(choose_rows(predictor.manifest, settings))
-        except ServiceError as error:
-            logger.warning("model %s version %d cannot run on %s: %s", *about, self._device, error)
-            self._openings.write(fields["key"], {"error": describe_error(error)})
-            if isinstance(error, DeviceLostError) or isinstance(error.__cause__, DeviceLostError):
-                self._lose_device(error)
-            raise
-        rival = fields.get("rival")
-        if rival is not None and cost.per_row > rival:
-            found = ModelRefusedError(
-                f"a row takes {cost.per_row * 1e3:.3g} ms on {self._device} and {rival * 1e3:.3g} ms on the CPU"
-            )
-            logger.info("model %s version %d runs on the CPU: %s", *about, found)
-            self._openings.write(fields["key"], {"error": describe_error(found)})
-            raise found
-        return predictor, cost
 
     def _watch(self, predict: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return `predict` such that this process ends when a call of it loses the device."""
@@ -305,15 +250,10 @@ class Engine:
             try:
                 return predict(inputs)
             except DeviceLostError as error:
-                self._lose_device(error)
+                abandon_device(self._device, error)
                 raise
 
         return run
-
-    def _lose_device(self, error: ServiceError) -> None:
-        """Crash, in any thread: only another process can use the device, and workers tell what crashes engines."""
-        logger.error("%s works no more (%s); this process ends and another takes over", self._device, error)
-        os.abort()
 
     def _release(self, worker: str, holder: int | None = None) -> None:
         """Let one holder of a worker, or all of them, hold nothing more; close what nobody holds."""
@@ -322,12 +262,7 @@ class Engine:
             if not version.holders:
                 version.metrics.write(0)
                 del self._versions[key]
-                self._opener.submit(release_memory)
-
-
-@cache
-def _warn_once(sentence: str) -> None:
-    logger.warning("%s", sentence)
+                self._thread.submit(release_memory)
 
 
 def choose_device(name: str) -> str:
