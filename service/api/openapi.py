@@ -4,7 +4,7 @@ Callers may have no other documentation, so the examples are real: every request
 response examples are golden outputs. Body schemas are in `schemas` and `v2.openapi`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from service import __version__
@@ -59,15 +59,16 @@ class Place(NamedTuple):
 
 def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Schema:
     """Return the OpenAPI document for the models now in the registry."""
-    paths = _general_paths(registry)
+    models = registry.models  # as they are now: this may run in a thread
+    paths = _general_paths(models)
     schemas: Schema = {
         "Error": object_of({"error": TEXT | {"description": "one sentence"}}),
         "NotReady": object_of({"ready": {"type": "boolean", "const": False}, "error": TEXT | {"description": "why"}}),
         "Model": model_schema(),
         **part_schemas(),
     }
-    titles = choose_titles(registry.models)
-    for name, model in sorted(registry.models.items()):
+    titles = choose_titles(models)
+    for name, model in sorted(models.items()):
         for place in _list_places(model, titles[name]):
             paths |= _paths_at(place)
             if isinstance(place.manifest, Manifest):
@@ -96,22 +97,22 @@ def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Sche
     }
 
 
-def _general_paths(registry: Registry) -> Schema:
+def _general_paths(models: Mapping[str, Model]) -> Schema:
     """Describe the paths that are not specific to one model."""
     about = "versions that are only opened when they are asked for, if there are any"
     is_ready = {"ready": {"type": "boolean", "const": True}, "cold": {"type": "integer", "description": about}}
     ready = _read("Whether every model serves", "ready", object_of(is_ready, required=("ready",)))
     ready["get"]["responses"]["503"] = _json("A model that should serve does not", reference("NotReady"))
-    models = object_of({"models": {"type": "array", "items": reference("Model")}})
+    every = object_of({"models": {"type": "array", "items": reference("Model")}})
     figures = _read("Figures for Prometheus", "metrics", TEXT)
     figures["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": TEXT}}
     paths = {
         "/health/live": _read("Whether the process answers", "live", object_of({"live": {"type": "boolean"}})),
         "/health/ready": ready,
         "/metrics": figures,
-        "/v1/models": _read("What is served", "list_models", models),
+        "/v1/models": _read("What is served", "list_models", every),
     }
-    names = sorted(name for name, model in registry.models.items() if model.latest)
+    names = sorted(name for name, model in models.items() if model.latest)
     for path, summary, operation, schema in tensors.READS:
         if "{model}" in path and not names:
             continue

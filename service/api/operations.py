@@ -1,5 +1,6 @@
 """Health, metrics and model metadata: `/health/…`, `/metrics`, `/v1/models…`, `/openapi.json`."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,8 @@ def build_routes(registry: Registry, settings: Settings, problem: Callable[[Requ
         get_route("/v1/models", lambda _: OrjsonResponse({"models": describe_all(registry)})),
         get_route("/v1/models/{name}", lambda request: _answer_model(registry, request)),
         get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(registry, request)),
-        get_route("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
-        get_route("/openapi.json", lambda _: OrjsonResponse(build_openapi(registry, settings))),
+        get_slow_route("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
+        get_slow_route("/openapi.json", lambda _: OrjsonResponse(build_openapi(registry, settings))),
     ]
 
 
@@ -117,5 +118,16 @@ def get_route(path: str, answer: Answer) -> Route:
 
     async def endpoint(request: Request) -> Response:
         return answer(request)
+
+    return Route(path, endpoint, methods=["GET"])
+
+
+def get_slow_route(path: str, answer: Answer) -> Route:
+    """Return a GET and HEAD route whose handler runs in a thread, one at a time: it takes a second for 1,000 models."""
+    turn = asyncio.Lock()
+
+    async def endpoint(request: Request) -> Response:
+        async with turn:
+            return await asyncio.get_running_loop().run_in_executor(None, answer, request)
 
     return Route(path, endpoint, methods=["GET"])

@@ -268,3 +268,11 @@ def test_path_prefix_of_a_proxy_is_taken_off(build: Build) -> None:
     client.app = mounted
     assert client.request("POST", PREDICT, GOOD).status == 200
     assert client.request("GET", "/v1/models").status == 200
+
+
+def test_long_documents_are_made_in_a_thread(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of a thousand models take a second, which predictions do not wait for."""
+    main = threading.get_ident()
+    monkeypatch.setattr("service.telemetry.metrics.render", lambda: b"%d" % (threading.get_ident() == main))
+    answer = build().request("GET", "/metrics")
+    assert (answer.status, answer.body) == (200, b"0")
