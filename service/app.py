@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -60,6 +61,7 @@ class Application:
         self.context = RequestContext(settings, registry, self.recorder)
         self.arrival = asyncio.Event()  # set when a connection has come
         self.draining = False  # set by the host when it has been told to stop
+        self.date = _build_date()
         self._reconciler = reconciler
         self._engines = engines
         self._token = token
@@ -85,7 +87,8 @@ class Application:
         return "the service is shutting down" if self.draining else self.registry.problem
 
     def tick(self) -> None:
-        """Write what was recorded, and the gauges; the host calls this a few times a second."""
+        """Write what was recorded, the gauges and the time; the host calls this a few times a second."""
+        self.date = _build_date()
         self.recorder.flush()
         metrics.set_in_flight(self.context.in_flight)
         self.registry.write_metrics()
@@ -197,6 +200,11 @@ class Application:
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
         app.router.redirect_slashes = False  # it would send callers to whatever host they named
         return app
+
+
+def _build_date() -> bytes:
+    """Return the header line with the time, which an origin server has to send (RFC 9110, section 6.6.1)."""
+    return f"date: {formatdate(usegmt=True)}\r\n".encode()
 
 
 async def _feed(request: PredictRequest, receive: Receive) -> None:

@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         if response.closes or self.app.draining or is_refused_early:
             self._keep_alive = False
         status, fields, body, _ = response
-        length = b"content-length: %d\r\n" % len(body)
+        length = b"%bcontent-length: %d\r\n" % (self.app.date, len(body))
         connection = CONNECTION_FIELDS[self._keep_alive, head.version]
         body = b"" if head.method == "HEAD" else body
         self.transport.write(b"%b%b%b%b\r\n%b" % (_STATUS_LINES[status], fields, length, connection, body))

@@ -162,4 +162,5 @@ class AsgiExchange:
         if self._connection.app.draining or (self._expects and not self._is_complete):
             self._keep_alive = False
         connection = CONNECTION_FIELDS[self._keep_alive, self._head.version]
-        return b"%b%b%b\r\n" % (_STATUS_LINES[status], join_fields(fields), connection)
+        date = self._connection.app.date
+        return b"%b%b%b%b\r\n" % (_STATUS_LINES[status], date, join_fields(fields), connection)

@@ -81,7 +81,7 @@ def check_head(target: bytes, fields: Fields, version: str) -> None:
     codings = [value.lower() for name, value in fields if name == b"transfer-encoding"]
     if codings and (codings != [b"chunked"] or version == "1.0"):
         raise InvalidRequestError("this Transfer-Encoding is not read here; send chunked, in HTTP/1.1, or a length")
-    if not target:
+    if not target or b"#" in target:
         raise InvalidRequestError("the request's target is not a path")
 
 

@@ -49,8 +49,8 @@ class HttpProtocol(Connection):
 
     def _open_parser(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
-        # Bytes behind a request with `Connection: close` are dropped, not refused.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        # What follows `Connection: close` is dropped here; the parser would also heed one in trailer fields.
+        self._parser.set_dangerous_leniencies(lenient_keep_alive=True)
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes, piece by piece; keep the rest once requests are found that have to wait."""
@@ -73,7 +73,8 @@ class HttpProtocol(Connection):
                 except httptools.HttpParserUpgrade as pause:
                     self._parse_without_upgrade(memoryview(piece)[pause.args[0] :])
             except httptools.HttpParserError:
-                self._handle(InvalidRequestError("this is not an HTTP/1.1 request"))
+                if not self._is_last:  # else it is behind what is answered
+                    self._handle(InvalidRequestError("this is not an HTTP/1.1 request"))
             if self._chunk:
                 self._take_chunk(b"")
             self._framing_bytes = 0 if self._body_bytes else self._framing_bytes + len(piece)
@@ -114,7 +115,8 @@ class HttpProtocol(Connection):
         self._in_body = True
         version, fields, hosts = parser.get_http_version(), self._fields, self._hosts
         self._fields = []
-        is_plain = version == "1.1" and self._target[:1] == b"/" and not self._is_chunked
+        target = self._target
+        is_plain = version == "1.1" and target[:1] == b"/" and b"#" not in target and not self._is_chunked
         is_plain = is_plain and len(hosts) == 1 and len(hosts[0]) <= LONGEST_HOST and is_host(hosts[0])
         if not is_plain or len(fields) > MAX_HEADER_FIELDS or self._framing_bytes + PIECE_BYTES > MAX_HEAD_BYTES:
             if self._target[:1] != b"/":
@@ -135,6 +137,8 @@ class HttpProtocol(Connection):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
+        if self._is_last:
+            return
         self._body_bytes += len(body)
         if self._events or self.state is State.WAITING:
             self._events.append(body)

@@ -15,7 +15,7 @@ from tests.servers import ROOT, Server, clean_environment
 
 _SECONDS = 20
 _ECHO = "tests.conformance.echo:app"
-_FLAGS = ("--workers", "1", "--header-timeout", "1", "--request-timeout", "2")  # so that what is incomplete ends soon
+_FLAGS = ("--workers", "1", "--header-timeout", "2", "--request-timeout", "4")  # so that what is incomplete ends soon
 _NGINX = """daemon off; master_process off; pid {folder}/pid; error_log {folder}/errors crit;
 events {{ worker_connections 1024; }}
 http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;

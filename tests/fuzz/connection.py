@@ -25,6 +25,7 @@ class FakeTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.ended = ""
         self.is_misused = False  # an exception would be taken for one of the parser
         self.is_paused = self._is_closing = self._has_ended = False
 
@@ -75,6 +76,10 @@ class FakeTransport(asyncio.Transport):
         """Close one direction."""
         self._has_ended = True
 
+    def note_end(self, otherwise: str) -> None:
+        """Keep how it ended."""
+        self.ended = "closed" if self._is_closing or self._has_ended else otherwise
+
 
 def check_connection(data: bytes) -> None:
     """Send bytes at once and in pieces; both must be answered alike, and nothing may be held after.
@@ -85,13 +90,13 @@ def check_connection(data: bytes) -> None:
         return
     loop, app = _open()
     seed, sent = data[0], data[1:]
-    whole = loop.run_until_complete(_converse(app, [sent]))
+    whole, _ = loop.run_until_complete(_converse(app, [sent]))
     if seed == 0 or len(sent) > _MAX_PIECES:
         cuts = [len(sent) * (seed + 1) // 257]
     else:
         cuts = list(range(1, len(sent), 1 + seed % 7))
     pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
-    cut = loop.run_until_complete(_converse(app, pieces))
+    cut, _ = loop.run_until_complete(_converse(app, pieces))
     # Who says that the body may never come is answered, and let go, before it has.
     assert _agree(whole, cut) or b"expect" in sent.lower(), f"answered {whole} at once, and {cut} in pieces"
 
@@ -112,8 +117,15 @@ def _open() -> tuple[asyncio.AbstractEventLoop, Application]:
     return loop, create_app(Settings(models_dir=root, max_request_bytes=2**16, access_log=False))
 
 
-async def _converse(app: Application, pieces: list[bytes]) -> list[bytes]:
-    """Return the statuses of the responses to what is sent, without interim ones."""
+def converse(pieces: list[bytes]) -> tuple[bytes, str]:
+    """Return what is written when pieces are sent, and then: "closed", "waiting" for more, or "usable"."""
+    loop, app = _open()
+    _, transport = loop.run_until_complete(_converse(app, pieces))
+    return transport.written, transport.ended
+
+
+async def _converse(app: Application, pieces: list[bytes]) -> tuple[list[bytes], FakeTransport]:
+    """Return the statuses of the responses to what is sent, without interim ones, and the transport."""
     protocol, transport = HttpProtocol(app, set()), FakeTransport()
     protocol.connection_made(transport)
     for piece in pieces:
@@ -130,11 +142,12 @@ async def _converse(app: Application, pieces: list[bytes]) -> list[bytes]:
     statuses = [status for status in _STATUS.findall(transport.written) if status >= b"2"]
     assert all(status < b"500" or status in (b"501", b"505") for status in statuses), transport.written
     assert not transport.is_misused, "written to a closed connection"
+    transport.note_end("usable" if protocol.state is State.IDLE else "waiting")
     transport.close()
     protocol.connection_lost(None)
     await _wait(lambda: app.context.in_flight == 0, "a request stays in flight")
     app.recorder.answered.clear()
-    return statuses
+    return statuses, transport
 
 
 async def _wait(is_so: Any, otherwise: str) -> None:

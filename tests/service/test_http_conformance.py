@@ -1,0 +1,36 @@
+"""Tests of service.http without sockets: the cases of `tests.conformance`, as a whole and cut in pieces of each size.
+
+`tests/contract/test_conformance.py` runs them over real connections.
+"""
+
+import re
+
+import pytest
+
+from tests.conformance.case import Case
+from tests.conformance.cases import CASES
+from tests.conformance.runner import Outcome, judge
+from tests.contract.test_conformance import ALLOWED
+from tests.fuzz.connection import converse
+
+_STATUS = re.compile(r"HTTP/1\.1 (\d{3}) ")
+_ENDS = {"closed": "", "usable": "+", "waiting": "~"}
+PIECES = (0, 1, 2, 3, 5, 7, 11, 50)  # bytes in each; 0: all at once
+
+
+def run(case: Case, size: int) -> Outcome:
+    """Return what comes of a case."""
+    sent = "".join(case.sent).encode("latin-1")
+    size = (size if len(sent) < 2000 else 200 * size) or len(sent)
+    written, end = converse([sent[start : start + size] for start in range(0, len(sent), size)])
+    text = written.decode("latin-1")
+    return Outcome(",".join(_STATUS.findall(text)) + _ENDS[end] or "-", written)
+
+
+@pytest.mark.parametrize("size", PIECES)
+def test_every_case_is_answered_best(size: int) -> None:
+    """However the bytes are cut, every case is answered as the rules ask."""
+    cases = [case for case in CASES if isinstance(case.sent, str) and case.name not in ALLOWED]
+    outcomes = {case.name: run(case, size) for case in cases}
+    wrong = {case.name: outcomes[case.name].text for case in cases if judge(case, outcomes[case.name]) != "best"}
+    assert not wrong
