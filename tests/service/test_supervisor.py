@@ -52,7 +52,7 @@ def crash(_: WorkerContext) -> None:
 
 def start_once(context: WorkerContext) -> None:
     """Become ready in the first process of a worker, and fail in all that follow."""
-    mark = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], context.device)
+    mark = Path(os.environ["MARKS_DIR"], context.device)
     if mark.exists():
         refuse(context)
     mark.touch()
@@ -108,7 +108,7 @@ class Supervised:
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Supervised]]:
     """A function that starts a supervisor; it is killed at the end of the test, and its workers end with it."""
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setenv("MARKS_DIR", str(tmp_path))
     started: list[Supervised] = []
 
     def start_one(run_worker: Callable[[WorkerContext], None], *devices: str) -> Supervised:
