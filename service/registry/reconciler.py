@@ -53,6 +53,7 @@ class Reconciler:
         self._scanned_at = time.monotonic()
         self._notified = asyncio.Event()  # replaced by a new one at every notification
         self._last_error = ""
+        self._failed = NO_FAILURES  # as reported last
         self._warned: tuple[str, ...] = ()
         self._report(generation, registry.scan)
 
@@ -95,7 +96,8 @@ class Reconciler:
             change = await loop.run_in_executor(None, prepare, state.unloaded, state.debounce)
         except BaseException as error:
             self._generation = state.generation  # the others need not wait; while it is pending, all will look again
-            self._report(state.generation, self.registry.scan, FailedVersions({}, {_FOLDER: str(error)}))
+            failed = FailedVersions(self._failed.refused, {**self._failed.pending, _FOLDER: str(error)})
+            self._report(state.generation, self.registry.scan, failed)
             raise
         self._report(state.generation, change.scan, change.failed)
         return change
@@ -126,6 +128,7 @@ class Reconciler:
             self._warn_misplaced()
 
     def _report(self, prepared: int, scanned: Scan, failed: FailedVersions = NO_FAILURES) -> None:
+        self._failed = failed
         self._coordination.report(WorkerStatus(prepared, self._generation, failed, hash_scan(scanned)))
 
     def _warn_misplaced(self) -> None:
