@@ -90,7 +90,7 @@ def check_connection(data: bytes) -> None:
         return
     loop, app = _open()
     seed, sent = data[0], data[1:]
-    whole, _ = loop.run_until_complete(_converse(app, [sent]))
+    whole, transport = loop.run_until_complete(_converse(app, [sent]))
     if seed == 0 or len(sent) > _MAX_PIECES:
         cuts = [len(sent) * (seed + 1) // 257]
     else:
@@ -98,7 +98,11 @@ def check_connection(data: bytes) -> None:
     pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
     cut, _ = loop.run_until_complete(_converse(app, pieces))
     # Who says that the body may never come is answered, and let go, before it has.
-    assert _agree(whole, cut) or b"expect" in sent.lower(), f"answered {whole} at once, and {cut} in pieces"
+    if b"expect" in sent.lower():
+        return
+    if transport.ended == "waiting":  # for the rest of a body: the application may have answered already, or not yet
+        whole, cut = whole[: len(cut)], cut[: len(whole)]
+    assert _agree(whole, cut), f"answered {whole} at once, and {cut} in pieces"
 
 
 def _agree(whole: list[bytes], cut: list[bytes]) -> bool:
