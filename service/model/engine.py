@@ -42,7 +42,7 @@ logger = logging.getLogger("service")
 TICK_SECONDS, IDLE_TICK_SECONDS = 0.1, 1.0
 IDLE_SECONDS = 10.0  # without an open version, after which an engine ends
 CHECKER_IDLE_SECONDS = 2.0
-NICENESS = 10  # a saturated engine gives way to the workers
+NICENESS = 5  # a saturated engine gives way to the workers, which then leave it a quarter of the time
 PRUNE_EVERY = 64  # requests, the answered ones are forgotten
 CHECKER_OOM_SCORE, ENGINE_OOM_SCORE = 1000, 500  # whom the system ends first when memory runs out
 
