@@ -15,6 +15,8 @@ from service.errors import ModelRefusedError
 from service.model.channel import Fields, describe_error
 from service.model.crashes import CRASHES
 
+MOST = 4096  # versions of which something is kept
+
 
 class Openings:
     """The versions that the processes of one name have opened in turn. Without space on the disk, nothing is kept.
@@ -53,16 +55,18 @@ class Openings:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            self._note.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._note.unlink()
 
     def blame(self, previous_exit: int, is_alone: bool) -> None:
-        """Remember how the process before this one ended, if it was opening a version then.
+        """Remember how the process before this one ended, if it was opening a version then, and forget the oldest.
 
         Args:
             previous_exit: its exit code, negative for a signal.
             is_alone: whether a crash can have no other reason, as it can where requests run as well. Other ends may
                 have another reason too, such as too little memory, so they must happen twice.
         """
+        self._prune()
         try:
             key = self._note.read_text()
             self._note.unlink()
@@ -70,9 +74,17 @@ class Openings:
             return
         known = self._read(key)
         ends = [*known.get("ends", ()), previous_exit]
-        if len(ends) > 1 or (is_alone and -previous_exit in CRASHES | {signal.SIGALRM}):
+        is_its_fault = previous_exit == -signal.SIGALRM or (is_alone and -previous_exit in CRASHES)
+        if is_its_fault or len(ends) > 1:
             known["error"] = describe_error(ModelRefusedError(self._describe_end(previous_exit)))
         self.write(key, known | {"ends": ends})
+
+    def _prune(self) -> None:
+        """Forget what has not changed for longest: a version that is asked for again is checked again."""
+        with contextlib.suppress(OSError):
+            known = sorted((entry.stat().st_mtime_ns, entry) for entry in self._folder.glob(f"{self._name}-*.json"))
+            for _, entry in known[:-MOST]:
+                entry.unlink()
 
     def _describe_end(self, code: int) -> str:
         if code == -signal.SIGALRM:
