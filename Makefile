@@ -8,7 +8,7 @@ PEERS  := $(VENV)/.peers
 ARGS   ?=
 JOBS   ?= 2
 
-.PHONY: help serve test test-newest test-compose train bench chaos soak fuzz conformance sbom lint format lock clean
+.PHONY: help serve test test-newest test-compose train bench chaos soak fuzz mutants conformance sbom lint format lock clean
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -51,6 +51,9 @@ fuzz: $(DEV) ## ten minutes by coverage, and ten of requests from the API's own 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.by_coverage $(ARGS)
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+mutants: $(DEV) ## change the core's code in many places, and count what its tests notice (ARGS="--sample 20")
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)
 
 conformance: $(DEV) ## HTTP/1.1 by the byte, of this and every other server that is installed
 	$(BIN)/python -m tests.conformance $(ARGS)
