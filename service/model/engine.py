@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from service.model.arena import Borrow, open_arena
 from service.model.batching import Batcher
 from service.model.channel import describe_error
 from service.model.checker import CHECKER, Checker, choose_rows
+from service.model.cold import Budget, ColdBatcher
 from service.model.memory import offer_to_oom_killer, release_memory
 from service.model.opener import Opener, abandon_device
 from service.model.openings import Openings
-from service.model.predictor import AnyPredictor
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
 
@@ -49,10 +50,13 @@ CHECKER_OOM_SCORE, ENGINE_OOM_SCORE = 1000, 500  # whom the system ends first wh
 
 @dataclass
 class OpenVersion:
-    """One version that is open, and who holds it: workers, each with a number for every time it opened the version."""
+    """One version that is open, or cold within a memory budget, and who holds it.
 
-    predictor: AnyPredictor
-    batcher: Batcher
+    A holder is a worker, with a number for every time it opened the version; `backend` is what workers are told of it.
+    """
+
+    backend: channel.Fields
+    batcher: Batcher | ColdBatcher
     metrics: ModelMetrics
     holders: set[tuple[str, int]] = field(default_factory=set)
 
@@ -104,6 +108,8 @@ class Engine:
         self._openings.blame(previous_exit, is_alone=name == CHECKER)
         self._opener = Opener(settings, self._openings, self._device, threads)
         self._checker = Checker(settings, self._openings, threads, self._thread)
+        self._budget = Budget(self._thread) if settings.memory_budget and name != CHECKER else None
+        self._listeners: set[asyncio.StreamWriter] = set()  # who hears what is cold
         self._previous_exit = previous_exit
         self._is_stopping = False
         self._changed = asyncio.Event()  # there may be a reason to end
@@ -112,7 +118,8 @@ class Engine:
     @property
     def is_opening(self) -> bool:
         """Whether a version is being opened now."""
-        return bool(self._opening or self._checker.running)
+        is_budget_opening = self._budget is not None and self._budget.is_opening
+        return bool(self._opening or self._checker.running or is_budget_opening)
 
     def stop(self) -> None:
         """End once the last worker has gone."""
@@ -186,12 +193,14 @@ class Engine:
                 self._release(worker)
             if self._is_stopping:
                 self._changed.set()
+            self._listeners.discard(writer)
             writer.close()
 
     async def _manage(self, fields: channel.Fields, worker: str, writer: asyncio.StreamWriter) -> None:
         """Open, close or check versions, or tell a worker how the engine ended that it had before."""
         if fields["do"] == "hello":
             channel.write(writer, {"id": fields["id"], "previous_exit": self._previous_exit})
+            self._listeners.add(writer)
         elif fields["do"] == "open":
             answer = await self._open(fields, worker)
             channel.write(writer, {"id": fields["id"]} | answer)
@@ -229,17 +238,42 @@ class Engine:
             return {"error": describe_error(ModelRefusedError(reason))}
         version = self._versions[key]
         version.holders.add((worker, fields["holder"]))
-        backend = version.predictor.backend
-        return {"backend": [backend.name, backend.device, backend.provider]}
+        return version.backend | {"cold": isinstance(version.batcher, ColdBatcher) and version.batcher.is_cold}
 
     def _load(self, fields: channel.Fields) -> OpenVersion:
-        """Verify, open and measure a version, in the thread that opens."""
+        """Verify, open and measure a version, in the thread that opens; within a memory budget, if there is room."""
+        metrics = ModelMetrics(fields["name"], fields["version"], is_shown=False)
+        if self._budget is None or "share" not in fields:
+            backend, batcher = self._open_batcher(fields, metrics)
+            return OpenVersion(backend, batcher, metrics)
+        self._budget.limit = fields["share"]
+        cold = ColdBatcher(
+            f"{fields['name']} version {fields['version']}",
+            fields["memory"],
+            lambda: self._open_batcher(fields, metrics)[1],
+            self._budget,
+            self._settings.queue_size,
+            metrics,
+            partial(self._tell, fields["key"]),
+        )
+        cold.open_now()
+        return OpenVersion({"backend": fields["backend"]}, cold, metrics)
+
+    def _open_batcher(self, fields: channel.Fields, metrics: ModelMetrics) -> tuple[channel.Fields, Batcher]:
         predictor, cost = self._opener.open(fields)
         release_memory()
-        rows = choose_rows(predictor.manifest, self._settings)
-        metrics = ModelMetrics(fields["name"], fields["version"])
+        metrics.show()
+        rows, backend = choose_rows(predictor.manifest, self._settings), predictor.backend
         batcher = Batcher(self._watch(predictor.predict), cost, rows, self._settings.queue_size, metrics)
-        return OpenVersion(predictor, batcher, metrics)
+        return {"backend": [backend.name, backend.device, backend.provider]}, batcher
+
+    def _tell(self, key: str) -> None:
+        """Tell the workers whether a version is cold, and why it could not be opened."""
+        version = self._versions.get(key)
+        if version is not None and isinstance(version.batcher, ColdBatcher):
+            about = {"key": key, "cold": version.batcher.is_cold, "problem": version.batcher.problem}
+            for writer in self._listeners:
+                channel.write(writer, about)
 
     def _watch(self, predict: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return `predict` such that this process ends when a call of it loses the device."""

@@ -68,6 +68,7 @@ class RemoteBatcher:
     def __init__(self, client: "EngineClient", fields: channel.Fields) -> None:
         self.fields = fields
         self.problem = ""  # why the engine cannot take requests, if it cannot
+        self.refusal = ""  # why the engine could not open it the last time that it was asked for, if it could not
         self.is_cold = False  # whether the version is only opened there when it is asked for
         self._client = client
         self._queue_size = client.queue_size
@@ -129,6 +130,7 @@ class EngineClient:
         answer = self._open(fields)
         fields.pop("rival", None)  # a version stays where it is when its engine is replaced
         batcher = RemoteBatcher(self, fields)
+        batcher.is_cold = answer.get("cold", False)
         self._batchers.add(batcher)
         if self._loop is None:
             self._opened.set()
@@ -230,9 +232,12 @@ class EngineClient:
                 give_answer(waiter, UnavailableError("the engine ended while it had this request; try again"))
 
     def _take(self, fields: channel.Fields, outputs: Any) -> None:  # noqa: ANN401 - array, Tensors or None
-        """Take an answer, or what the engine says about the arena or its predecessor."""
+        """Take an answer, or what the engine says about a version, the arena or its predecessor."""
         if "previous_exit" in fields:
             self._crashes.judge(fields["previous_exit"])
+        elif "cold" in fields:
+            for batcher in [each for each in self._batchers if each.fields["key"] == fields["key"]]:
+                batcher.is_cold, batcher.refusal = fields["cold"], fields["problem"]
         elif "id" in fields:
             _, waiter, _ = self._pending.pop(fields["id"], (0.0, None, None))
             if waiter is not None:
@@ -248,8 +253,8 @@ class EngineClient:
             if not batcher.problem:
                 continue
             try:
-                await asyncio.get_running_loop().run_in_executor(None, self._open, batcher.fields)
-                batcher.problem = ""
+                answer = await asyncio.get_running_loop().run_in_executor(None, self._open, batcher.fields)
+                batcher.is_cold, batcher.problem = answer.get("cold", False), ""
             except ServiceError as error:
                 batcher.problem = f"the model is not ready: {error}"
 

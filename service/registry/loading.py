@@ -237,6 +237,8 @@ class Loader:
         if answer["place"] == "inline":
             return self._open_inline(folder, answer)
         known = {"cost": answer["cost"], "verified": answer["manifest"]}
+        if self._budget is not None:
+            known |= {"share": self._engine_share, "memory": answer["memory"], "backend": answer["backend"]}
         return self._open_in(engines.by_name[CPU_ENGINE], folder, fields | known)
 
     def _open_inline(self, folder: VersionFolder, answer: Fields) -> LoadedVersion:

@@ -43,7 +43,9 @@ class LoadedVersion:
     @property
     def problem(self) -> str:
         """Why it cannot answer now, or nothing."""
-        return "" if isinstance(self.batcher, Batcher) else self.batcher.problem
+        if isinstance(self.batcher, RemoteBatcher):
+            return self.batcher.problem or self.batcher.refusal
+        return self.batcher.problem if isinstance(self.batcher, ColdBatcher) else ""
 
     @property
     def is_cold(self) -> bool:

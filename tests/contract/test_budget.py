@@ -123,3 +123,47 @@ def test_cold_version_whose_file_was_damaged_is_refused_when_it_is_opened(root: 
         wait_until(lambda: server.predict("model-7", [[1]]).status_code == 200)
         ask(server, 7)
         assert server.get("/health/ready").status_code == 200
+
+
+@pytest.fixture
+def engine(root: Path) -> Iterator[Server]:
+    """A server whose engine has all models, and room for three."""
+    flags = ("--placement", "engine", "--workers", "2", "--reload-interval", "0.5")
+    with Server(root, "--memory-budget", BUDGET, *flags) as found:
+        yield found
+
+
+def test_engine_keeps_its_share_of_the_budget(engine: Server) -> None:
+    """Heavy models are opened and closed in the engine, for all workers; which, every worker knows."""
+    assert sum(list_cold(engine)) >= COUNT - 3
+    for number in [*range(COUNT), *range(COUNT)]:
+        ask(engine, number)
+    wait_until(lambda: not engine.get(f"/v1/models/model-{COUNT - 1}").json()["cold"])
+    assert COUNT - 3 <= sum(list_cold(engine)) < COUNT
+    assert engine.get("/health/ready").json()["cold"] >= COUNT - 3
+
+
+def test_damaged_version_is_refused_by_the_engine(engine: Server, root: Path) -> None:
+    """A file that was damaged after the check is refused when it is opened, in the engine as in a worker."""
+    file, status = root / "model-9/1/model.onnx", (root / "model-9/1/model.onnx").stat()
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    response = engine.predict("model-9", [[1]])
+    assert (response.status_code, "has sha256" in response.json()["error"]) == (503, True)
+    wait_until(lambda: "model-9: the model is not ready" in engine.get("/health/ready").text)
+    ask(engine, 0)
+    file.write_bytes(content)
+    wait_until(lambda: engine.predict("model-9", [[1]]).status_code == 200)
+    wait_until(lambda: engine.get("/health/ready").status_code == 200)
+
+
+def test_engine_that_dies_opens_again_what_is_asked_for(engine: Server) -> None:
+    """The next engine has every model, cold."""
+    dead = engine.engine()
+    assert dead is not None
+    dead.kill()
+    wait_until(lambda: engine.predict("model-3", [[1]]).status_code == 200)
+    wait_until(lambda: engine.get("/health/ready").status_code == 200)
+    for number in range(COUNT):
+        ask(engine, number)
