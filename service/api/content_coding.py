@@ -17,6 +17,7 @@ _GZIP = b"\x1f\x8b"
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _RAW_DEFLATE = -zlib.MAX_WBITS
 _WINDOWS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_LONGEST_OFFER = 1024  # bytes that are read of an Accept-Encoding field
 _NAMES = {b"x-gzip": b"gzip"}
 _REFUSED = re.compile(rb"q=0(\.0*)?")
 
@@ -100,5 +101,6 @@ def compress(fields: bytes, body: bytes, accepted: bytes) -> tuple[bytes, bytes]
 
 def _choose_coding(accepted: bytes) -> bytes:
     """Return the first coding of ours that an Accept-Encoding field allows, or the empty string."""
-    offers = dict(offer.replace(b" ", b"").lower().partition(b";")[::2] for offer in accepted.split(b","))
+    offered = accepted[:_LONGEST_OFFER].replace(b" ", b"").lower().split(b",")
+    offers = dict(offer.partition(b";")[::2] for offer in offered)
     return next((name for name in _WINDOWS if name in offers and not _REFUSED.fullmatch(offers[name])), b"")

@@ -31,6 +31,7 @@ from service.http.head import (
 from service.request import PredictRequest
 
 PIECE_BYTES = 2**14  # parsed at a time: bounds how many requests are found behind one that has no response yet
+TURN_REQUESTS = 256  # of one connection in one turn of the event loop, where they can be answered at once
 
 
 class HttpProtocol(Connection):
@@ -39,6 +40,7 @@ class HttpProtocol(Connection):
     def __init__(self, app: Application, connections: set[Connection]) -> None:
         super().__init__(app, connections)
         self._chunk = b""  # of the current request's body, held back
+        self._begun = 0  # requests in this turn of the event loop
         # Of the parser, which may be ahead of the current request:
         self._in_body = self._is_replaying = False
         self._keeps_alive = True
@@ -58,12 +60,16 @@ class HttpProtocol(Connection):
             self._unparsed += data
             self.transport.pause_reading()
             return
+        if not self._is_replaying:
+            self._begun = 0
         for start in range(0, len(data), PIECE_BYTES):
             if self._is_last or self.state in (State.DRAINING, State.CLOSING):
                 return
-            if self._events:
+            if self._events or self._begun > TURN_REQUESTS:
                 self._unparsed = data[start:]
                 self.transport.pause_reading()
+                if not self._events and not self._is_replaying:
+                    self.loop.call_soon(self._replay)
                 return
             piece = data if len(data) <= PIECE_BYTES else data[start : start + PIECE_BYTES]
             self._body_bytes = 0
@@ -76,7 +82,7 @@ class HttpProtocol(Connection):
                 if not self._is_last:  # else it is behind what is answered
                     self._handle(InvalidRequestError("this is not an HTTP/1.1 request"))
             if self._chunk:
-                self._take_chunk(b"")
+                self._take_chunk()
             self._framing_bytes = 0 if self._body_bytes else self._framing_bytes + len(piece)
             if self._framing_bytes > MAX_HEAD_BYTES and not self._is_last:
                 self._handle(HeadTooLargeError(CHUNKS_TOO_LONG if self._in_body else TOO_LONG))
@@ -142,10 +148,8 @@ class HttpProtocol(Connection):
         self._body_bytes += len(body)
         if self._events or self.state is State.WAITING:
             self._events.append(body)
-        elif self._chunk:
-            self._take_chunk(body)
         else:
-            self._chunk = body
+            self._chunk += body
 
     def on_message_complete(self) -> None:
         """Take note that a request is complete."""
@@ -181,12 +185,12 @@ class HttpProtocol(Connection):
             except httptools.HttpParserUpgrade as pause:
                 rest = rest[pause.args[0] :]
 
-    def _take_chunk(self, following: bytes) -> None:
-        """Feed the current request what has been held back, and hold back what follows.
+    def _take_chunk(self) -> None:
+        """Feed the current request what has been held back of its body.
 
         The last part of a body goes with `finish`, so one that comes as a whole is taken in one step.
         """
-        chunk, self._chunk = self._chunk, following
+        chunk, self._chunk = self._chunk, b""
         if self.current is not None and not self._responded:  # else the rest of a body whose request was refused
             self.current.feed(chunk)
 
@@ -204,7 +208,7 @@ class HttpProtocol(Connection):
         if isinstance(event, RequestHead):
             self._begin(event)
         elif isinstance(event, bytes):
-            self._take_chunk(event)
+            self._chunk += event
         elif event is None:
             self._complete_request()
         elif self.current is None:
@@ -219,26 +223,31 @@ class HttpProtocol(Connection):
         if self._is_replaying:
             return
         self._is_replaying = True
+        self._begun = 0
         while self.state not in (State.WAITING, State.DRAINING, State.CLOSING) and self.can_write.is_set():
             if self._events:
                 self._dispatch(self._events.popleft())
-            elif self._unparsed:
+            elif self._unparsed and self._begun <= TURN_REQUESTS:
                 data, self._unparsed = self._unparsed, b""
                 self.data_received(data)
             else:
                 break
         self._is_replaying = False
-        if self._events or self._unparsed or not self.can_write.is_set():
+        if self.state is State.CLOSING or self._events or not self.can_write.is_set():
             return
-        if not self._is_half_closed:
+        if self._unparsed:
+            if self.state is not State.WAITING:
+                self.loop.call_soon(self._replay)
+        elif not self._is_half_closed:
             self.transport.resume_reading()
-        elif self.state not in (State.WAITING, State.CLOSING):
+        elif self.state is not State.WAITING:
             self._end(lingers=False)
 
     def _begin(self, head: RequestHead) -> None:
         """Start a request by its head."""
         self._head, self._keep_alive, self._responded = head, head.keep_alive, False
         self.state, self.since = State.READING_BODY, self.loop.time()
+        self._begun += 1
         route = match_target(head.target)
         if route is None:
             self.current = AsgiExchange(self, head)

@@ -37,6 +37,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "2",
         "--queue-size",
         "512",
+        "--placement",
+        "inline",  # an engine is nice to others, and then slow where they keep the machine busy
     )
     with Server(root, "--workers", "1", *flags) as server:
         yield server
@@ -47,6 +49,7 @@ def _goes_on(small: Server) -> Iterator[None]:
     """After each test the service answers right, and holds nothing of what it refused."""
     yield
     assert RIGHT in exchange(small.url, build_request(PREDICT, GOOD)).body
+    wait_until(lambda: exchange(small.url, build_predict("napper", [0.0])).status == 200)  # what was given up has ended
 
 
 def chunked(*parts: bytes, end: bool = True) -> bytes:
@@ -316,6 +319,20 @@ def test_endless_pipeline_is_answered_at_the_servers_pace(small: Server) -> None
         assert b'"model":"napper"' in wire.read().body
         assert worker.memory_info().rss - before < 32 * 2**20
         assert all(wire.read().body == b'{"live":true}' for _ in range(count))
+
+
+def test_refusals_in_a_pipeline_are_answered_in_turns(small: Server) -> None:
+    """Thousands of requests that are refused at once, predictions among them, are all answered, in order."""
+    refused = [build_request(PREDICT, b"{}")] * 300
+    asked = [*refused, build_predict("doubler", [3.0]), *refused * 2, build_predict("doubler", [4.0]), *refused * 10]
+    with Wire(small.url) as wire:
+        wire.send(b"".join(asked))
+        replies = [wire.read() for _ in asked]
+        assert RIGHT in wire.send(build_request(PREDICT, GOOD)).read().body
+    statuses = [200 if request != refused[0] else 400 for request in asked]
+    assert [reply.status for reply in replies] == statuses
+    assert b'"prediction":6.0' in replies[300].body
+    assert b'"prediction":8.0' in replies[901].body
 
 
 def test_waiting_connection_is_not_read_without_end(small: Server) -> None:

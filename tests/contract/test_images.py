@@ -168,6 +168,8 @@ def test_malformed_base64_instances_are_400(instance: dict[str, Any], words: str
         (b"", "multipart/form-data; boundary=b"),
         (b"--b\r\n", "multipart/form-data; boundary=b"),
         (b"--b\r\nno blank line\r\n--b--\r\n", "multipart/form-data; boundary=b"),
+        (b"--b\r\n" + b"a: b\r\n" * 10**6 + b"\r\n1\r\n--b--\r\n", "multipart/form-data; boundary=b"),
+        (b"--b--\r\n", "multipart/form-data" + ";" * 10**4 + " boundary=b"),
         (b"--b--\r\n", "multipart/form-data; boundary=b"),
         (b"--b--\r\n", "multipart/form-data"),
         (b"--b\r\n\r\n" * 2000 + b"--b--", "multipart/form-data; boundary=b"),

@@ -135,3 +135,14 @@ def test_client_that_sends_no_more_is_kept_for_its_answer(
         assert wire.written.count(b"Continue") == stays
 
     run(models_dir, drive)
+
+
+def test_one_connection_takes_turns(models_dir: Path) -> None:
+    """What a client sent is not answered in one turn of the event loop, though nothing of it has to wait."""
+
+    def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(build_request("/v1/models/nosuch:predict", b"") * 2000)
+        assert 0 < wire.written.count(b"HTTP/1.1 404") < 1000
+        assert not wire.reads
+
+    run(models_dir, drive)

@@ -15,6 +15,7 @@ from service.model.backends import Array
 from service.model.manifest import ImageInput, Manifest
 
 MAX_PARTS = 1024
+_MAX_HEADER = 2**12  # bytes of a content type, or of a part's header
 
 
 class Part(NamedTuple):
@@ -63,7 +64,7 @@ def split_form(body: bytes, content_type: bytes) -> list[Part]:
         InvalidRequestError: The boundary is missing or invalid, the closing boundary is missing, there are too many
             parts, or a part is malformed.
     """
-    boundary = _parse_header(content_type.decode("latin-1")).get_boundary()
+    boundary = _parse_header(content_type[:_MAX_HEADER].decode("latin-1")).get_boundary()
     if not boundary or not boundary.isascii() or len(boundary) > 70:  # noqa: PLR2004 - RFC 2046, section 5.1.1
         raise InvalidRequestError("the form's Content-Type has no usable boundary")
     pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("ascii"), MAX_PARTS + 2)
@@ -79,6 +80,8 @@ def _read_part(piece: bytes) -> Part:
     head, blank, content = (b"", b"\r\n", piece[2:]) if piece[:2] == b"\r\n" else piece.partition(b"\r\n\r\n")
     if not blank:
         raise InvalidRequestError("a part of the form has no empty line between its header and its content")
+    if len(head) > _MAX_HEADER:
+        raise InvalidRequestError(f"a part of the form has a header of over {_MAX_HEADER} bytes")
     for line in head.split(b"\r\n"):
         field, _, value = line.decode("latin-1").partition(":")
         if field.strip().lower() == "content-disposition":
