@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from service.errors import UnavailableError
-from service.model import channel, engine, remote
+from service.model import channel, opener, remote
 from service.model.arena import LEAST_BYTES, Arena, open_arena
 from service.model.engine import Engine
 from service.model.remote import EngineClient
@@ -106,7 +106,7 @@ class Worker:
 @asynccontextmanager
 async def running_engine(folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
     """Run an engine that has the model, in this process, and connect a worker."""
-    monkeypatch.setattr(engine, "load_any_predictor", lambda *_, **__: model)
+    monkeypatch.setattr(opener, "load_any_predictor", lambda *_, **__: model)
     ready, process = asyncio.Event(), Engine(Settings(), folder, "engine-cpu", 1)
     running = asyncio.create_task(process.run(ready.set, lambda: None))
     await ready.wait()
