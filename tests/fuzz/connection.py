@@ -106,10 +106,10 @@ def check_connection(data: bytes) -> None:
 
 
 def _agree(whole: list[bytes], cut: list[bytes]) -> bool:
-    """Tell whether the same was answered; where a body is broken, the application may have refused it before."""
+    """Tell whether the same was answered; where a body is broken, the application may have answered before."""
     if whole == cut:
         return True
-    return len(whole) == len(cut) and whole[:-1] == cut[:-1] and whole[-1] >= b"4" and cut[-1] >= b"4"
+    return len(whole) == len(cut) and whole[:-1] == cut[:-1] and max(whole[-1], cut[-1]) >= b"4"
 
 
 @cache
