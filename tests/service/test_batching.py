@@ -519,10 +519,10 @@ def test_slow_call_sends_the_model_to_its_thread_for_a_while(monkeypatch: pytest
 def test_requests_of_a_loop_that_ended_are_forgotten() -> None:
     """A batcher may move to another event loop, as in tests; it runs nothing for those who waited on the one before."""
     double = Doubler()
-    batcher = build(double, CHEAP, max_batch_size=2, queue_size=10)
+    batcher = build(double, CHEAP, max_batch_size=2, queue_size=1000)
 
     async def leave() -> None:
-        for value in range(10):
+        for value in range(1000):
             submit(batcher, rows(value))
 
     async def check() -> None:
