@@ -49,6 +49,10 @@ class ElsewhereServer(servers.Server):
     def __exit__(self, *_: object) -> None:
         """Leave it running."""
 
+    def token_headers(self) -> dict[str, str]:
+        """Return the header by which models may be loaded and unloaded."""
+        return {"X-API-Key": os.environ["SERVICE_TEST_ADMIN_KEY"]}
+
     def _list(self) -> set[str]:
         models = requests.get(f"{self.url}/v1/models", timeout=10).json()["models"]
         return {model["name"] for model in models if model["ready"]}

@@ -15,6 +15,7 @@ import pytest
 from tests.ray.cluster import RayServer
 from tests.servers import ROOT
 
+ADMIN_KEY = "for-the-tests"  # on Ray there is no token of the command line
 SUITE = ("predictions", "bad_input", "operations", "images", "protocol_clients", "protocol_malformed")
 OTHER_SERVERS = (  # these start a second server
     "tests/contract/test_operations.py::test_device_and_provider_are_what_runs",
@@ -33,13 +34,14 @@ OTHER_SERVERS = (  # these start a second server
 @pytest.mark.parametrize("names", [SUITE, ("protocol_tensors",)], ids=["/v1 and /v2", "tensors"])
 def test_contract(names: tuple[str, ...], cluster: RayServer, doubler: Path) -> None:
     """Every test of these files passes against the application on Ray, whose replica follows the models folder."""
-    cluster.deploy(doubler, num_replicas=1)
+    cluster.deploy(doubler, {"SERVICE_ADMIN_KEY": ADMIN_KEY}, num_replicas=1)
+    keys = {"SERVICE_TEST_ADMIN_KEY": ADMIN_KEY}
     files = [f"tests/contract/test_{name}.py" for name in names]
     flags = [word for test in OTHER_SERVERS for word in ("--deselect", test)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.ray.elsewhere", "-p", "no:cacheprovider", *flags, *files],
         cwd=ROOT,
-        env=os.environ | {"SERVICE_TEST_URL": cluster.url, "SERVICE_TEST_MODELS_DIR": str(doubler)},
+        env=os.environ | {"SERVICE_TEST_URL": cluster.url, "SERVICE_TEST_MODELS_DIR": str(doubler)} | keys,
         capture_output=True,
         text=True,
         timeout=300,
