@@ -8,7 +8,7 @@ PEERS  := $(VENV)/.peers
 ARGS   ?=
 JOBS   ?= 2
 
-.PHONY: help serve test test-newest test-compose train bench chaos soak fuzz mutants conformance sbom lint format lock clean
+.PHONY: help serve test test-newest test-compose train bench chaos soak simulate fuzz mutants conformance sbom lint format lock clean
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -46,6 +46,9 @@ chaos: $(DEV) ## a minute of load, kills, hostile models and requests (ARGS="--s
 
 soak: $(DEV) ## minutes of load with kills and reloads; nothing may be lost or grow
 	$(BIN)/python -m tests.soak $(ARGS)
+
+simulate: $(DEV) ## a million seeds of crashes and faults on a simulated clock (ARGS="engine --replay 7" for one)
+	$(BIN)/python -m tests.simulation $(or $(ARGS),--times 40)
 
 fuzz: $(DEV) ## ten minutes by coverage, and ten of requests from the API's own description
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
