@@ -88,7 +88,8 @@ class ModelHost(LitAPI):
         Raises:
             StartError: the models folder, the backend or the device asked for is not there.
         """
-        keep_freed_memory()
+        if not self.settings.memory_budget:  # with one, closed models give their memory back
+            keep_freed_memory()
         self.app = create_app(self.settings, self.threads, device, self.coordination, self.engines, self.token)
         self.server = HttpServer(self.app, self.listener, self.heartbeat)
         signal.signal(signal.SIGTERM, self.server.handle_exit)

@@ -4,13 +4,13 @@ import contextlib
 import ctypes
 import gc
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 OVERHEAD_BYTES = 200_000  # of an open version beside its weights
 FACTOR = 1.25  # memory over weights, as measured while small models are opened and closed again and again
-_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 2**18  # a parameter of glibc's malloc, and its value
-
 _KEPT = {-1: 2**24, -3: 2**25}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, bytes
+_RETURNED = {-3: 2**18}
 
 
 def estimate_memory(size: int) -> int:
@@ -23,8 +23,7 @@ def return_large_blocks() -> None:
 
     By default it keeps them, between others that are used, so that `trim_memory` finds little.
     """
-    if sys.platform == "linux" and (change := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        change(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    _set_malloc(_RETURNED)
 
 
 def trim_memory() -> None:
@@ -44,8 +43,12 @@ def keep_freed_memory() -> None:
 
     By default it returns the memory of a picture at once, and to get it back, page by page, takes longer than a copy.
     """
+    _set_malloc(_KEPT)
+
+
+def _set_malloc(parameters: Mapping[int, int]) -> None:
     if sys.platform == "linux" and (change := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        for parameter, size in _KEPT.items():
+        for parameter, size in parameters.items():
             change(parameter, size)
 
 
