@@ -121,14 +121,21 @@ def _open() -> tuple[asyncio.AbstractEventLoop, Application]:
     return loop, create_app(Settings(models_dir=root, max_request_bytes=2**16, access_log=False))
 
 
-def converse(pieces: list[bytes]) -> tuple[bytes, str]:
-    """Return what is written when pieces are sent, and then: "closed", "waiting" for more, or "usable"."""
+def converse(pieces: list[bytes], half_closes: bool = False) -> tuple[bytes, str]:
+    """Return what is written when pieces are sent, and then: "closed", "waiting" for more, or "usable".
+
+    Args:
+        pieces: what is sent, each once the one before has been read.
+        half_closes: whether the client says then that it sends no more.
+    """
     loop, app = _open()
-    _, transport = loop.run_until_complete(_converse(app, pieces))
+    _, transport = loop.run_until_complete(_converse(app, pieces, half_closes))
     return transport.written, transport.ended
 
 
-async def _converse(app: Application, pieces: list[bytes]) -> tuple[list[bytes], FakeTransport]:
+async def _converse(
+    app: Application, pieces: list[bytes], half_closes: bool = False
+) -> tuple[list[bytes], FakeTransport]:
     """Return the statuses of the responses to what is sent, without interim ones, and the transport."""
     protocol, transport = HttpProtocol(app, set()), FakeTransport()
     protocol.connection_made(transport)
@@ -140,6 +147,8 @@ async def _converse(app: Application, pieces: list[bytes]) -> tuple[list[bytes],
             protocol.data_received(piece)
         for _ in range(_SPINS):
             await asyncio.sleep(0)
+    if half_closes and not transport.is_closing() and not protocol.eof_received():
+        transport.close()
     await _wait(lambda: protocol.state is not State.WAITING, "a request is not answered")
     for _ in range(_SPINS):
         await asyncio.sleep(0)
