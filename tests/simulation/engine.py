@@ -78,6 +78,7 @@ class Worker:
         self.versions: dict[str, RemoteBatcher] = {}
         self.requests: list[tuple[Request, str]] = []
         self.refused_at, self.refusal = 0.0, ""
+        self.suspected: set[str] = set()
         steps = self.world.random.randrange(3000) if scenario.crashes and self.world.chance(0.3) else -1
         self.process = Process(self.world, f"worker-{number}", steps)
         self.process.start_loop(self._run())
@@ -130,7 +131,9 @@ class Worker:
             self.versions[name].submit(inputs, request.deadline, request)
         except UnavailableError as error:
             self.world.log(f"{name}: {error}")
-            if "while opening" not in str(error):  # else it was killed twice while it was opened, and is suspected
+            if "while opening" in str(error):  # an engine was killed twice while it opened it, so it is suspected
+                self.suspected.add(name)
+            if name not in self.suspected:
                 self.refused_at, self.refusal = self.world.now, f"{name}: {error}"
             return
         if self.scenario.servers[ENGINE].process is None:  # nobody has noticed yet
