@@ -61,7 +61,7 @@ def start_once(context: WorkerContext) -> None:
 
 def need_engine(context: WorkerContext) -> None:
     """Request an engine until it has run seven times, and only then become ready."""
-    runs = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], "runs")
+    runs = Path(os.environ["MARKS_DIR"], "runs")
     while not runs.exists() or len(runs.read_text()) < 7:
         context.request_engine("engine-test")
         time.sleep(0.02)
@@ -70,7 +70,7 @@ def need_engine(context: WorkerContext) -> None:
 
 def run_engine(context: WorkerContext) -> None:
     """Become ready and die, six times; then end as an engine does that has nothing left to do."""
-    runs = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], "runs")
+    runs = Path(os.environ["MARKS_DIR"], "runs")
     context.report_ready()
     with runs.open("a") as file:
         file.write("x")
