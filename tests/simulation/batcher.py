@@ -158,7 +158,8 @@ class Scenario:
         except UnavailableError as error:
             self.refused += 1
             is_full = before + rows > self.queue_size
-            is_late = self.noise or self.bad_rows or self.batcher.backlog + self.cost.seconds(rows) > 0.5 * patience
+            is_late = self.batcher.backlog + self.cost.seconds(rows) > 0.5 * patience
+            is_late = is_late or bool(self.noise or self.bad_rows or patience < SLACK)
             world.check(is_full or (before and is_late), f"{request} is refused without a reason: {error}")
         else:
             world.check(rows + before <= self.queue_size, f"{request} is accepted by a full queue")
