@@ -68,6 +68,7 @@ class RemoteBatcher:
     def __init__(self, client: "EngineClient", fields: channel.Fields) -> None:
         self.fields = fields
         self.problem = ""  # why the engine cannot take requests, if it cannot
+        self.is_refused = False  # for good: another engine would not open the version either
         self.refusal = ""  # why the engine could not open it the last time that it was asked for, if it could not
         self.is_cold = False  # whether the version is only opened there when it is asked for
         self._client = client
@@ -192,7 +193,7 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         while True:
             await self._opened.wait()
-            if not self._batchers:
+            if all(batcher.is_refused for batcher in self._batchers):  # until another version is opened
                 self._opened.clear()
                 continue
             with contextlib.suppress(OSError, channel.ChannelClosedError):
@@ -225,7 +226,8 @@ class EngineClient:
             self._connected.clear()
             writer.close()
             for batcher in self._batchers:
-                batcher.problem = "the engine of this model is starting; try again in a moment"
+                if not batcher.is_refused:
+                    batcher.problem = "the engine of this model is starting; try again in a moment"
             pending, self._pending = self._pending, {}
             self._crashes.lose([request for _, _, request in pending.values()])
             for _, waiter, _ in pending.values():
@@ -254,8 +256,9 @@ class EngineClient:
                 continue
             try:
                 answer = await asyncio.get_running_loop().run_in_executor(None, self._open, batcher.fields)
-                batcher.is_cold, batcher.problem = answer.get("cold", False), ""
+                batcher.is_cold, batcher.problem, batcher.is_refused = answer.get("cold", False), "", False
             except ServiceError as error:
+                batcher.is_refused = isinstance(error, ModelRefusedError)
                 batcher.problem = f"the model is not ready: {error}"
 
     def _sweep(self) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.errors import UnavailableError
+from service.errors import ModelRefusedError, UnavailableError
 from service.model import channel
-from service.model.remote import EngineClient
+from service.model.checker import RETRY_SECONDS
+from service.model.remote import EngineClient, RemoteBatcher
 from tests.waiter import FutureWaiter
 
 
@@ -43,3 +44,47 @@ def test_request_to_a_connection_that_is_closing_is_unavailable(tmp_path: Path) 
             await ended.wait()
 
     asyncio.run(talk())
+
+
+def test_engine_that_would_refuse_every_version_again_is_not_waited_for(tmp_path: Path) -> None:
+    """Where a successor refuses all that was open, and ends, the reason stays and nobody tries to connect for ever."""
+
+    async def talk() -> None:
+        refusal = channel.describe_error(ModelRefusedError("killed by SIGFPE while opening"))
+        connections = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            with contextlib.suppress(channel.ChannelClosedError):
+                while (await channel.read(reader))[0]["do"] != "open":
+                    pass
+                channel.write(writer, {"id": 0, "error": refusal})
+                await channel.read(reader)
+            writer.close()
+
+        client = EngineClient(tmp_path / "engine.sock", 8, lambda: None, threading.Event())
+        batcher = RemoteBatcher(client, {"key": "killer/1"})
+        batcher.problem = "the engine of this model is starting; try again in a moment"
+        client._batchers.add(batcher)
+        client._opened.set()
+        async with await asyncio.start_unix_server(serve, tmp_path / "engine.sock") as server:
+            running = asyncio.create_task(client.run())
+            while not batcher.is_refused:
+                await asyncio.sleep(0.01)
+            assert client._control is not None
+            client._control.close()
+            assert client._writer is not None
+            client._writer.close()  # the engine has ended
+            while client._opened.is_set():
+                await asyncio.sleep(0.01)
+            assert "SIGFPE" in batcher.problem
+            before = connections
+            await asyncio.sleep(5 * RETRY_SECONDS)
+            assert connections == before
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+            server.close()
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
