@@ -81,6 +81,8 @@ class ModelMetrics:
         """Have all its figures there, zeros at first, so that a rate sees the first request."""
         for histogram in (_request_seconds, _queue_seconds, _inference_seconds, _batch_rows):
             histogram.observe((), *self._labels)
+        for gauge in (_queue_rows, _backlog):
+            gauge.set(0, *self._labels)
 
     def answered(self, code: int, seconds: Sequence[float]) -> None:
         """Count answered requests of one status; `seconds` are from each request's head to its response."""
