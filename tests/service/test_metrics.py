@@ -152,9 +152,10 @@ def answer(status: int, of: ModelMetrics | None, is_prediction: bool = True) -> 
 
 
 def test_gauges_of_the_queue_follow_it() -> None:
-    """They show the last rows and seconds, and 0 once nothing waits."""
+    """They show the last rows and seconds, and 0 from the start and once nothing waits."""
     version = ModelMetrics(f"queued{next(_numbers)}", 1)
     labels = {"model": version.model.partition("/")[0], "version": "1"}
+    assert read("service_queue_rows", **labels) == read("service_queue_backlog_seconds", **labels) == 0
     for rows, backlog in ((3, 0.5), (3, 0.25), (0, 0.0)):
         version.write(rows, backlog)
         assert read("service_queue_rows", **labels) == rows
