@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import psutil
 
 from service.model.manifest import Manifest
 from service.model.version_folder import load_manifest
@@ -131,9 +130,26 @@ BAD: dict[str, tuple[Callable[[str], bytes], set[int]]] = {
 
 
 class Client(threading.Thread):
-    """Sends one request after another until told to stop; a connection that is closed is opened again."""
+    """Sends one request after another until told to stop; a connection that is closed is opened again.
 
-    def __init__(self, url: Callable[[], str], models: Models, seed: int, bad: float, done: threading.Event) -> None:
+    Args:
+        url: returns where to.
+        models: to ask.
+        seed: of what is asked.
+        bad: share of requests that must be refused.
+        done: set to stop.
+        pause: mean seconds between two requests.
+    """
+
+    def __init__(
+        self,
+        url: Callable[[], str],
+        models: Models,
+        seed: int,
+        bad: float,
+        done: threading.Event,
+        pause: float = 0.0,
+    ) -> None:
         super().__init__(daemon=True)
         self.record = Record()
         self._url = url
@@ -141,6 +157,7 @@ class Client(threading.Thread):
         self._chance = random.Random(seed)
         self._bad = bad
         self._done = done
+        self._pause = pause
         self._wire: Wire | None = None
 
     def run(self) -> None:
@@ -150,6 +167,8 @@ class Client(threading.Thread):
                 self._send_bad()
             else:
                 self._send_good()
+            if self._pause:
+                self._done.wait(self._chance.expovariate(1 / self._pause))
         self._hang_up()
 
     def _send_good(self) -> None:
@@ -237,10 +256,18 @@ def add(records: list[Record]) -> Record:
 
 
 class Killer:
-    """Kills workers with -9, and tells how long it takes until another answers in the place of one."""
+    """Kills workers with -9, and tells how long it takes until another answers in the place of one.
 
-    def __init__(self, server: Server, workers: int, seed: int) -> None:
+    Args:
+        server: whose workers.
+        workers: how many it has.
+        seed: of which one is killed.
+        spared: the name of one that is not.
+    """
+
+    def __init__(self, server: Server, workers: int, seed: int, spared: str = "") -> None:
         self._server = server
+        self._spared = spared
         self._chance = random.Random(seed)
         self._known: set[str] = set()
         until = time.monotonic() + HUNG_SECONDS
@@ -250,7 +277,7 @@ class Killer:
     def kill(self) -> float:
         """Kill one and return the seconds until a worker answers that never did before; infinity if none does."""
         began = time.monotonic()
-        self._chance.choice(self._server.workers()).kill()
+        self._chance.choice([worker for worker in self._server.workers() if worker.name() != self._spared]).kill()
         while time.monotonic() - began < HUNG_SECONDS:
             new = self._who_answers() - self._known
             if new:
@@ -267,15 +294,3 @@ class Killer:
                 if reply.status:
                     found.add(worker_of(reply))
         return found
-
-
-def measure(server: Server) -> tuple[int, int]:
-    """Return bytes of memory and file descriptors of all processes together."""
-    memory, files = 0, 0
-    for process in server.members():
-        try:
-            memory += process.memory_info().rss
-            files += process.num_fds()
-        except psutil.Error:
-            continue
-    return memory, files

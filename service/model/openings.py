@@ -42,7 +42,7 @@ class Openings:
         """Keep the answer of a version's check."""
         staging = self._folder / f".{self._name}-answer"
         with contextlib.suppress(OSError):
-            staging.write_text(json.dumps(answer))
+            staging.write_text(json.dumps([key, answer]))
             staging.replace(self._path(key))
 
     @contextlib.contextmanager
@@ -93,14 +93,17 @@ class Openings:
         return f"{end} while opening; it is tried again when its files change"
 
     def _read(self, key: str) -> Fields:
+        known: Fields
         try:
-            known: Fields = json.loads(self._path(key).read_bytes())
+            kept, known = json.loads(self._path(key).read_bytes())
         except (OSError, ValueError):  # nothing is
             return {}
-        return known
+        return known if kept == key else {}
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        """Return a file for each version: what is known of its former files is overwritten."""
+        version = key.rpartition("/")[0] or key
+        return self._folder / f"{self._name}-{hashlib.sha256(version.encode()).hexdigest()[:32]}.json"
 
 
 def is_quarantined(known: Fields) -> bool:

@@ -79,6 +79,15 @@ def test_oldest_answers_are_forgotten(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(openings, "MOST", 2)
     kept = Openings(tmp_path, "checker", 60)
     for number in range(4):
-        kept.write(f"m/{number}", ANSWER)
+        kept.write(f"m/{number}/auto/abc", ANSWER)
     kept.blame(0, is_alone=True)
-    assert [kept.read(f"m/{number}") for number in range(4)] == [None, None, ANSWER, ANSWER]
+    assert [kept.read(f"m/{number}/auto/abc") for number in range(4)] == [None, None, ANSWER, ANSWER]
+
+
+def test_answers_about_former_files_are_replaced(tmp_path: Path) -> None:
+    """However often a version's files change, one answer is kept of it, that about the files of now."""
+    kept = Openings(tmp_path, "checker", 60)
+    for number in range(4):
+        kept.write(f"m/1/auto/{number}", ANSWER | {"cost": [0.0, number, 1]})
+    assert [kept.read(f"m/1/auto/{number}") for number in range(4)] == [None] * 3 + [ANSWER | {"cost": [0.0, 3, 1]}]
+    assert len(list(tmp_path.iterdir())) == 1
