@@ -35,6 +35,11 @@ _DECODERS: dict[str, Any] = {"v1": v1_decode, "v2": v2_decode}
 _ENCODERS: dict[str, Any] = {"v1": v1_encode, "v2": v2_encode}
 
 
+def add_api(name: str, codec: Any) -> None:  # noqa: ANN401 - a module
+    """Add an API that paths may name, whose `is_heavy`, `decode` and `encode` are used as those of v2 are."""
+    _DECODERS[name] = _ENCODERS[name] = codec
+
+
 class RequestContext:
     """What all requests of a worker share: settings, registry, keys, the memory budget, threads and the recorder."""
 

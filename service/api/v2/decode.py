@@ -76,7 +76,7 @@ def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders, limits: 
     request = parse_cached(header, manifest) if is_repeated else parse_request(header, manifest)
     if isinstance(manifest, Manifest) and request.inputs[0].shape:
         limits.check_rows(request.inputs[0].shape[0])
-    inputs = _choose_inputs(_read_tensors(request.inputs, binary), manifest, limits)
+    inputs = choose_inputs(_read_tensors(request.inputs, binary), manifest, limits)
     return InferCall(inputs, request.id, request.outputs, request.timeout)
 
 
@@ -149,7 +149,7 @@ def _read_raw(body: bytes, manifest: AnyManifest, limits: ReadLimits) -> Array |
     else:
         sizes = [1, *shape[1:]] if isinstance(manifest, Manifest) else _fill_shape(name, datatype, shape, len(body))
         tensor = read_binary(body, datatype, tuple(sizes), "the body")
-    return _choose_inputs({name: tensor}, manifest, limits)
+    return choose_inputs({name: tensor}, manifest, limits)
 
 
 def _fill_shape(name: str, datatype: str, shape: list[int], length: int) -> list[int]:
@@ -180,8 +180,12 @@ def _read_tensors(inputs: tuple[InputTensor, ...], binary: bytes) -> dict[str, T
     return tensors
 
 
-def _choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest, limits: ReadLimits) -> Array | Tensors:
-    """Return what the model takes: its one input float32 (N, *shape), or all tensors if it has no task."""
+def choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest, limits: ReadLimits) -> Array | Tensors:
+    """Return what the model takes: its one input float32 (N, *shape), or all tensors if it has no task.
+
+    Raises:
+        InvalidRequestError: a number is not finite, or a picture cannot be read.
+    """
     if not isinstance(manifest, Manifest):
         return Tensors(tensors)
     ((name, tensor),) = tensors.items()

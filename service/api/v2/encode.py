@@ -5,7 +5,7 @@ classification. A model with a task returns its graph's own output and, as furth
 `probabilities` and `label`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,9 @@ def encode(outputs: Array | Tensors, manifest: AnyManifest, call: InferCall) -> 
     Raises:
         InvalidRequestError: an output cannot be written as asked.
     """
-    tensors = outputs if isinstance(outputs, Tensors) else _build_tensors(outputs, manifest, call)
     described: list[dict[str, Any]] = []
     binary: list[bytes] = []
-    for name, as_binary, classes in call.outputs:
-        tensor = _classify(name, tensors[name], classes, manifest) if classes else tensors[name]
+    for (_, as_binary, _), (name, tensor) in zip(call.outputs, build_outputs(outputs, manifest, call), strict=True):
         fields: dict[str, Any] = {"name": name, "datatype": DATATYPE_NAMES[tensor.dtype.str[1:]], "shape": tensor.shape}
         if as_binary:
             binary.append(write_binary(tensor))
@@ -57,6 +55,17 @@ def encode(outputs: Array | Tensors, manifest: AnyManifest, call: InferCall) -> 
     if not binary:
         return _JSON, header
     return _BINARY % len(header), b"".join((header, *binary))
+
+
+def build_outputs(outputs: Array | Tensors, manifest: AnyManifest, call: InferCall) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor of each output that was asked for, in that order.
+
+    Raises:
+        InvalidRequestError: classes were asked for where there are none.
+    """
+    tensors = outputs if isinstance(outputs, Tensors) else _build_tensors(outputs, manifest, call)
+    for name, _, classes in call.outputs:
+        yield name, _classify(name, tensors[name], classes, manifest) if classes else tensors[name]
 
 
 def _build_tensors(outputs: Array, manifest: AnyManifest, call: InferCall) -> Mapping[str, Tensor]:

@@ -54,7 +54,11 @@ def parse_request(header: bytes, manifest: AnyManifest) -> InferRequest:
     Raises:
         InvalidRequestError: the JSON, a field or a tensor's description cannot be used.
     """
-    fields = read_object(header, "an object with inputs")
+    return check_request(read_object(header, "an object with inputs"), manifest)
+
+
+def check_request(fields: dict[str, Any], manifest: AnyManifest) -> InferRequest:
+    """Do what `parse_request` does, for decoded JSON."""
     _check_fields(fields, _REQUEST_FIELDS, "the request")
     request_id = fields.get("id")
     if request_id is not None and not isinstance(request_id, str):
