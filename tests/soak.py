@@ -153,7 +153,7 @@ class Soak:
                 name = "supervisor" if process.pid == self._server.process.pid else process.name()
             except psutil.Error:
                 continue
-            whole.update(dict(zip(("MiB", "descriptors", "threads"), held, strict=True)))  # type: ignore[arg-type]
+            whole.update(dict(zip(("MiB", "descriptors", "threads"), held, strict=True)))
             if name in ("supervisor", "worker-0", "engine-cpu"):
                 self._samples.setdefault(name, []).append(Sample(hours, *held, files))
         together = Sample(hours, whole["MiB"], whole["descriptors"], whole["threads"], files)

@@ -230,7 +230,8 @@ class Batcher:
     def _finish_thread(self, outcomes: "list[Array | ServiceError]") -> None:
         batch, rows, began, ran = self._running, self._running_rows, self._began, self.running
         # A geometric mean: one request that takes a hundred times as long does not make the next ones be refused.
-        self._slowdown *= (ran / self._cost.seconds(rows) / self._slowdown) ** WEIGHT
+        if not any(isinstance(outcome, ServiceError) for outcome in outcomes):  # a call that fails ends early
+            self._slowdown *= (ran / self._cost.seconds(rows) / self._slowdown) ** WEIGHT
         self._metrics.batches.append((rows, began - batch[0].queued_at, ran))
         self._start_thread()  # first, so that the thread works while responses are written
         self._rows -= rows

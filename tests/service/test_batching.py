@@ -644,6 +644,23 @@ def test_estimate_grows_where_calls_take_longer_than_measured() -> None:
     run(check)
 
 
+def test_call_that_fails_early_says_nothing_of_how_long_others_take() -> None:
+    """Bad rows in a large request end its call; the next requests are not promised more than the thread can do."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, Cost(fixed=0.0, each=1.0), max_batch_size=1, queue_size=100)
+        for _ in range(2):
+            assert isinstance((await gather([submit(batcher, rows(-13))]))[0], InferenceError)
+        first = hold(batcher, double)
+        waiting = [submit(batcher, rows(value), seconds=1000) for value in range(8)]
+        assert batcher.backlog == pytest.approx(9, abs=0.5)
+        double.gate.set()
+        await gather([first, *waiting])
+
+    run(check)
+
+
 @BOTH
 def test_calls_are_recorded_with_their_times(cost: Cost) -> None:
     """Rows, the seconds from the first request to the call, and those of the call."""
