@@ -161,7 +161,7 @@ class PredictRequest:
             self.feed(chunk)
         if self.answered:
             return
-        body = self._body if isinstance(self._body, bytes) else bytes(self._body)
+        body = bytes(self._body)  # no copy of one that came as a whole
         self._body = b""
         version, decoder = self._version, _DECODERS[self.route.api]
         assert version is not None
@@ -252,8 +252,6 @@ class PredictRequest:
 
     def cancel(self, error: ServiceError) -> None:
         """Give the request up before its answer: respond with `error`, or with nothing once the client has gone."""
-        if self.answered:
-            return
         if isinstance(error, ClientClosedError):
             self._respond = _drop
         self.set_exception(error, closes=True)

@@ -1,7 +1,7 @@
 """Tests of service.http.connection and timeouts: on a transport that holds back what is written."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,15 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.unsent = 0
         self.written = b""
-        self.reads, self.is_open = True, True
+        self.reads, self.is_open, self.is_half_open = True, True, False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Keep bytes."""
         self.written += data
+
+    def write_eof(self) -> None:
+        """Close one direction."""
+        self.is_half_open = True
 
     def get_write_buffer_size(self) -> int:
         """Return as much as the test says."""
@@ -56,7 +60,7 @@ class Wire(asyncio.Transport):
     abort = close
 
 
-def run(models: Path, drive: Callable[[HttpProtocol, Wire], None]) -> None:
+def run(models: Path, drive: Callable[[HttpProtocol, Wire], Awaitable[None] | None]) -> None:
     """Drive one connection on an event loop."""
 
     async def go() -> None:
@@ -64,7 +68,8 @@ def run(models: Path, drive: Callable[[HttpProtocol, Wire], None]) -> None:
         connection = HttpProtocol(create_app(Settings(models_dir=models, device="cpu")), connections)
         wire = Wire()
         connection.connection_made(wire)
-        drive(connection, wire)
+        if (driving := drive(connection, wire)) is not None:
+            await driving
         wire.close()
         connection.connection_lost(None)
         assert not connections

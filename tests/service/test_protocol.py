@@ -1,0 +1,175 @@
+"""Tests of service.http.protocol: what a client sends piece by piece, ahead of its answers, or near a limit."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from service.http.connection import State
+from service.http.protocol import HttpProtocol
+from service.http.timeouts import check_timeouts
+from tests.service.test_http_connection import Wire, run
+from tests.wire import SECONDS, build_predict, build_request
+
+PREDICT = build_predict("doubler", [1.0])
+REFUSED = b"POST /v1/models/x:predict HTTP/1.1\r\nHost:\r\n\r\n"  # 404 at once, as it has no body
+CHUNKED = b"POST /v1/models/doubler:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+LAST_CHUNK = b'15\r\n{"instances":[[3.0]]}\r\n0\r\n'
+
+
+def statuses(wire: Wire) -> list[int]:
+    """Return the statuses of the responses that were written."""
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", wire.written)]
+
+
+def values(wire: Wire) -> list[float]:
+    """Return the predicted values that were written."""
+    bodies = re.findall(rb'\{"model".*?\}\]\}', wire.written)
+    return [each["prediction"] for body in bodies for each in json.loads(body)["predictions"]]
+
+
+async def settle(connection: HttpProtocol) -> None:
+    """Wait until no request waits for its response."""
+    async with asyncio.timeout(SECONDS):
+        await asyncio.sleep(0)
+        while connection.state is State.WAITING or (connection._events and connection.can_write.is_set()):
+            await asyncio.sleep(0.001)
+
+
+def test_client_that_waits_for_each_answer_is_answered_at_once(models_dir: Path) -> None:
+    """Turns are for those who send many requests at once; one that asks again after its answer need not wait."""
+
+    def drive(connection: HttpProtocol, wire: Wire) -> None:
+        for count in range(1, 600):
+            connection.data_received(REFUSED)
+            assert len(statuses(wire)) == count
+
+    run(models_dir, drive)
+
+
+@pytest.mark.parametrize("ahead", [True, False], ids=["ahead of an answer", "after an answer"])
+def test_half_a_head_has_the_time_of_a_head(ahead: bool, models_dir: Path) -> None:
+    """A client that has begun another request is given the time of a head, not that of an idle connection."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(PREDICT + b"GET / HT" * ahead)
+        await settle(connection)
+        if not ahead:
+            assert connection.state is State.IDLE
+            connection.data_received(b"GET / HT")
+        limit = connection.app.settings.header_timeout
+        check_timeouts({connection}, connection.loop.time() + limit / 2)
+        assert wire.is_open
+        check_timeouts({connection}, connection.loop.time() + limit + 1)
+        assert not wire.is_open
+
+    run(models_dir, drive)
+
+
+def test_limit_of_a_head_is_of_each_head(models_dir: Path) -> None:
+    """A head may be as long as the limit, whatever came before it on its connection."""
+
+    def drive(connection: HttpProtocol, wire: Wire) -> None:
+        for size in (15_000, 60_000, 15_000, 66_000):
+            connection.data_received(REFUSED[:-2] + b"x: " + b"y" * size + b"\r\n\r\n")
+        assert statuses(wire) == [404, 404, 404, 431]
+
+    run(models_dir, drive)
+
+
+@pytest.mark.parametrize("size", [1000, 63_000, 66_000, 200_000])
+def test_trailer_fields_of_any_size_are_part_of_one_request(size: int, models_dir: Path) -> None:
+    """However long its trailer fields are, a request gets one response."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(CHUNKED + LAST_CHUNK + b"x: " + b"y" * size + b"\r\n\r\n")
+        await settle(connection)
+        assert statuses(wire) in ([200], [431])
+        assert statuses(wire) == [200] or size > 65_000
+
+    run(models_dir, drive)
+
+
+def test_trailer_fields_are_no_header_fields(models_dir: Path) -> None:
+    """What follows a body neither names the request, nor ends the connection, also of a request that had to wait."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        trailer = b"x-request-id: trailer\r\nconnection: close\r\n\r\n"
+        connection.data_received(PREDICT + CHUNKED + LAST_CHUNK + trailer + PREDICT)
+        await settle(connection)
+        assert values(wire) == [2.5, 7.5, 2.5]
+        assert b"trailer" not in wire.written
+
+    run(models_dir, drive)
+
+
+def test_continue_is_sent_to_who_asks(models_dir: Path) -> None:
+    """A request after one that expected `100 Continue` is not sent one."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        expecting = build_predict("doubler", [1.0], fields=("Expect: 100-Continue",))
+        for request in (expecting, PREDICT):
+            connection.data_received(request)
+            await settle(connection)
+        assert statuses(wire) == [100, 200, 200]
+
+    run(models_dir, drive)
+
+
+def test_body_is_no_head(models_dir: Path) -> None:
+    """A body may be longer than a head, and a chunked one too, unless its chunks are all but empty."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        blank = b" " * 200_000
+        connection.data_received(build_request("/v1/models/doubler:predict", b'{"instances":[[1.0]]}' + blank))
+        await settle(connection)
+        connection.data_received(CHUNKED + b"%x\r\n%b\r\n" % (len(blank), blank) + LAST_CHUNK + b"\r\n")
+        await settle(connection)
+        assert statuses(wire) == [200, 200]
+        connection.data_received(CHUNKED + b"1;" + b"x" * 90_000 + b"\r\n \r\n" + LAST_CHUNK + b"\r\n")
+        assert statuses(wire) == [200, 200, 431]
+
+    run(models_dir, drive)
+
+
+def test_what_comes_while_reading_is_paused_is_kept(models_dir: Path) -> None:
+    """A transport may deliver what it had read already when it is paused: nothing of it is lost or out of order."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        for value in (1.0, 2.0, 3.0, 4.0):
+            connection.data_received(build_predict("doubler", [value]) + REFUSED)
+        assert not wire.reads
+        await settle(connection)
+        assert values(wire) == [2.5, 5.0, 7.5, 10.0]
+        assert statuses(wire) == [200, 404] * 4
+        assert wire.reads
+
+    run(models_dir, drive)
+
+
+def test_hundreds_of_requests_behind_one_that_waits(models_dir: Path) -> None:
+    """All that was found behind a request that waits is answered, in order, however much it is."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(PREDICT + REFUSED * 340)
+        await settle(connection)
+        assert statuses(wire) == [200] + [404] * 340
+
+    run(models_dir, drive)
+
+
+def test_client_that_does_not_read_is_not_read(models_dir: Path) -> None:
+    """While a client reads none of its answers, its further requests stay where they are."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(PREDICT * 2)
+        connection.pause_writing()
+        await settle(connection)
+        assert (statuses(wire), wire.reads) == ([200], False)
+        connection.resume_writing()
+        await settle(connection)
+        assert (statuses(wire), wire.reads) == ([200, 200], True)
+
+    run(models_dir, drive)
