@@ -93,9 +93,8 @@ def load_model(models_dir: Path, name: str) -> tuple[Path, Manifest]:
 
 def build_rows(manifest: Manifest, rows: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
     """Return inputs float32 (rows, *shape): the model's golden inputs, over and over."""
-    assert manifest.golden is not None
-    golden = np.array(manifest.golden.inputs, dtype=np.float32)
-    return np.resize(golden, (rows, golden.shape[1])).reshape(rows, *manifest.input.shape)
+    assert manifest.golden_rows is not None
+    return np.resize(manifest.golden_rows.inputs, (rows, *manifest.input.shape))
 
 
 def build_body(manifest: Manifest, rows: int) -> bytes:

@@ -107,7 +107,12 @@ class DeviceLostError(InferenceError):
 
 
 class ModelRefusedError(ServiceError):
-    """A version failed a check of its manifest, digest, parity or golden samples."""
+    """A version failed a check of its manifest, digest, parity or golden samples.
+
+    `retry_at`, in seconds of the monotonic clock, says when it is tried again though its files stay the same; 0: never.
+    """
+
+    retry_at = 0.0
 
 
 class StartError(ServiceError):
@@ -121,6 +126,8 @@ def describe_invalid(error: ValidationError, of: str = "a manifest") -> str:
     if first["type"] == "extra_forbidden":
         return f"{where} is not a field of {of}"
     if first["type"] == "literal_error" and where == "task":  # pydantic was only asked about models that have a task
-        return "task is none of 'regression', 'binary', 'multiclass' and 'tensors'"
+        return (
+            "task is none of 'regression', 'binary', 'multiclass', 'multilabel', 'embedding', 'outputs' and 'tensors'"
+        )
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

@@ -58,16 +58,16 @@ def quantize(content: bytes, plain: Predictor, splits: Splits) -> Quantized | No
         plain: its predictor, with golden samples.
         splits: `train` gives the ranges, `validation` accuracy and loss.
     """
-    if splits.validation is None or plain.manifest.golden is None:
+    if splits.validation is None or plain.manifest.golden_rows is None:
         return None
     rounded = build_graph(content, splits.train)
-    manifest, golden = plain.manifest, plain.manifest.golden
+    manifest, golden = plain.manifest, plain.manifest.golden_rows
     opened = Predictor(manifest, open_backend("onnx-int8", rounded, manifest, "cpu", threads=1))
     before, after = (measure_split(each, splits.validation) for each in (plain, opened))
     if before["accuracy"] - after["accuracy"] > MAX_ACCURACY_DROP or after["loss"] - before["loss"] > MAX_LOSS_RISE:
         return None
-    outputs = opened.run(np.array(golden.inputs, np.float32).reshape(-1, *manifest.input.shape))
-    difference = float(np.abs(outputs - np.array(golden.outputs, np.float32)).max())
+    outputs = opened.run(golden.inputs)
+    difference = float(np.abs(outputs - golden.outputs).max())
     tolerance = round(max(_MIN_TOLERANCE, 2 * difference), 3)
     artifact = Artifact(file=QUANTIZED_FILE, sha256=digest(rounded), bytes=len(rounded), tolerance=tolerance)
     described = manifest.model_copy(update={"artifacts": manifest.artifacts | {"onnx-int8": artifact}})

@@ -12,6 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from service.api.operations import OrjsonResponse, find_served
 from service.errors import NotFoundError, StartError
+from service.model.manifest import GoldenRows
 from service.registry.registry import Registry
 from service.registry.versions import LoadedVersion
 
@@ -29,6 +30,7 @@ _DOCS_HEADERS = HEADERS | {  # Swagger UI uses inline styles
     "Content-Security-Policy": HEADERS["Content-Security-Policy"].replace("style-src", "style-src 'unsafe-inline'")
 }
 _PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
+_SAMPLES = 8
 _PLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.png")
 
 
@@ -97,14 +99,22 @@ def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
 def describe_card(served: LoadedVersion, folder: Path) -> dict[str, Any]:
     """Return a version's training details and golden samples from its manifest, and the names of its plots."""
     manifest = served.manifest
-    training, golden = getattr(manifest, "training", None), getattr(manifest, "golden", None)
+    training, golden = getattr(manifest, "training", None), getattr(manifest, "golden_rows", None)
     return {
         "name": manifest.name,
         "version": manifest.version,
         "training": training.model_dump(mode="json") if training else None,
-        "golden": golden.model_dump(mode="json") if golden else None,
+        "golden": _list_samples(golden) if golden is not None else None,
         "plots": list_plots(folder),
     }
+
+
+def _list_samples(golden: GoldenRows) -> dict[str, Any] | None:
+    """Return the first golden samples, flattened, as many as the page shows; none of rows of columns."""
+    sides = {"inputs": golden.inputs, "outputs": golden.outputs}
+    if any(rows.dtype.names for rows in sides.values()):
+        return None
+    return {side: rows[:_SAMPLES].reshape(len(rows[:_SAMPLES]), -1) for side, rows in sides.items()}
 
 
 def list_plots(folder: Path) -> list[str]:

@@ -9,7 +9,6 @@ import math
 from functools import cache
 from typing import Any
 
-import numpy as np
 import orjson
 from pydantic.json_schema import models_json_schema
 
@@ -34,8 +33,8 @@ def build_example(manifest: Manifest) -> Schema:
 
 def choose_row(manifest: Manifest) -> list[float]:
     """Return the values of one instance, flattened, as the shortest decimals that round-trip through float32."""
-    if manifest.golden is not None:
-        return [float(str(np.float32(value))) for value in manifest.golden.inputs[0]]
+    if manifest.golden_rows is not None:
+        return [float(str(value)) for value in manifest.golden_rows.inputs[0].reshape(-1)]
     if isinstance(manifest.input, TabularInput):
         return [
             ((feature.minimum or 0.0) + (feature.maximum if feature.maximum is not None else 1.0)) / 2
@@ -46,9 +45,9 @@ def choose_row(manifest: Manifest) -> list[float]:
 
 def build_answer(manifest: Manifest) -> Schema | None:
     """Return the response to `build_example`, from the golden outputs; None without golden samples."""
-    if manifest.golden is None:
+    if manifest.golden_rows is None:
         return None
-    outputs = np.array(manifest.golden.outputs[:1], np.float32)
+    outputs = manifest.golden_rows.outputs[:1]
     _, body = encode(outputs, manifest, Call(outputs))
     answer: Schema = orjson.loads(body)
     return answer
@@ -77,6 +76,7 @@ def instance_schema(manifest: Manifest) -> Schema:
     """Return the schema of one instance."""
     if isinstance(manifest.input, ImageInput):
         return _image_schema(manifest.input)
+    assert isinstance(manifest.input, TabularInput)
     properties: Schema = {}
     for feature in manifest.input.features:
         unit = f" in {feature.unit}" if feature.unit else ""

@@ -121,7 +121,7 @@ def _verify_version(folder: VersionFolder, device: str) -> list[tuple[str, ...]]
         golden, parity = "none", "-"
         if isinstance(predictor, Predictor):
             opened.append(predictor)
-            samples = predictor.manifest.golden
+            samples = predictor.manifest.golden_rows
             golden = f"{len(samples.inputs)} ok" if samples else "none"
             parity = _verify_parity(predictor.manifest, opened)
         rows.append((*label, name, predictor.backend.device, "ok", golden, parity))

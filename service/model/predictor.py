@@ -204,11 +204,11 @@ def check_golden(predictor: Predictor) -> None:
             plus the artifact's own tolerance, or depends on the other instances in the batch.
     """
     manifest = predictor.manifest
-    golden = manifest.golden
+    golden = manifest.golden_rows
     if golden is None:
         inputs = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
     else:
-        inputs = np.array(golden.inputs, dtype=np.float32).reshape(-1, *manifest.input.shape)
+        inputs = golden.inputs
     if len(inputs) == 1:  # `check_alone` needs a batch to compare with
         inputs = np.concatenate([inputs, inputs / 2])
     try:
@@ -217,7 +217,7 @@ def check_golden(predictor: Predictor) -> None:
         raise ModelRefusedError(f"its {predictor.backend.name} graph fails on golden inputs: {error}") from error
     if golden is not None:
         allowed = manifest.artifacts[predictor.backend.name].tolerance or 0.0
-        expected = np.array(golden.outputs, dtype=np.float32)
+        expected = golden.outputs
         worst = worst_excess(outputs[: len(expected)], expected, *_choose_tolerances(predictor)) - allowed
         if worst > 0:
             raise ModelRefusedError(

@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.errors import ModelRefusedError, describe_invalid
+from service.model.golden import golden_artifact, parse_golden
 from service.model.manifest import AnyManifest, Artifact, Manifest, TensorManifest, digest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
 _KINDS = (
@@ -60,14 +61,15 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def load_any_manifest(folder: Path, sha256: str = "") -> AnyManifest:
-    """Read and validate the manifest of a version folder, `<name>/<version>`.
+    """Read and validate the manifest of a version folder, `<name>/<version>`, with its golden samples.
 
     Args:
         folder: The version folder.
         sha256: The digest that the file must have, if it has been signed.
 
     Raises:
-        ModelRefusedError: The manifest is missing, too large, malformed, has a newer schema version, or was replaced.
+        ModelRefusedError: The manifest is missing, too large, malformed, has a newer schema version, or was replaced,
+            or its golden samples are not as it says.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -86,9 +88,13 @@ def load_any_manifest(folder: Path, sha256: str = "") -> AnyManifest:
         )
     try:
         has_task = not (isinstance(fields, dict) and fields.get("task") == "tensors")
-        return (Manifest if has_task else TensorManifest).model_validate_json(json.dumps(fields))
+        manifest = (Manifest if has_task else TensorManifest).model_validate_json(json.dumps(fields))
     except ValidationError as error:
         raise ModelRefusedError(f"{MANIFEST_FILE}: {describe_invalid(error)}") from error
+    if isinstance(manifest, Manifest) and manifest.golden is not None and manifest.golden.file is not None:
+        content = load_artifact(folder, golden_artifact(manifest.golden))
+        return manifest.with_golden_rows(manifest.golden, parse_golden(content, manifest))
+    return manifest
 
 
 def load_artifact(folder: Path, artifact: Artifact) -> bytes:

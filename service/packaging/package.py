@@ -7,7 +7,8 @@ from typing import Any
 
 from service.errors import InvalidRequestError
 from service.model.backends import is_installed
-from service.model.manifest import AnyManifest, BackendName
+from service.model.golden import write_golden
+from service.model.manifest import AnyManifest, BackendName, Manifest
 from service.model.predictor import load_any_predictor
 from service.model.version_folder import MANIFEST_FILE
 from service.packaging.description import describe, describe_tensors, read_flagged_samples
@@ -55,6 +56,8 @@ def _write(target: Path, manifest: AnyManifest, contents: dict[BackendName, byte
         folder.mkdir(parents=True)
         for name, artifact in manifest.artifacts.items():
             (folder / artifact.file).write_bytes(contents[name])
+        if isinstance(manifest, Manifest) and manifest.golden_rows is not None:
+            manifest = write_golden(folder, manifest, manifest.golden_rows)
         (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
         load_any_predictor(folder)
         target.parent.mkdir(exist_ok=True)

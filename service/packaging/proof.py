@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidRequestError, ServiceError
 from service.model.backends import Array, Backend, open_backend
-from service.model.manifest import BackendName, Golden, Manifest
+from service.model.manifest import BackendName, GoldenRows, Manifest
 from service.model.predictor import PROBABILITY_TOLERANCE, Predictor, check_alone, worst_excess
 from service.packaging.samples import Samples
 
@@ -38,8 +38,7 @@ def add_golden(
     """
     backends = [open_backend(name, content, manifest, "cpu", 1) for name, content in contents.items()]
     rows = _choose_rows(manifest, samples)
-    given = rows[:_GOLDEN_ROWS]
-    inputs = given.astype(np.float32)
+    inputs = rows[:_GOLDEN_ROWS].astype(np.float32)
     outputs = [_run(backend, inputs) for backend in backends]
     if manifest.task == "binary" and not kind_given and outputs[0].shape[1:] == (2,):
         manifest = manifest.model_copy(update={"output": manifest.output.model_copy(update={"kind": "probabilities"})})
@@ -53,11 +52,7 @@ def add_golden(
     many = np.concatenate([outputs[0], _probe(backends[0], manifest, rows)])
     _check_meaning(many, manifest)
     _warn_of_probabilities(many, manifest)
-    golden = Golden(
-        inputs=tuple(tuple(map(float, row)) for row in given.reshape(len(given), math.prod(manifest.input.shape))),
-        outputs=tuple(tuple(map(float, row)) for row in outputs[0]),
-    )
-    return manifest.model_copy(update={"golden": golden})
+    return manifest.with_golden_rows(None, GoldenRows(inputs, outputs[0]))
 
 
 def _choose_rows(manifest: Manifest, samples: Samples | None) -> Rows:

@@ -58,7 +58,7 @@ LABELS = ["a", "b"]
         (fakes.doubler, "version", 0, "version: "),
         (fakes.doubler, "surprise", 1, "surprise is not a field of a manifest"),
         (fakes.doubler, "task", ..., "task: Field required"),
-        (fakes.doubler, "task", "ranking", "task is none of 'regression', 'binary', 'multiclass' and 'tensors'"),
+        (fakes.doubler, "task", "ranking", "task is none of 'regression', 'binary', 'multiclass', 'multilabel', 'embedding', 'outputs' and 'tensors'"),
         (fakes.doubler, "input.shape", [2], "1 features for a shape of [2]"),
         (fakes.doubler, "input.shape", [0], "input.tabular.shape.0: "),
         (fakes.doubler, "input.kind", "audio", "input: "),
@@ -103,7 +103,7 @@ def test_contradiction_is_refused(build: Any, path: str, value: Any, message: st
         (b"[" * 200_000, "is not JSON"),
         (b"[]", "manifest.json: "),
         (b"null", "manifest.json: "),
-        (b'{"schema_version": 2, "anything": 1}', "has schema_version 2; this service reads up to 1"),
+        (b'{"schema_version": 3, "anything": 1}', "has schema_version 3; this service reads up to 2"),
         (b" " * (4 * 2**20 + 1), "is larger than"),
     ],
 )

@@ -252,8 +252,8 @@ def test_samples_give_names_ranges_and_golden_inputs(
     assert isinstance(manifest.input, TabularInput)
     assert [feature.name for feature in manifest.input.features] == names
     assert [(feature.minimum, feature.maximum) for feature in manifest.input.features] == [(1, 3), (-2.5, 4)]
-    assert manifest.golden is not None
-    assert manifest.golden.inputs == (first, (3, 4))
+    assert manifest.golden_rows is not None
+    assert manifest.golden_rows.inputs.tolist() == [list(first), [3, 4]]
 
 
 def test_samples_of_pictures_are_golden_inputs(artifacts: Path, tmp_path: Path) -> None:
@@ -271,9 +271,9 @@ def test_samples_of_pictures_are_golden_inputs(artifacts: Path, tmp_path: Path) 
     ]
     size = ["--image", "28x28", "--input-shape", "784", "--samples", str(tmp_path / "pictures.npy")]
     assert package(tmp_path, *call, *size) == 0
-    golden = load_manifest(tmp_path / "drawn" / "1").golden
+    golden = load_manifest(tmp_path / "drawn" / "1").golden_rows
     assert golden is not None
-    assert np.array_equal(golden.inputs, pictures[:3].reshape(3, 784))
+    assert np.array_equal(golden.inputs, pictures[:3].reshape(3, 784).astype(np.float32))
     np.save(tmp_path / "pictures.npy", pictures * 255)
     assert package(tmp_path, *call, *size) == 1
 

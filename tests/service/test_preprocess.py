@@ -151,9 +151,9 @@ def test_prepared_digits_stay_as_they_are(published: Any) -> None:
     """MNIST's own pictures, already prepared, come out as they went in, to a few grey values."""
     manifest = load_manifest(sorted((published / "mnist").iterdir())[-1])
     assert isinstance(manifest, Manifest)
-    assert manifest.golden is not None
-    for row in manifest.golden.inputs:
-        pixels = np.array(row).reshape(28, 28)
+    assert manifest.golden_rows is not None
+    for row in manifest.golden_rows.inputs:
+        pixels = row.reshape(28, 28)
         for shown in (pixels, 1 - pixels):
             file = encode(Image.fromarray(np.round(255 * shown).astype(np.uint8)))
             assert np.abs(read_image(file, build_spec())[0] - pixels).max() < 0.1

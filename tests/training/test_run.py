@@ -29,12 +29,12 @@ def test_recipe_trained_small(name: str, tmp_path: Path, mnist_dir: Path) -> Non
     manifest = load_manifest(folder)
     artifacts = {artifact.file for artifact in manifest.artifacts.values()}
     assert {"model.onnx", "model.pt"} <= artifacts
-    assert {path.name for path in folder.iterdir()} == {"README.md", "manifest.json"} | artifacts | set(recipe.plots)
+    assert {path.name for path in folder.iterdir()} == {"README.md", "manifest.json", "golden.npz"} | artifacts | set(recipe.plots)
     assert manifest.training is not None
     assert (manifest.training.recipe, manifest.training.seed, manifest.training.epochs) == (name, 3, 1)
     assert {"train", "test"} <= set(manifest.training.data)
     assert {"torch", "onnxruntime"} <= set(manifest.training.libraries)
-    assert manifest.golden is not None
+    assert manifest.golden_rows is not None
     assert all(np.isfinite(figure) for figure in manifest.metrics.values())
     for plot in recipe.plots:
         with Image.open(folder / plot) as image:

@@ -117,9 +117,9 @@ def build_infer_example(manifest: AnyManifest) -> Schema | None:
 
 
 def _golden_answer(manifest: AnyManifest) -> Schema | None:
-    if not isinstance(manifest, Manifest) or manifest.golden is None:
+    if not isinstance(manifest, Manifest) or manifest.golden_rows is None:
         return None
-    outputs = np.array(manifest.golden.outputs[:1], np.float32)
+    outputs = manifest.golden_rows.outputs[:1]
     _, body = encode(outputs, manifest, InferCall(outputs, None, all_outputs(manifest, binary=False), None))
     answer: Schema = orjson.loads(body)
     return answer

@@ -1,0 +1,111 @@
+"""Rows: structured arrays (N,) with a field for each tensor of a graph, so that they are batched like plain ones.
+
+A model with columns takes rows with a field (number of columns,) for each input of its graph. Text is `str` objects,
+as onnxruntime takes it. A model with named outputs gives rows with a field for each of them. Slicing and concatenating
+rows slices and concatenates every tensor. Nothing here depends on HTTP.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.model.manifest import Column, ColumnsInput, Datatype, Manifest, Output
+
+Rows = NDArray[Any]
+DTYPES: dict[Datatype, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(object),
+}
+_SECONDS_A_DAY = 86_400
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def find_dtype(datatype: Datatype) -> np.dtype[Any]:
+    """Return numpy's name of a datatype."""
+    return DTYPES.get(datatype) or np.dtype(datatype.lower())
+
+
+def input_dtype(spec: ColumnsInput) -> np.dtype[Any]:
+    """Return the dtype of rows of columns."""
+    return np.dtype([(each.name, find_dtype(each.datatype), (len(each.columns),)) for each in spec.tensors])
+
+
+def output_dtype(spec: Output) -> np.dtype[Any]:
+    """Return the dtype of rows of named outputs."""
+    return np.dtype([(each.name, find_dtype(each.datatype), each.shape) for each in spec.outputs])
+
+
+def join_tensors(tensors: Mapping[str, NDArray[Any]], dtype: np.dtype[Any]) -> Rows:
+    """Return rows of tensors by name, each (N, *its shape).
+
+    Raises:
+        ValueError: A tensor has another shape.
+    """
+    assert dtype.names is not None
+    rows = np.empty(len(tensors[dtype.names[0]]), dtype)
+    for name in dtype.names:
+        if tensors[name].shape != rows[name].shape:
+            raise ValueError(f"{name} has shape {list(tensors[name].shape)}, expected {list(rows[name].shape)}")
+        rows[name] = tensors[name]
+    return rows
+
+
+def split_rows(rows: Rows) -> dict[str, NDArray[Any]]:
+    """Return the tensors of rows by name."""
+    return {name: rows[name] for name in rows.dtype.names or ()}
+
+
+def convert_value(column: Column, value: Any, datatype: Datatype) -> Any:  # noqa: ANN401 - a JSON value
+    """Return a checked value of a column as an element of its tensor; None is null."""
+    if value is None:
+        return column.missing if datatype == "BYTES" else np.nan
+    if datatype == "BYTES":
+        return str(value)
+    if column.type == "datetime":
+        return count_days(value)
+    if column.type == "category" and isinstance(value, str):
+        return column.values.index(value)
+    return value
+
+
+def count_days(text: str) -> float:
+    """Return a date and time of ISO 8601 as days since 1970-01-01 UTC; without a zone, it is UTC."""
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH).total_seconds() / _SECONDS_A_DAY
+
+
+def choose_example(column: Column) -> Any:  # noqa: ANN401 - a JSON value
+    """Return a value that a column takes: its default, or else a plain one."""
+    if column.default is not None:
+        return column.default
+    if column.type == "category":
+        return column.values[0]
+    low = column.minimum if column.minimum is not None else (column.maximum or 1.0) - 1.0
+    middle = (low + column.maximum) / 2 if column.maximum is not None else low + 0.5
+    whole = round(middle) if column.type == "integer" else 0
+    plain = {"number": middle, "integer": whole, "boolean": False, "text": "text", "datetime": "2024-01-31T12:00:00"}
+    return plain[column.type]
+
+
+def build_row(spec: ColumnsInput) -> Rows:
+    """Return one row (1,) of example values."""
+    row = np.empty(1, input_dtype(spec))
+    for tensor in spec.tensors:
+        for index, column in enumerate(tensor.columns):
+            row[tensor.name][0, index] = convert_value(column, choose_example(column), tensor.datatype)
+    return row
+
+
+def build_inputs(manifest: Manifest, count: int) -> NDArray[Any]:
+    """Return `count` inputs to try a graph on: zeros, or the first golden row or an example of columns."""
+    if not isinstance(manifest.input, ColumnsInput):
+        return np.zeros((count, *manifest.input.shape), np.float32)
+    rows = manifest.golden_rows.inputs if manifest.golden_rows is not None else build_row(manifest.input)
+    return np.repeat(rows[:1], count)
