@@ -4,16 +4,18 @@ The readers hold the interpreter's lock while they parse, 5 ms for a megabyte. S
 pause after each in which other threads get a turn; this also bounds what is built of it before it is checked.
 """
 
+import math
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.api.limits import check_values
+from service.api.limits import MAX_VALUES, check_values
 from service.errors import InvalidRequestError
 
 try:
@@ -26,6 +28,9 @@ PIECE_NUMBERS = 2**16  # that are written at a time
 PIECE_BYTES = 2**16  # that are read at a time
 _PAUSE_SECONDS = 0.0001  # gives the interpreter's lock away; only asking for it back would slow the event loop
 _OPENING = re.compile(rb"\s*(\{|(?:\[\s*){0,8})")
+_ONE_BITS = np.float64(1).view(np.uint64)
+_LARGEST_BITS = np.float64(np.finfo(np.float32).max).view(np.uint64)
+_ABSOLUTE_BITS = np.uint64(2**63 - 1)
 
 
 class FastJson(threading.local):
@@ -56,6 +61,81 @@ def read_object(body: bytes, wanted: str = "an object") -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise InvalidRequestError(f"the body is {kind_of(fields)}, expected {wanted}")
     return fields
+
+
+def parse_numbers(text: bytes, shape: tuple[int, ...], is_unit: bool = False) -> NDArray[np.float32] | None:
+    """Return a JSON list of numbers as float32 of a shape, without a Python object per number.
+
+    Args:
+        text: the bytes of the list, flat or nested as the shape says; a first size of -1 is whatever the list has.
+        shape: of the array.
+        is_unit: whether the numbers have to be in [0, 1].
+
+    Returns:
+        None for anything else, also a number that float32 cannot hold: the caller has the sentence for what is wrong.
+        It may decline a number on the edge of a range.
+    """
+    if fast_json.parse is None:
+        return None
+    try:
+        values = fast_json.parse(text)
+        numbers = np.frombuffer(values.as_buffer(of_type="d"), dtype=np.float64)  # it flattens
+        is_nested = text.find(b"[", 1) >= 0
+        if shape[:1] == (-1,):
+            shape = (len(values) if is_nested else numbers.size // math.prod(shape[1:]), *shape[1:])
+        if not 0 < numbers.size == math.prod(shape) or (is_nested and not _has_nesting(values, text, shape)):
+            return None
+    except (ValueError, TypeError, AttributeError, RuntimeError):  # what simdjson raises, and numpy for an empty list
+        return None
+    # Non-negative IEEE 754 numbers are ordered as their bits are, and a sign, an infinity or a NaN has larger bits:
+    # one pass over the bits does the work of two comparisons and a test for NaN.
+    bits = numbers.view(np.uint64)
+    if is_unit:
+        is_in_range = np.maximum.reduce(bits) <= _ONE_BITS
+    else:
+        is_in_range = np.maximum.reduce(bits & _ABSOLUTE_BITS) <= _LARGEST_BITS
+    return numbers.astype(np.float32).reshape(shape) if is_in_range else None
+
+
+def _has_nesting(values: Any, text: bytes, shape: tuple[int, ...]) -> bool:  # noqa: ANN401 - a list of simdjson's
+    """Tell whether a list of simdjson's is nested as a shape says: its lists have those lengths, and it has no other.
+
+    Raises:
+        TypeError: where a list should be there is a number.
+    """
+    if (len(values),) != shape[:1]:
+        return False
+    lists = [values]
+    start = 1  # behind the first bracket
+    for size in shape[1:]:
+        lists = [part for each in lists for part in each]
+        if set(map(len, lists)) != {size}:
+            return False
+        for _ in lists:  # `bytes.count` of a single byte takes ten times as long
+            start = text.find(b"[", start) + 1
+    return text.find(b"[", start) < 0
+
+
+def parse_long_numbers(text: bytes, shape: tuple[int, ...], check: Callable[[], object]) -> NDArray[np.float32] | None:
+    """Do what `parse_numbers` does in pieces, calling `check` before each.
+
+    Raises:
+        TooLargeError: a piece has more numbers than the shape.
+    """
+    count = math.prod(shape)
+    if not count or text[:1] != b"[":
+        return None
+    rest = shape[1:] if text[1:100].lstrip()[:1] == b"[" else ()
+    pieces: list[NDArray[np.float32]] = []
+    for piece in split_list(text, 1, len(text) - 1):
+        check()
+        check_values(piece, max(MAX_VALUES, 2 * count))
+        numbers = parse_numbers(b"[%b]" % piece, (-1, *rest))
+        if numbers is None or numbers.size > count:
+            return None
+        pieces.append(numbers.reshape(-1))
+        count -= numbers.size
+    return np.concatenate(pieces).reshape(shape) if count == 0 else None
 
 
 def split_list(text: bytes, start: int, end: int) -> Iterator[bytes]:

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from service.api import json_values
 from service.api.headers import RequestHeaders
-from service.api.json_values import read_object, split_list, write_numbers
+from service.api.json_values import parse_long_numbers, parse_numbers, read_object, split_list, write_numbers
 from service.api.limits import MAX_VALUES, ReadLimits, check_values
 from service.api.v1 import decode as v1_decode
-from service.api.v2.datatypes import parse_json, parse_large_json
 from service.errors import ClientClosedError, InvalidRequestError, RequestError, TooLargeError
 from service.model.manifest import Manifest
 from tests import fakes
@@ -111,10 +110,10 @@ def test_pieces_of_a_tensor_are_read_as_the_whole_is(
     shape, numbers, nests, at, more = case
     data = damage(orjson.dumps(np.reshape(numbers, shape).tolist() if nests else numbers), at, more)
     data = data.strip()  # as it is cut out of a body
-    whole = parse_json(data, shape)
+    whole = parse_numbers(data, shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_values, "PIECE_BYTES", 1)
-        pieces = parse_large_json(data, shape, bool)
+        pieces = parse_long_numbers(data, shape, bool)
     assert (whole is None) == (pieces is None)
     if whole is not None and pieces is not None:
         np.testing.assert_array_equal(pieces, whole)
@@ -131,7 +130,7 @@ def test_reading_ends_when_nobody_waits() -> None:
     rows = b",".join([b"[1,2]"] * 200_000)
     for read_rows in (
         lambda check: v1_decode.decode(b'{"instances":[%b]}' % rows, COIN, HEADERS, ReadLimits(10**6, check)),
-        lambda check: parse_large_json(b"[%b]" % rows, (200_000, 2), check),
+        lambda check: parse_long_numbers(b"[%b]" % rows, (200_000, 2), check),
     ):
         checks = iter([None, None, ClientClosedError("gone")])
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.v2.datatypes import DATATYPES, Tensor, parse_json, read_binary, read_datatype, read_json, read_shape
+from service.api.json_values import parse_numbers
+from service.api.v2.datatypes import DATATYPES, Tensor, read_binary, read_datatype, read_json, read_shape
 from service.api.v2.encode import DATATYPE_NAMES, write_binary, write_json
 from service.errors import InvalidRequestError
 
@@ -125,8 +126,8 @@ NUMBER_LISTS = st.recursive(
 
 @given(NUMBER_LISTS, SHAPES)
 def test_parsed_json_is_what_is_read(data: Any, shape: tuple[int, ...]) -> None:
-    """What `parse_json` returns for any numbers, nested in any way, is what `read_json` does, to the bit."""
-    tensor = parse_json(orjson.dumps(data), shape)
+    """What `parse_numbers` returns for any numbers, nested in any way, is what `read_json` does, to the bit."""
+    tensor = parse_numbers(orjson.dumps(data), shape)
     if tensor is not None:
         assert same(tensor, read_json(data, "FP32", shape, "x"))
 
@@ -135,11 +136,11 @@ def test_parsed_json_is_what_is_read(data: Any, shape: tuple[int, ...]) -> None:
 def test_plain_numbers_are_parsed(numbers: list[float], nested: bool) -> None:
     """Finite numbers, flat or nested by the shape, are never left to `read_json`, and one number more always is."""
     shape = (len(numbers), 1)
-    tensor = parse_json(orjson.dumps(nest(numbers, shape) if nested else numbers), shape)
+    tensor = parse_numbers(orjson.dumps(nest(numbers, shape) if nested else numbers), shape)
     assert (tensor is None) == (not numbers)
     if tensor is not None:
         assert same(tensor, np.array(numbers, "<f4").reshape(shape))
-    assert parse_json(orjson.dumps([*numbers, 1.0]), shape) is None
+    assert parse_numbers(orjson.dumps([*numbers, 1.0]), shape) is None
 
 
 @given(JSON)

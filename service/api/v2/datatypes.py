@@ -2,22 +2,20 @@
 
 Source: https://github.com/kserve/open-inference-protocol, "Tensor Data", and the binary tensor data extension. Elements
 are in row-major order. Binary numbers are little-endian; a BYTES element is a uint32 length followed by that many
-bytes. `parse_json` reads plain FP32 data without a Python object per number; `read_json` reads everything, and names
-the element that is wrong. A property test checks that they agree.
+bytes. `json_values.parse_numbers` reads plain FP32 data without a Python object per number; `read_json` reads
+everything, and names the element that is wrong. A property test checks that they agree.
 """
 
 import math
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.json_values import fast_json, kind_of, split_list
-from service.api.limits import MAX_VALUES, check_values
+from service.api.json_values import kind_of
+from service.api.limits import MAX_VALUES
 from service.errors import InvalidRequestError, TooLargeError
-from service.model.backends import Array
 
 Tensor = NDArray[Any]
 
@@ -45,8 +43,6 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {  # by the dtype's kind: what o
     "f": ({int, float}, "a number"),
     "O": ({str}, "a string"),
 }
-_NUMBER_BYTES = b"0123456789+-.eE \t\r\n"
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MAX_ELEMENTS = 2**31
 _MAX_DIMENSIONS = 16
 
@@ -78,59 +74,6 @@ def read_shape(value: object, where: str) -> tuple[int, ...]:
     if math.prod(filter(None, value)) > _MAX_ELEMENTS:  # without zeros: numpy's sizes overflow even beside one
         raise InvalidRequestError(f"{where}.shape {value} has more than {_MAX_ELEMENTS} elements")
     return tuple(value)
-
-
-def parse_json(data: bytes, shape: tuple[int, ...]) -> Array | None:
-    """Return the FP32 tensor of a JSON list of numbers, or None if `read_json` has to read or refuse it.
-
-    Args:
-        data: the bytes of the list, flat or nested as the shape says; a first size of -1 is whatever the list has.
-        shape: of the tensor.
-    """
-    if fast_json.parse is None:
-        return None
-    try:
-        numbers = np.frombuffer(fast_json.parse(data).as_buffer(of_type="d"), dtype=np.float64)
-    except (ValueError, TypeError, AttributeError, RuntimeError):
-        return None
-    if shape and shape[0] < 0:
-        shape = (numbers.size // math.prod(shape[1:]), *shape[1:])
-    if not numbers.size or numbers.size != math.prod(shape) or np.maximum.reduce(np.abs(numbers)) > _FLOAT32_MAX:
-        return None
-    # as_buffer flattens, so the nesting is checked by what is left without the numbers: brackets and commas.
-    if data.find(b"[", 1) >= 0 and data.translate(None, _NUMBER_BYTES) != _build_brackets(shape):
-        return None
-    return numbers.astype(np.float32).reshape(shape)
-
-
-def parse_large_json(data: bytes, shape: tuple[int, ...], check: Callable[[], object]) -> Array | None:
-    """Do what `parse_json` does in pieces, calling `check` before each.
-
-    Raises:
-        TooLargeError: a piece has more numbers than the tensor.
-    """
-    count = math.prod(shape)
-    if not count or data[:1] != b"[":
-        return None
-    rest = shape[1:] if data[1:100].lstrip()[:1] == b"[" else ()
-    pieces: list[Array] = []
-    for piece in split_list(data, 1, len(data) - 1):
-        check()
-        check_values(piece, max(MAX_VALUES, 2 * count))
-        numbers = parse_json(b"[%b]" % piece, (-1, *rest))
-        if numbers is None or numbers.size > count:
-            return None
-        pieces.append(numbers.reshape(-1))
-        count -= numbers.size
-    return np.concatenate(pieces).reshape(shape) if count == 0 else None
-
-
-def _build_brackets(shape: tuple[int, ...]) -> bytes:
-    """Return JSON nested as a shape says, without its numbers: `[[,],[,]]` for (2, 2)."""
-    text = b""
-    for size in reversed(shape):
-        text = b"[%b]" % b",".join([text] * size)
-    return text
 
 
 def read_json(data: object, datatype: str, shape: tuple[int, ...], where: str) -> Tensor:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from service.api.headers import RequestHeaders
-from service.api.json_values import LARGE_BODY
+from service.api.json_values import LARGE_BODY, parse_long_numbers, parse_numbers
 from service.api.limits import NO_LIMITS, ReadLimits
-from service.api.v2.datatypes import DATATYPES, Tensor, parse_json, parse_large_json, read_binary, read_json
+from service.api.v2.datatypes import DATATYPES, Tensor, read_binary, read_json
 from service.api.v2.infer_request import (
     MAX_CACHED_BYTES,
     InputTensor,
@@ -81,52 +81,60 @@ def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders, limits: 
 
 
 def _decode_plain(body: bytes, manifest: AnyManifest, limits: ReadLimits) -> InferCall | None:
-    """Decode JSON with one tensor of plain FP32 data; return None for anything else.
+    """Decode JSON whose tensors are plain FP32 data; return None for anything else.
 
-    The list of numbers is cut out and parsed on its own. What is left is short, often repeated, and cached.
+    The lists of numbers are cut out and parsed on their own. What is left is short, often repeated, and cached.
     """
-    header, numbers = _cut_numbers(body)
-    if not header:
+    header, lists = _cut_numbers(body)
+    if not lists:
         return None
     try:
         request = parse_cached(header, manifest)
     except InvalidRequestError:
         return None  # decoding the whole body tells what is wrong and where
-    name, datatype, shape, size, _ = request.inputs[0]
-    if size is not None or datatype != "FP32" or len(request.inputs) > 1:
+    if len(request.inputs) != len(lists):  # else each tensor has one: none does without
         return None
-    if len(numbers) < LARGE_BODY:
-        inputs = parse_json(numbers, shape)
-    else:
-        if isinstance(manifest, Manifest):
-            limits.check_rows(shape[0])
-        inputs = parse_large_json(numbers, shape, limits.check)
-    if inputs is None:
-        return None
-    tensors = inputs if isinstance(manifest, Manifest) else Tensors({name: inputs})
-    return InferCall(tensors, request.id, request.outputs, request.timeout)
+    tensors: dict[str, Array] = {}
+    for (name, datatype, shape, size, _), text in zip(request.inputs, lists, strict=True):
+        if size is not None or datatype != "FP32":
+            return None
+        if len(text) < LARGE_BODY:
+            numbers = parse_numbers(text, shape)
+        else:
+            if isinstance(manifest, Manifest):
+                limits.check_rows(shape[0])
+            numbers = parse_long_numbers(text, shape, limits.check)
+        if numbers is None:
+            return None
+        tensors[name] = numbers
+    inputs = tensors[name] if isinstance(manifest, Manifest) else Tensors(tensors)
+    return InferCall(inputs, request.id, request.outputs, request.timeout)
 
 
-def _cut_numbers(body: bytes) -> tuple[bytes, bytes]:
-    """Return a body with `[]` for its only "data", and the bytes of that list; both empty if there is none to cut.
+def _cut_numbers(body: bytes) -> tuple[bytes, list[bytes]]:
+    """Return a body with `[]` for each "data", and the bytes of those lists; no lists if they cannot be cut out.
 
-    If the first is valid JSON, and the second a list of numbers, so is the body: the list began at a key's value, and
-    ended before the first brace or quote, of which numbers have none.
+    If the first is valid JSON, and the others are lists of numbers, the body is valid: each list began at a key's
+    value, and ended before the first brace or quote, of which numbers have none.
     """
-    found = _DATA.search(body, 0, MAX_CACHED_BYTES)
-    brace = body.find(b"}", found.end()) if found else -1
-    if found is None or brace < 0:
-        return b"", b""
-    start = found.end()
-    quote = body.find(b'"', start, brace)
-    end = body.rfind(b"]", start, brace if quote < 0 else quote) + 1
-    if not end or start + len(body) - end > MAX_CACHED_BYTES:
-        return b"", b""
-    header = b"%b[]%b" % (body[:start], body[end:])
-    # Without escapes, quotes only delimit strings, so what was found is a key; and no other is named "data".
-    if b"\\" in header or _DATA.search(header, start):
-        return b"", b""
-    return header, body[start:end]
+    parts: list[bytes] = []
+    lists: list[bytes] = []
+    position = 0
+    while found := _DATA.search(body, position, position + MAX_CACHED_BYTES):
+        start = found.end()
+        brace = body.find(b"}", start)
+        quote = body.find(b'"', start, brace)
+        end = body.rfind(b"]", start, brace if quote < 0 else quote) + 1
+        if not end:
+            return b"", []
+        parts.append(body[position:start])
+        lists.append(body[start:end])
+        position = end
+    if len(body) - position > MAX_CACHED_BYTES:
+        return b"", []
+    header = b"[]".join([*parts, body[position:]])
+    # Without escapes, quotes only delimit strings, so what was found are keys.
+    return (b"", []) if b"\\" in header or len(header) > MAX_CACHED_BYTES else (header, lists)
 
 
 def _read_json_length(value: bytes, total: int) -> int:
