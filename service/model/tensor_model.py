@@ -85,7 +85,7 @@ class TensorPredictor:
         except Exception as error:
             node = _FAILED_NODE.search(str(error))
             # Such as mismatched sizes, which only the graph can detect.
-            if node and not re.search("allocate|out of memory|CU[A-Z_]+ failure", str(error)):
+            if node and not re.search("allocate|bad_alloc|out of memory|CU[A-Z_]+ failure", str(error)):
                 reason = f"the graph does not take these tensors together; its {node[1]} node refuses them"
                 raise InvalidRequestError(reason) from error
             raise describe_failure(error, self.backend.device) from error

@@ -391,7 +391,7 @@ def test_http_1_0_is_kept_alive_on_demand(small: Server) -> None:
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_half_closed_client_gets_its_answers(version: str, small: Server) -> None:
     """A client that sends no more once it has asked, as netcat does, gets all its answers, and then the end."""
-    slow = build_predict("napper", [float(rounds_for(0.2))]).replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+    slow = build_predict("napper", [float(rounds_for(0.05))]).replace(b"HTTP/1.1", f"HTTP/{version}".encode())
     asked = [slow, build_predict("doubler", [3.0]), build_request("/v1/models", None, method="GET")]
     with Wire(small.url) as wire:
         wire.send(b"".join(asked if version == "1.1" else asked[:1]))

@@ -78,6 +78,10 @@ CUDA_TEXT = (
     "Non-zero status code returned while running Gemm node. Name:'g' Status Message: /src/cuda_call.cc:146 bool"
     " CudaCall(...) CUDA failure {} ; GPU=0 ; hostname=secret ; file=/src/gemm.cc ; line=70 ; expr=cudaGetLastError(); "
 )
+CPU_TEXT = (
+    "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Expand node. Name:''"
+    " Status Message: /src/bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 4000000000000000"
+)
 LOST = CUDA_TEXT.format("700: an illegal memory access was encountered")
 
 
@@ -86,13 +90,8 @@ LOST = CUDA_TEXT.format("700: an illegal memory access was encountered")
     [
         (LOST, "cuda:0", LOST, DeviceLostError, "onnxruntime: CUDA failure 700: an illegal memory access was encounte"),
         (LOST, "cuda:0", "", InferenceError, "onnxruntime: CUDA failure 700: an illegal memory access was encountered"),
-        (
-            CUDA_TEXT.format("2: out of memory"),
-            "cuda:0",
-            LOST,
-            InferenceError,
-            "onnxruntime: CUDA failure 2: out of me",
-        ),
+        (CUDA_TEXT.format("2: out of memory"), "cuda:0", LOST, InferenceError, "it needs more memory"),
+        (CPU_TEXT, "cpu", LOST, InferenceError, "it needs more memory for this input than cpu has left"),
         (LOST, "cuda:0", "CUDA failure 2: out of memory", InferenceError, "onnxruntime: CUDA failure 700: an illegal"),
         ("Invalid rank\nmore", "cpu", LOST, InferenceError, "onnxruntime: Invalid rank"),
     ],

@@ -50,8 +50,8 @@ def test_any_changed_artifact_refuses_the_version(name: str, tmp_path: Path) -> 
     ("fake", "message"),
     [
         (fakes.liar(), "its onnx graph on cpu misses a golden output by 1 more than the tolerance"),
-        (fakes.shapeshifter(), r"fails on golden inputs: the graph gave outputs of shape \(2, 2\), expected \(2, 1\)"),
-        (fakes.picky(), "its onnx graph fails on golden inputs: onnxruntime: "),
+        (fakes.shapeshifter(), r"fails on random inputs: the graph gave outputs of shape \(2, 2\), expected \(2, 1\)"),
+        (fakes.picky(), "its onnx graph fails on random inputs: onnxruntime: "),
         (replace(fakes.doubler().only("onnx"), contents={"onnx": b"not a graph"}), "cannot load the graph"),
     ],
 )

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from service.api.v2.datatypes import DATATYPES
 from service.api.v2.decode import InferCall, decode
 from service.api.v2.encode import encode
 from service.api.v2.infer_request import parse_request
-from service.errors import InvalidRequestError
+from service.errors import InferenceError, InvalidRequestError
 from service.model.batching import Batcher
 from service.model.cost import Cost
 from service.model.manifest import TensorManifest
-from service.model.tensor_model import TensorPredictor, Tensors
+from service.model.tensor_model import TensorBackend, TensorPredictor, Tensors
 from service.registry.registry import Registry
 from service.settings import Settings
 from tests import fakes
@@ -152,3 +153,20 @@ def test_tensors_weigh_what_they_take() -> None:
     numbers, texts = np.zeros((10, 2), np.float32), np.array([b"ab"] * 1000, dtype=object)
     assert Tensors({"x": numbers}).nbytes == 80
     assert Tensors({"x": numbers, "y": texts}).nbytes > 1000 * (8 + 33 + 2)
+
+
+@pytest.mark.parametrize("text", ["Failed to allocate memory for requested buffer of size 99", "std::bad_alloc"])
+def test_too_little_memory_is_not_the_callers_fault(text: str, empty_dir: Path) -> None:
+    """A graph that finds no memory for its tensors has failed, which says nothing against the tensors."""
+    predictor, _ = load_echo(empty_dir)
+
+    class Session:
+        """A session that has no memory."""
+
+        def run(self, *_: object) -> None:
+            """Fail as onnxruntime does."""
+            raise RuntimeError(f"Non-zero status code returned while running Expand node. Status Message: {text}")
+
+    full = replace(predictor, backend=TensorBackend(Session(), "cpu", "CPU"))
+    with pytest.raises(InferenceError, match=r"^it needs more memory for this input than cpu has left$"):
+        full.predict(Tensors())
