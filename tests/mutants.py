@@ -22,12 +22,19 @@ import pytest
 
 from tests.servers import ROOT
 
+HTTP_TESTS = (
+    "test_http_connection",
+    "test_protocol",
+    "test_http_conformance",
+    "test_fuzz_corpus",
+    "test_http_protocol",
+)
 TESTS = {
     "service/request.py": ("test_request", "test_app", "test_request_trace", "test_http_conformance"),
     "service/model/batching.py": ("test_batching", "test_request"),
     "service/registry/coordination.py": ("test_coordination", "test_reconciler"),
-    "service/http/protocol.py": ("test_http_conformance", "test_fuzz_corpus", "test_http_protocol"),
-    "service/http/connection.py": ("test_http_conformance", "test_fuzz_corpus", "test_http_protocol"),
+    "service/http/protocol.py": HTTP_TESTS,
+    "service/http/connection.py": HTTP_TESTS,
 }
 SLOW = (
     "torch",

@@ -34,7 +34,7 @@ async def settle(connection: HttpProtocol) -> None:
     """Wait until no request waits for its response."""
     async with asyncio.timeout(SECONDS):
         await asyncio.sleep(0)
-        while connection.state is State.WAITING or (connection._events and connection.can_write.is_set()):
+        while connection.state is State.WAITING:
             await asyncio.sleep(0.001)
 
 
