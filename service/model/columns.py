@@ -41,14 +41,14 @@ def output_dtype(spec: Output) -> np.dtype[Any]:
     return np.dtype([(each.name, find_dtype(each.datatype), each.shape) for each in spec.outputs])
 
 
-def join_tensors(tensors: Mapping[str, NDArray[Any]], dtype: np.dtype[Any]) -> Rows:
-    """Return rows of tensors by name, each (N, *its shape).
+def join_tensors(tensors: Mapping[str, NDArray[Any]], dtype: np.dtype[Any], count: int | None = None) -> Rows:
+    """Return `count` rows of tensors by name, each (N, *its shape); by default, as many as the first has.
 
     Raises:
         ValueError: A tensor has another shape.
     """
     assert dtype.names is not None
-    rows = np.empty(len(tensors[dtype.names[0]]), dtype)
+    rows = np.empty(len(tensors[dtype.names[0]]) if count is None else count, dtype)
     for name in dtype.names:
         if tensors[name].shape != rows[name].shape:
             raise ValueError(f"{name} has shape {list(tensors[name].shape)}, expected {list(rows[name].shape)}")

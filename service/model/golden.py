@@ -63,6 +63,15 @@ def golden_artifact(golden: Golden) -> Artifact:
     return Artifact(file=golden.file, sha256=golden.sha256, bytes=golden.bytes)
 
 
+def is_close(actual: NDArray[Any], expected: NDArray[Any], relative: float, absolute: float) -> bool:
+    """Return whether outputs agree, field by field if they are rows: numbers within a tolerance, the rest exactly."""
+    if actual.dtype.names:
+        return all(is_close(actual[name], expected[name], relative, absolute) for name in actual.dtype.names)
+    if actual.dtype.kind in "bO":
+        return np.array_equal(actual, expected)
+    return np.allclose(actual, expected, relative, absolute, equal_nan=True)
+
+
 def _read(arrays: Any, prefix: str, manifest: Manifest) -> NDArray[Any]:  # noqa: ANN401 - an NpzFile
     """Return one side as the graph takes or gives it."""
     side = manifest.input if prefix == _INPUTS else manifest.output

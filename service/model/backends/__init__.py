@@ -79,6 +79,10 @@ def open_backend(
         StartError: The backend cannot use the device.
     """
     backend: Backend
+    if manifest.has_rows:
+        from service.model.backends.rows import open_rows  # noqa: PLC0415 - as the others
+
+        return open_rows(content, manifest, device, threads, name, tf32)
     if name != "torchscript":
         from service.model.backends.onnx_runtime import open_onnx  # noqa: PLC0415 - each backend is optional
 

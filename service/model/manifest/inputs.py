@@ -122,7 +122,9 @@ class ColumnsInput(Part):
     kind: Literal["columns"]
     columns: tuple[Column, ...] = Field(min_length=1)
     feed: Literal["columns", "floats", "strings"] = "columns"
-    tensor: str | None = Field(default=None, description="the graph's only input, for floats and strings")
+    tensor: str | None = Field(
+        default=None, description="the graph's only input, for floats and strings; else `inputs`"
+    )
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
