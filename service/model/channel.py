@@ -28,6 +28,7 @@ from service.errors import (
     UnavailableError,
 )
 from service.model.arena import Borrow
+from service.model.columns import join_tensors, split_rows
 from service.model.tensor_model import Tensors
 
 Fields = dict[str, Any]
@@ -77,12 +78,15 @@ def pack(
     parts: list[bytes | memoryview] = []
     if tensors is not None:
         named = tensors if isinstance(tensors, Mapping) else {"": tensors}
+        if not isinstance(tensors, Mapping) and tensors.dtype.names:
+            named, fields = split_rows(tensors), fields | {"rows": True}
         described: list[list[Any]] = []
         for name, tensor in named.items():
-            if tensor.dtype == object:  # elements of type bytes
-                elements = [bytes(element) for element in tensor.reshape(-1)]
+            if tensor.dtype == object:  # elements of type bytes, or text in rows
+                elements = [each.encode() if isinstance(each, str) else bytes(each) for each in tensor.reshape(-1)]
                 parts += elements
-                described.append([name, "O", tensor.shape, [len(element) for element in elements]])
+                kind = "T" if "rows" in fields else "O"
+                described.append([name, kind, tensor.shape, [len(element) for element in elements]])
             elif place is not None and (offset := place(tensor)) is not None:
                 described.append([name, tensor.dtype.str, tensor.shape, tensor.nbytes, offset])
             else:
@@ -104,10 +108,11 @@ def unpack(header: bytes, payload: bytes, borrow: Borrow | None = None) -> tuple
     position = 0
     arena: NDArray[np.uint8] | None = None
     for name, dtype, shape, size, *offset in fields.pop("tensors", ()):
-        if dtype == "O":
+        if dtype in ("O", "T"):
             tensor = np.empty(len(size), dtype=object)
             for index, length in enumerate(size):
-                tensor[index] = payload[position : position + length]
+                element = payload[position : position + length]
+                tensor[index] = element.decode() if dtype == "T" else element
                 position += length
         elif offset and borrow is not None:
             arena = borrow(fields["id"]) if arena is None else arena
@@ -118,6 +123,9 @@ def unpack(header: bytes, payload: bytes, borrow: Borrow | None = None) -> tuple
         tensors[name] = tensor.reshape(shape)
     if not tensors.keys():
         return fields, None
+    if fields.pop("rows", False):
+        parts = [(name, tensor.dtype, tensor.shape[1:]) for name, tensor in tensors.items()]
+        return fields, join_tensors(tensors, np.dtype(parts))
     return fields, tensors.get("", tensors)
 
 
@@ -177,14 +185,17 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def describe_error(error: BaseException) -> list[Any]:
-    """Return a failure as a message has it: its class, its sentence, and seconds until a retry makes sense."""
-    return [type(error).__name__, str(error), getattr(error, "retry_after", 0)]
+    """Return a failure as a message has it: its class, its sentence, and when to retry, as the class says."""
+    retry = error.retry_at if isinstance(error, ModelRefusedError) else getattr(error, "retry_after", 0)
+    return [type(error).__name__, str(error), retry]
 
 
 def build_error(described: list[Any]) -> ServiceError:
     """Return the failure that a message describes."""
-    name, sentence, retry_after = described
+    name, sentence, retry = described
     error = _ERRORS.get(name, InferenceError)(sentence)
     if isinstance(error, UnavailableError):
-        error.retry_after = retry_after
+        error.retry_after = retry
+    elif isinstance(error, ModelRefusedError):
+        error.retry_at = retry
     return error

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import InferenceError, InvalidRequestError, ModelRefusedError, StartError
 from service.model.backends import Array, Backend, check_backend, choose_backends, choose_device, open_backend
 from service.model.backends.accelerator import AcceleratorBackend
+from service.model.columns import build_inputs, split_rows
 from service.model.cost import Cost, measure_cost
+from service.model.golden import is_close
 from service.model.manifest import AnyManifest, BackendName, Manifest, digest
 from service.model.signature import check_signature
 from service.model.tensor_model import TensorPredictor, open_tensor_model
@@ -26,6 +30,7 @@ RELATIVE_TOLERANCE = 1e-4
 # up to 2e-3, and outputs of an encoder of BERT-base's size by as much.
 TF32_TOLERANCE = 1e-2  # absolute and relative
 PROBABILITY_TOLERANCE = 1e-3  # rounding error allowed in a probability or in the sum of a row
+_NOT_FINITE = "the model has no finite answer for these values; they may be too large"
 _LOWEST, _HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
 _ALONE = 2  # instances that are also run on their own at each load
 _ROUNDING = 10  # multiple of the tolerance: kernels for one row and for several round differently
@@ -54,7 +59,7 @@ class Predictor:
         """
         outputs = self.backend.run(inputs)
         if outputs.shape != (len(inputs), self.width):
-            raise self._wrong_shape(outputs, len(inputs))
+            return self._check_rows(outputs, len(inputs))
         lowest, highest = np.minimum.reduce(outputs, None, initial=0), np.maximum.reduce(outputs, None, initial=0)
         if self.manifest.output.kind in ("probability", "probabilities"):
             lower, upper = -PROBABILITY_TOLERANCE, 1 + PROBABILITY_TOLERANCE
@@ -64,7 +69,16 @@ class Predictor:
             return outputs
         if np.isfinite(outputs).all():
             raise InferenceError(f"the graph gave {lowest:g} to {highest:g} where its manifest says probabilities")
-        raise InvalidRequestError("the model has no finite answer for these values; they may be too large")
+        raise InvalidRequestError(_NOT_FINITE)
+
+    def _check_rows(self, outputs: Array, count: int) -> Array:
+        """Return rows of named outputs, whose numbers must be finite."""
+        if outputs.dtype.names is None or len(outputs) != count:
+            raise self._wrong_shape(outputs, count)
+        floats = [tensor for tensor in split_rows(outputs).values() if tensor.dtype.kind == "f"]
+        if not all(np.isfinite(tensor).all() for tensor in floats):
+            raise InvalidRequestError(_NOT_FINITE)
+        return outputs
 
     def _wrong_shape(self, outputs: Array, count: int) -> InferenceError:
         wanted = (count, self.width)
@@ -74,12 +88,14 @@ class Predictor:
         """Measure the cost of backend calls with up to `max_rows` rows. See `service.model.cost.measure_cost`."""
         if isinstance(self.backend, AcceleratorBackend):
             self.backend.warm_up(max_rows)
+        if self.manifest.input.kind == "columns":
+            return measure_cost(lambda zeros: self.run(build_inputs(self.manifest, len(zeros))), (), max_rows)
         return measure_cost(self.run, self.manifest.input.shape, max_rows)  # outputs for zeros may not be finite
 
     def run(self, inputs: Array) -> Array:
         """Return the graph's outputs, float32 (N, K), checking their shape but not their values."""
         outputs = self.backend.run(inputs)
-        if outputs.shape != (len(inputs), self.width):
+        if outputs.shape != (len(inputs), self.width) and (outputs.dtype.names is None or len(outputs) != len(inputs)):
             raise self._wrong_shape(outputs, len(inputs))
         return outputs
 
@@ -205,12 +221,14 @@ def check_golden(predictor: Predictor) -> None:
     """
     manifest = predictor.manifest
     golden = manifest.golden_rows
-    if golden is None:
+    if golden is None and manifest.input.kind == "columns":
+        inputs = build_inputs(manifest, 2)
+    elif golden is None:
         inputs = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
     else:
         inputs = golden.inputs
     if len(inputs) == 1:  # `check_alone` needs a batch to compare with
-        inputs = np.concatenate([inputs, inputs / 2])
+        inputs = np.concatenate([inputs, inputs if inputs.dtype.names else inputs / 2])
     try:
         outputs = predictor.run(inputs)
     except InferenceError as error:
@@ -244,7 +262,7 @@ def check_alone(predictor: Predictor, inputs: Array, outputs: Array) -> None:
             raise ModelRefusedError(
                 f"its {name} graph fails on one instance alone, as a net in training mode does: {error}"
             ) from error
-        if not np.allclose(alone, together, relative, allowed, equal_nan=True):
+        if not is_close(alone, together, relative, allowed):
             raise ModelRefusedError(
                 f"its {name} graph gives an instance another answer beside others than alone; export the net in"
                 " evaluation mode: net.eval()"
@@ -257,9 +275,16 @@ def _choose_tolerances(predictor: Predictor) -> tuple[float, float]:
 
 
 def worst_excess(
-    actual: Array, expected: Array, absolute: float = ABSOLUTE_TOLERANCE, relative: float = RELATIVE_TOLERANCE
+    actual: NDArray[Any],
+    expected: NDArray[Any],
+    absolute: float = ABSOLUTE_TOLERANCE,
+    relative: float = RELATIVE_TOLERANCE,
 ) -> float:
     """Return how far |actual - expected| exceeds absolute + relative·|expected|: <= 0 if they agree, inf for NaN."""
+    if actual.dtype.names:
+        return max(worst_excess(actual[name], expected[name], absolute, relative) for name in actual.dtype.names)
+    if actual.dtype.kind in "bO":
+        return 0.0 if np.array_equal(actual, expected) else float("inf")
     excess = np.abs(actual - expected) - (absolute + relative * np.abs(expected))
     worst = float(excess.max())
     return worst if np.isfinite(worst) else float("inf")

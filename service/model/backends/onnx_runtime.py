@@ -204,30 +204,40 @@ def check_self_contained(content: bytes) -> None:
 
 
 def _choose_tensors(session: ort.InferenceSession, manifest: Manifest) -> tuple[str, str]:
-    inputs = {node.name: node for node in session.get_inputs()}
+    input_name = choose_input(session, manifest)
     outputs = {node.name: node for node in session.get_outputs()}
-    input_name = manifest.input.tensor or (next(iter(inputs)) if len(inputs) == 1 else "")
     output_name = manifest.output.tensor or (next(iter(outputs)) if len(outputs) == 1 else "")
-    if input_name not in inputs:
-        raise ModelRefusedError(
-            f"the graph's inputs are {', '.join(inputs)}; name one with --input-tensor, in a manifest input.tensor"
-        )
     if output_name not in outputs:
         raise ModelRefusedError(
             f"the graph's outputs are {', '.join(outputs)}; name one with --output-tensor, in a manifest output.tensor"
         )
-    node = inputs[input_name]
-    if node.type != _FLOAT:
-        raise ModelRefusedError(f"the graph's input {input_name} is {node.type}, expected {_FLOAT}")
     if (found := outputs[output_name].type) != _FLOAT:
         cure = '; export it with to_onnx(…, options={"zipmap": False})' if found.startswith("seq(map(") else ""
         raise ModelRefusedError(f"the graph's output {output_name} is {found}, expected {_FLOAT}{cure}")
+    return input_name, output_name
+
+
+def choose_input(session: ort.InferenceSession, manifest: Manifest) -> str:
+    """Return the name of the graph's input, float32 (N, *shape).
+
+    Raises:
+        ModelRefusedError: There is none such, or several.
+    """
+    inputs = {node.name: node for node in session.get_inputs()}
+    input_name = manifest.input.tensor or (next(iter(inputs)) if len(inputs) == 1 else "")
+    if input_name not in inputs:
+        raise ModelRefusedError(
+            f"the graph's inputs are {', '.join(inputs)}; name one with --input-tensor, in a manifest input.tensor"
+        )
+    node = inputs[input_name]
+    if node.type != _FLOAT:
+        raise ModelRefusedError(f"the graph's input {input_name} is {node.type}, expected {_FLOAT}")
     fixed = tuple(node.shape[1:])
     if any(isinstance(have, int) and have != want for have, want in zip(fixed, manifest.input.shape, strict=False)):
         raise ModelRefusedError(f"the graph takes {list(fixed)} per instance, the manifest says {manifest.input.shape}")
     if node.shape and isinstance(node.shape[0], int):
         raise ModelRefusedError(f"the graph's batch size is fixed at {node.shape[0]}; export it with a dynamic batch")
-    return input_name, output_name
+    return input_name
 
 
 def _first_line(error: Exception) -> str:
