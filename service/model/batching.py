@@ -9,6 +9,7 @@ cost of what is ahead of it, is refused at once. This module knows arrays, not m
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -220,12 +221,23 @@ class Batcher:
         self._keep_thread_going()
 
     def _start_thread(self) -> None:
-        self._running, self._running_rows = self._take(self._threaded, self._max_batch_size)
+        self._running, self._running_rows = self._take(self._threaded, self._choose_limit())
         if self._running:
             self._began = time.perf_counter()
             job = self._executor.submit(_run, self._predict, self._running, self._running_rows, self._max_batch_size)
             loop = self._loop
             job.add_done_callback(lambda done: _call_loop(loop, self._finish_thread, done.result()))
+
+    def _choose_limit(self) -> int:
+        """Return how many rows the next call may have so that none who can be answered in time is made late by it.
+
+        Those who came later would otherwise fill up the call of one who was told that it can be answered.
+        """
+        now, least = self._loop.time(), self._cost.seconds(1) * self._slowdown
+        first = itertools.islice(self._threaded, self._max_batch_size)
+        left = min((left for entry in first if (left := entry.deadline - now) > least), default=math.inf)
+        longest = self._cost.seconds(self._max_batch_size) * self._slowdown
+        return self._max_batch_size if left >= longest else max(1, self._cost.rows_within(left / self._slowdown))
 
     def _finish_thread(self, outcomes: "list[Array | ServiceError]") -> None:
         batch, rows, began, ran = self._running, self._running_rows, self._began, self.running

@@ -92,7 +92,7 @@ class Checker:
         predictor, cost = self._measure(version, place)
         if is_automatic and place == "inline" and cost.seconds(1) > MAX_INLINE_SECONDS:
             place = "engine"
-            predictor, cost = self._measure(version, place)
+            predictor, cost = self._measure(version, place, verified=digest_manifest(manifest))
         backend = predictor.backend
         if manifest.artifacts[backend.name].bytes > MAX_INLINE_BYTES:
             del predictor
@@ -114,11 +114,11 @@ class Checker:
         is_large = bool(backends) and manifest.artifacts[backends[0]].bytes > MAX_INLINE_BYTES
         return is_large or manifest.task == "tensors"
 
-    def _measure(self, version: Fields, place: str) -> tuple[AnyPredictor, Cost]:
+    def _measure(self, version: Fields, place: str, verified: str = "") -> tuple[AnyPredictor, Cost]:
         threads = version["threads"] if place == "inline" else self._threads
         path, backend, public_key = Path(version["path"]), self._settings.backend, self._settings.require_signature
         predictor = load_any_predictor(
-            path, backend, "cpu", threads, serve_as=version["serve_as"], public_key=public_key
+            path, backend, "cpu", threads, serve_as=version["serve_as"], verified=verified, public_key=public_key
         )
         return predictor, predictor.measure_cost(choose_rows(manifest=predictor.manifest, settings=self._settings))
 

@@ -1,6 +1,7 @@
 """Load predictors: a version's manifest with an open backend, after the digest and golden checks have passed."""
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -32,7 +33,8 @@ TF32_TOLERANCE = 1e-2  # absolute and relative
 PROBABILITY_TOLERANCE = 1e-3  # rounding error allowed in a probability or in the sum of a row
 _NOT_FINITE = "the model has no finite answer for these values; they may be too large"
 _LOWEST, _HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
-_ALONE = 2  # instances that are also run on their own at each load
+_ALONE = 2  # instances that are also run on their own at each load,
+_ALONE_SECONDS = 0.2  # and only the first of them where it takes so long
 _ROUNDING = 10  # multiple of the tolerance: kernels for one row and for several round differently
 
 
@@ -255,6 +257,7 @@ def check_alone(predictor: Predictor, inputs: Array, outputs: Array) -> None:
     name = predictor.backend.name
     absolute, relative = (_ROUNDING * tolerance for tolerance in _choose_tolerances(predictor))
     allowed = absolute + (predictor.manifest.artifacts[name].tolerance or 0.0)
+    until = time.perf_counter() + _ALONE_SECONDS
     for row, together in zip(inputs[:_ALONE, None], outputs, strict=False):
         try:
             alone = predictor.run(row)[0]
@@ -267,6 +270,8 @@ def check_alone(predictor: Predictor, inputs: Array, outputs: Array) -> None:
                 f"its {name} graph gives an instance another answer beside others than alone; export the net in"
                 " evaluation mode: net.eval()"
             )
+        if time.perf_counter() > until:
+            break
 
 
 def _choose_tolerances(predictor: Predictor) -> tuple[float, float]:

@@ -359,6 +359,25 @@ def test_request_that_would_be_late_is_refused_at_once() -> None:
     run(check)
 
 
+def test_later_rows_do_not_make_those_late_that_were_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call ends by the deadline of whoever was told that it can be answered; the others are in the next."""
+    monkeypatch.setattr(batching, "WEIGHT", 0.0)  # calls take no time here, and the estimate is to stay
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, Cost(fixed=0.0, each=1.0), max_batch_size=8, queue_size=100)
+        first = hold(batcher, double)
+        urgent = submit(batcher, rows(1), seconds=5)
+        others = [submit(batcher, rows(2), seconds=1000) for _ in range(7)]  # 8 rows would take 8 seconds
+        late = submit(batcher, rows(3, 3, 3, 3, 3, 3, 3, 3, 3), seconds=1000)
+        double.gate.set()
+        await gather([first, urgent, *others, late])
+        assert 1 <= double.sizes[1] < 5  # of its 5 seconds, some may have passed
+        assert sum(double.sizes) == 1 + 1 + 7 + 9
+
+    run(check)
+
+
 def test_lone_request_is_taken_whatever_the_estimate() -> None:
     """With nothing ahead of it, a request that seems to take too long is tried."""
 

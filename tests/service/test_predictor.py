@@ -137,6 +137,27 @@ def test_answer_that_depends_on_the_batch_is_refused(golden: Any, tmp_path: Path
         load_predictor(fakes.write_version(tmp_path, fake), "onnx", "cpu")
 
 
+@pytest.mark.parametrize(("seconds", "alone"), [(0.2, 2), (0.0, 1)])
+def test_slow_graph_is_run_on_one_instance_alone(
+    seconds: float, alone: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the golden batch, two instances are run alone; only one where that takes long."""
+    monkeypatch.setattr(module, "_ALONE_SECONDS", seconds)
+    predictor = load_predictor(fakes.write_version(tmp_path, fakes.doubler()), "onnx", "cpu")
+    sizes: list[int] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(predictor.backend, name)
+
+        def run(self, inputs: Any) -> Any:
+            sizes.append(len(inputs))
+            return predictor.backend.run(inputs)
+
+    module.check_golden(replace(predictor, backend=Counting()))
+    assert sizes[1:] == [1] * alone
+
+
 def test_net_traced_in_training_mode_is_refused(tmp_path: Path) -> None:
     """BatchNorm in training mode norms by the batch: a row alone becomes zero."""
     net = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 1)).train()

@@ -1,0 +1,50 @@
+"""Tests of service.model.checker."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.model import checker as module
+from service.model.checker import Checker
+from service.model.cost import Cost
+from service.model.openings import Openings
+from service.model.predictor import load_any_predictor
+from service.settings import Settings
+from tests import fakes
+
+
+def test_version_that_is_too_slow_for_the_workers_is_checked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is measured again with the threads of an engine, but its golden samples are not run again."""
+    loads: list[tuple[int, bool]] = []
+
+    class Slow:
+        """What takes a second a row."""
+
+        def __init__(self, predictor: Any) -> None:
+            self.manifest, self.backend = predictor.manifest, predictor.backend
+
+        def measure_cost(self, max_rows: int) -> Cost:
+            """Return the cost."""
+            return Cost(fixed=0.0, each=1.0, batch=max_rows)
+
+    def load(path: Path, backend: str, device: str, threads: int, *, verified: str, **more: Any) -> Slow:
+        loads.append((threads, bool(verified)))
+        return Slow(load_any_predictor(path, backend, device, threads, verified=verified, **more))
+
+    monkeypatch.setattr(module, "load_any_predictor", load)
+    folder = fakes.write_version(tmp_path, fakes.doubler())
+    version = {"key": "doubler/1", "name": "doubler", "version": 1, "path": str(folder), "serve_as": None}
+    version |= {"placement": "auto", "threads": 1, "retry": False}
+
+    async def check() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            checker = Checker(Settings(), Openings(tmp_path, "checker", 60), 2, executor)
+            answer = await checker.check(version)
+        assert (answer["place"], loads) == ("engine", [(1, False), (2, True)])
+
+    asyncio.run(check())
