@@ -30,6 +30,7 @@ from service.errors import (
     ServiceError,
     TooLargeError,
 )
+from service.model.memory import KeptMemory
 from service.model.remote import Engines
 from service.registry.coordination import Coordination, SingleProcess, WorkerStatus
 from service.registry.reconciler import Reconciler
@@ -62,6 +63,7 @@ class Application:
         self.arrival = asyncio.Event()  # set when a connection has come
         self.draining = False  # set by the host when it has been told to stop
         self.date = _build_date()
+        self._memory = KeptMemory()
         self._reconciler = reconciler
         self._engines = engines
         self._token = token
@@ -92,6 +94,8 @@ class Application:
         self.recorder.flush()
         metrics.set_in_flight(self.context.in_flight)
         self.registry.write_metrics()
+        if not self.context.in_flight:  # it takes a few milliseconds for each 100 MB
+            self._memory.trim()
 
     def find_stuck(self) -> str:
         """Return the name of a model whose backend call does not end, or nothing."""

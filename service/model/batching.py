@@ -167,9 +167,8 @@ class Batcher:
         late = self._estimate(count) - MARGIN * left
         if late > 0 and left > 0:
             self._metrics.dropped("overload")
-            error = UnavailableError("the model's queue is too long for the request's deadline; try again in a moment")
-            error.retry_after = math.ceil(late)
-            raise error
+            # In a variable here, the error and this frame would hold one another, and the request with its inputs.
+            raise _build_overload(late)
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Belong to another event loop; whoever waited on the one before, which has ended, waits no more."""
@@ -283,6 +282,12 @@ class Batcher:
     def _expire(self, entry: _Entry) -> None:
         self._metrics.dropped("expired")
         give_answer(entry.waiter, DeadlineExceededError("no answer was ready by the request's deadline"))
+
+
+def _build_overload(late: float) -> UnavailableError:
+    error = UnavailableError("the model's queue is too long for the request's deadline; try again in a moment")
+    error.retry_after = math.ceil(late)
+    return error
 
 
 def give_answer(waiter: Waiter, outcome: "Array | ServiceError") -> None:

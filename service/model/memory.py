@@ -3,12 +3,14 @@
 import contextlib
 import ctypes
 import gc
+import mmap
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 OVERHEAD_BYTES = 200_000  # of an open version beside its weights
 FACTOR = 1.25  # memory over weights, as measured while small models are opened and closed again and again
+MOST_KEPT_BYTES = 2**26  # by which a worker without requests may have grown
 _KEPT = {-1: 2**24, -3: 2**25}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, bytes
 _RETURNED = {-3: 2**18}
 
@@ -30,6 +32,30 @@ def trim_memory() -> None:
     """Have the C library return unused memory to the system. Linux."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
+
+
+class KeptMemory:
+    """What the C library keeps of a process's freed memory: much after a burst of large requests, until `trim`."""
+
+    def __init__(self) -> None:
+        self._least = _measure_memory()  # since it was returned the last time
+
+    def trim(self) -> None:
+        """Return unused memory to the system if the process has grown by more than `MOST_KEPT_BYTES`."""
+        used = _measure_memory()
+        self._least = min(self._least, used)
+        if used > self._least + MOST_KEPT_BYTES:
+            trim_memory()
+            self._least = _measure_memory()
+
+
+def _measure_memory() -> int:
+    """Return the bytes of memory of this process that are not those of files; 0 where there is no /proc."""
+    try:
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 
 def release_memory() -> None:

@@ -1,8 +1,11 @@
 """Tests of service.model.batching."""
 
 import asyncio
+import contextlib
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -376,6 +379,29 @@ def test_later_rows_do_not_make_those_late_that_were_accepted(monkeypatch: pytes
         assert sum(double.sizes) == 1 + 1 + 7 + 9
 
     run(check)
+
+
+def test_refused_request_leaves_nothing_behind() -> None:
+    """Its inputs are freed at once, not when garbage is collected: each may have megabytes."""
+
+    async def check() -> None:
+        double = Doubler()
+        batcher = build(double, Cost(fixed=0.0, each=1.0), max_batch_size=1, queue_size=100)
+        first = hold(batcher, double)
+        inputs = rows(1)
+        freed = weakref.ref(inputs)
+        with contextlib.suppress(UnavailableError):
+            submit(batcher, inputs, seconds=1)
+        del inputs
+        assert freed() is None
+        double.gate.set()
+        await first
+
+    gc.disable()
+    try:
+        run(check)
+    finally:
+        gc.enable()
 
 
 def test_lone_request_is_taken_whatever_the_estimate() -> None:

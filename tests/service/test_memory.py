@@ -30,3 +30,30 @@ def test_large_requests_find_their_memory_again() -> None:
     done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], check=True, capture_output=True, text=True)
     before, after = map(int, done.stdout.split())
     assert after < before / 10
+
+
+MEASURE_KEPT = """
+from service.model import memory
+
+memory.keep_freed_memory()
+kept = memory.KeptMemory()
+before = memory._measure_memory()
+parts = [b"x" * 600_000 for _ in range(400)]
+last = b"x" * 600_000
+del parts
+after = memory._measure_memory()
+kept.trim()
+trimmed = memory._measure_memory()
+memory.trim_memory = None  # is not called again
+kept.trim()
+print(after - before, trimmed - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library is another one")
+def test_memory_of_a_burst_is_returned_once_it_has_passed() -> None:
+    """The blocks below one that is still used are returned as well, once."""
+    done = subprocess.run([sys.executable, "-c", MEASURE_KEPT], check=True, capture_output=True, text=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 200_000_000
+    assert left < 10_000_000
