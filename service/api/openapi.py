@@ -86,15 +86,23 @@ def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Sche
             "title": "Model service",
             "version": __version__,
             "description": "Predictions, probabilities and labels from the models in a folder.",
+            "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "."}],
         "tags": [
-            *({"name": name} for name in [*titles, "service"]),
+            *({"name": name, "description": _about(model)} for name, model in sorted(models.items())),
+            {"name": "service", "description": "Health, metrics, and what is served."},
             {"name": tensors.TAG, "description": tensors.ABOUT},
         ],
         "paths": paths,
         "components": components,
+        "security": [],  # of operations that name none
     }
+
+
+def _about(model: Model) -> str:
+    manifest = model.latest.manifest if model.latest else None
+    return (manifest.description or manifest.title if manifest else "") or f"The model {model.name}."
 
 
 def _general_paths(models: Mapping[str, Model]) -> Schema:

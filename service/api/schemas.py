@@ -195,6 +195,7 @@ def part_schemas() -> Schema:
     parts = (TabularInput, ImageInput, Output, Artifact, TensorSpec)
     _, found = models_json_schema([(part, "validation") for part in parts], ref_template="#/components/schemas/{model}")
     schemas: Schema = found["$defs"]
+    schemas["TabularInput"]["properties"]["shape"]["items"] = {"type": "integer"}  # linters and generators ask for it
     return schemas
 
 

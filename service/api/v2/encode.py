@@ -94,10 +94,11 @@ def _classify(name: str, tensor: Tensor, classes: int, manifest: AnyManifest) ->
     endings = [f":{label}" for label in labels] if len(labels) == tensor.shape[1] else [""] * tensor.shape[1]
     falling = ~tensor if tensor.dtype.kind in "iu" else -tensor  # minus an integer could overflow
     order = np.argsort(falling, axis=1, kind="stable")[:, :classes]
+    form = "d" if tensor.dtype.kind in "iu" else "f"
     texts = np.empty(order.shape, dtype=object)
     for row, columns in enumerate(order.tolist()):
         for place, column in enumerate(columns):
-            texts[row, place] = f"{tensor[row, column]:f}:{column}{endings[column]}".encode()
+            texts[row, place] = f"{tensor[row, column]:{form}}:{column}{endings[column]}".encode()
     return texts
 
 

@@ -187,6 +187,8 @@ def _read_output(
     classes = parameters.get("classification", 0)
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
         raise InvalidRequestError(f"{where}.parameters.classification is not a whole number from 0")
+    if "shared_memory_region" in parameters:
+        raise InvalidRequestError(f"{where} asks for shared memory, which is not supported; leave it out of parameters")
     if classes and (len(shape) != 2 or datatype in ("BOOL", "BYTES")):  # noqa: PLR2004 - (N, classes)
         raise InvalidRequestError(f"{where} asks for classes of {name!r}, which has none")
     return RequestedOutput(name, as_binary, min(classes, shape[-1]) if shape[-1:] > [0] else classes)

@@ -50,7 +50,8 @@ def infer_body(manifest: AnyManifest) -> Schema:
         about = f"JSON as long as {_LENGTH} says, with `parameters.binary_data_size` of each input; then the data"
         return {"application/octet-stream": {"schema": {"type": "string", "format": "binary", "description": about}}}
     specs = input_specs(manifest)
-    tensors: Schema = {"anyOf": [_input_schema(name, *spec) for name, spec in specs.items()]}
+    each = [_input_schema(name, *spec) for name, spec in specs.items()]
+    tensors: Schema = each[0] if len(each) == 1 else {"anyOf": each}
     free = {"type": "object", "description": "such as `timeout`, in microseconds"}
     asked = object_of({"name": {"enum": list(output_specs(manifest))}, "parameters": {"type": "object"}}, ("name",))
     body = object_of(
@@ -77,12 +78,14 @@ def infer_parameters(manifest: AnyManifest) -> list[Schema]:
 def infer_answer(manifest: AnyManifest) -> Schema:
     """Return the content of the answer: JSON, followed by binary data if the request asks for it."""
     outputs = output_specs(manifest)
+    datatypes = sorted({datatype for datatype, _ in outputs.values()} | {"BYTES"})  # classes of any output are BYTES
+    kinds = sorted({str(_element_schema(datatype)["type"]) for datatype in datatypes})
     tensor = object_of(
         {
             "name": {"type": "string", "enum": list(outputs)},
-            "datatype": {"type": "string", "enum": sorted({datatype for datatype, _ in outputs.values()} | {"BYTES"})},
+            "datatype": {"type": "string", "enum": datatypes},
             "shape": {"type": "array", "items": {"type": "integer"}},
-            "data": {"type": "array", "description": "in row-major order"},
+            "data": {"type": "array", "items": {"type": kinds}, "description": "in row-major order"},
             "parameters": {"type": "object"},
         },
         ("name", "datatype", "shape"),

@@ -115,19 +115,21 @@ def _describe_tensors(specs: dict[str, tuple[str, list[int]]]) -> list[dict[str,
 
 def _configure(served: LoadedVersion, batch: int) -> dict[str, Any]:
     manifest, backend = served.manifest, served.predictor.backend
-    has_batch = isinstance(manifest, Manifest)
+    specs = [*input_specs(manifest).values(), *output_specs(manifest).values()]
+    has_batch = all(shape[:1] == [-1] for _, shape in specs)
 
     def tensors(specs: dict[str, tuple[str, list[int]]]) -> list[dict[str, Any]]:
         return [
             {
                 "name": name,
                 "data_type": "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}",
+                # Triton's configuration has no scalars, and PyTriton refuses empty dims; the metadata has the shapes.
                 "dims": (shape[1:] or [1]) if has_batch else shape,
             }
             for name, (datatype, shape) in specs.items()
         ]
 
-    return {
+    configuration = {
         "name": manifest.name,
         "platform": _PLATFORMS[backend.name],
         "backend": "pytorch" if backend.name == "torchscript" else "onnxruntime",
@@ -135,8 +137,9 @@ def _configure(served: LoadedVersion, batch: int) -> dict[str, Any]:
         "input": tensors(input_specs(manifest)),
         "output": tensors(output_specs(manifest)),
         "instance_group": [{"kind": "KIND_CPU" if backend.device == "cpu" else "KIND_GPU", "count": 1}],
-        "dynamic_batching": {},
     }
+    # Requests of a model without a task are never put together: an open first axis need not be a batch.
+    return configuration | ({"dynamic_batching": {}} if isinstance(manifest, Manifest) else {})
 
 
 def _statistics(every: Iterable[LoadedVersion]) -> dict[str, Any]:
@@ -150,25 +153,26 @@ def _statistics_of(served: LoadedVersion, totals: metrics.Totals) -> dict[str, A
     def total(figure: str) -> float:
         return totals.get((figure, name, version), 0.0)
 
-    def duration(figure: str, count: str) -> dict[str, int]:
-        return {"count": int(total(count)), "ns": int(total(figure) * 1e9)}
+    def duration(figure: str) -> dict[str, int]:
+        return {"count": succeeded, "ns": int(total(figure) * 1e9)}
 
+    # Counts are of requests, as in Triton: perf_analyzer aborts unless those of the three compute steps are equal. The
+    # time of a shared backend call is counted once; reading and writing tensors is not timed.
     succeeded = int(total("succeeded"))
-    batches, seconds = "service_batch_rows_count", "service_inference_seconds_sum"
-    nothing = {"count": 0, "ns": 0}
+    untimed, nothing = {"count": succeeded, "ns": 0}, {"count": 0, "ns": 0}
     return {
         "name": name,
         "version": version,
         "last_inference": int(total("service_last_request_seconds") * 1000),
         "inference_count": int(total("service_batch_rows_sum")),
-        "execution_count": int(total(batches)),
+        "execution_count": int(total("service_batch_rows_count")),
         "inference_stats": {
-            "success": {"count": succeeded, "ns": int(total("service_request_seconds_sum") * 1e9)},
+            "success": duration("service_request_seconds_sum"),
             "fail": {"count": int(total("service_request_seconds_count")) - succeeded, "ns": 0},
-            "queue": duration("service_queue_seconds_sum", batches),
-            "compute_input": nothing,
-            "compute_infer": duration(seconds, batches),
-            "compute_output": nothing,
+            "queue": duration("service_queue_seconds_sum"),
+            "compute_input": untimed,
+            "compute_infer": duration("service_inference_seconds_sum"),
+            "compute_output": untimed,
             "cache_hit": nothing,
             "cache_miss": nothing,
         },
