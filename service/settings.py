@@ -27,6 +27,9 @@ class Settings(BaseModel):
 
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one")
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="TCP port for gRPC, which needs the grpc extra; 0 picks a free one"
+    )
     models_dir: Path = Field(default=Path("models"), description="models folder, with <name>/<version>/manifest.json")
     model_name: str = Field(default="", description="name of the model, if the models folder itself is one version")
     reload_interval: float = Field(
@@ -86,6 +89,8 @@ class Settings(BaseModel):
         repr=False,
         description="key to load, unload and roll back; empty: only the local command line may",
     )
+    tls_cert: str = Field(default="", description="certificate file (PEM) for TLS on the gRPC port; empty: no TLS")
+    tls_key: str = Field(default="", description="private key file (PEM) of the certificate")
     access_log: bool = Field(default=True, description="log every request")
     log_format: Literal["text", "json"] = Field(default="text", description="log format: text or json")
 
@@ -93,6 +98,12 @@ class Settings(BaseModel):
     def stuck_seconds(self) -> float:
         """Seconds after which a backend call counts as one that never ends."""
         return max(MIN_STUCK_SECONDS, 2 * self.request_timeout)
+
+    @field_validator("grpc_port", mode="before")
+    @classmethod
+    def _read_blank(cls, value: object) -> object:
+        """Take a blank variable, as compose files pass on, for none."""
+        return None if value == "" else value
 
     @field_validator("api_key", "admin_key")
     @classmethod
@@ -107,7 +118,7 @@ def add_flags(parser: argparse.ArgumentParser, names: list[str] | None = None) -
     """Add a flag to a parser for each setting, or for those in `names`."""
     for name, field in Settings.model_fields.items():
         if names is None or name in names:
-            shown = str(field.default) or "none"
+            shown = str("" if field.default is None else field.default) or "none"
             parser.add_argument(
                 f"--{name.replace('_', '-')}",
                 dest=name,

@@ -12,7 +12,7 @@ LAYERS = (
     ("service.__main__",),
     ("service.cli",),
     ("service.hosts",),
-    ("service.http",),
+    ("service.http", "service.grpc"),
     ("service.app",),
     ("service.request",),
     ("service.api", "service.packaging"),

@@ -161,7 +161,7 @@ def settings_rows() -> list[str]:
     """Return the rows of the settings table as they should stand."""
     rows = []
     for name, field in Settings.model_fields.items():
-        default = f"`{field.default}`" if str(field.default) else "none"
+        default = "none" if field.default in (None, "") else f"`{field.default}`"
         rows.append(f"| `--{name.replace('_', '-')}` | `{variable(name)}` | {default} | {field.description} |")
     return rows
 

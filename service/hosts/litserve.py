@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from litserve.loops import LitLoop
 
 from service.app import Application, create_app
 from service.errors import StartError
+from service.hosts.grpc_port import check_grpc, share_port
 from service.hosts.open_files import fit_open_files
 from service.hosts.supervisor import Supervisor, Timeouts, WorkerContext
-from service.http.server import BACKLOG, HttpServer
+from service.http.server import BACKLOG, Companion, HttpServer
 from service.model import engine
 from service.model.backends import describe_unused_gpu, list_accelerators
 from service.model.checker import CHECKER, CheckerClient
@@ -58,6 +60,7 @@ class ModelHost(LitAPI):
         token: by which the command line may change what is served.
         engines: where models are checked first, and where heavy ones run; without, all of that happens here.
         heartbeat: what the server calls while its event loop runs.
+        open_companion: opens the server beside HTTP's, if there is one.
     """
 
     app: Application
@@ -72,6 +75,7 @@ class ModelHost(LitAPI):
         token: str,
         engines: Engines | None,
         heartbeat: Callable[[], None],
+        open_companion: Callable[[Application], Companion] | None = None,
     ) -> None:
         super().__init__(loop=HttpLoop())
         self.settings = settings
@@ -81,6 +85,7 @@ class ModelHost(LitAPI):
         self.token = token
         self.engines = engines
         self.heartbeat = heartbeat
+        self.open_companion = open_companion
 
     def setup(self, device: str) -> None:
         """Load every model, those that belong on `device` in its engine; from then on SIGTERM drains the worker.
@@ -91,7 +96,8 @@ class ModelHost(LitAPI):
         if not self.settings.memory_budget:  # with one, closed models give their memory back
             keep_freed_memory()
         self.app = create_app(self.settings, self.threads, device, self.coordination, self.engines, self.token)
-        self.server = HttpServer(self.app, self.listener, self.heartbeat)
+        companion = self.open_companion(self.app) if self.open_companion else None
+        self.server = HttpServer(self.app, self.listener, self.heartbeat, companion=companion)
         signal.signal(signal.SIGTERM, self.server.handle_exit)
 
 
@@ -109,8 +115,8 @@ class HttpLoop(LitLoop):
             os._exit(1)  # the interpreter would wait for a thread that never ends
 
 
-def open_listener(host: str, port: int) -> socket.socket:
-    """Bind the address that all workers share; it does not listen yet.
+def open_listener(host: str, port: int, setting: str = "--port") -> socket.socket:
+    """Bind the address that all workers share; it does not listen yet. `setting` is that of the port.
 
     Raises:
         StartError: the address is in use, or not one of this machine.
@@ -123,7 +129,7 @@ def open_listener(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         is_no_address = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
-        flag = "--host" if is_no_address else "--port"
+        flag = "--host" if is_no_address else setting
         raise StartError(f"cannot listen on {host} port {port}: {error.strerror}; try {flag}") from error
     listener.set_inheritable(True)
     return listener
@@ -136,6 +142,7 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
         StartError: the service cannot start with these settings.
     """
     check_settings(settings)
+    check_grpc(settings)
     devices = choose_placement(settings)
     settings = settings.model_copy(update={"workers": len(devices)})
     cores = count_cores()
@@ -146,6 +153,8 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback and not settings.api_key:
         logger.warning("listening on %s without --api-key: anyone who can reach this port can use every model", host)
+    holder = None if settings.grpc_port is None else open_listener(settings.host, settings.grpc_port, "--grpc-port")
+    grpc_address = share_port(holder) if holder else ""
     token = "" if settings.admin_key else secrets.token_urlsafe()
     if token:
         folder.allow_command_line(host, port, token)
@@ -154,9 +163,11 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
     def run_worker(context: WorkerContext) -> None:
         engines = connect_engines(settings, shared, names, context)
         coordination = group.join(context.number)
-        api = ModelHost(settings, listener, threads, coordination, token, engines, context.heartbeat)
+        open_grpc = partial(open_grpc_server, grpc_address, context.report_ready) if grpc_address else None
+        api = ModelHost(settings, listener, threads, coordination, token, engines, context.heartbeat, open_grpc)
         api.setup(context.device)
-        context.report_ready()
+        if not grpc_address:  # else its server reports it, when it listens
+            context.report_ready()
         api.loop.run(api)
 
     def run_engine(name: str, context: WorkerContext) -> None:
@@ -166,6 +177,8 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
     def announce() -> None:
         listener.listen(BACKLOG)  # before the servers of the workers do: connections wait instead of being refused
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        if grpc_address:
+            logger.info("serving gRPC on %s%s", grpc_address, " with TLS" if settings.tls_cert else "")
         count = "1 worker" if len(devices) == 1 else f"{len(devices)} workers"
         logger.info("serving on %s with %s; try %s/docs", url, count, url)
 
@@ -174,11 +187,19 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
     )
     gc.collect()
     gc.freeze()  # else a collection in a worker would copy the pages of every object that it visits
-    with listener:
+    with listener, holder or nullcontext():
         supervisor = Supervisor(run_worker, devices, {name: partial(run_engine, name) for name in names})
         supervisor.request(CHECKER)  # now rather than when the first worker asks for it
         supervisor.run(announce, listener.close, timeouts, folder.repair)
     logger.info("stopped")
+
+
+def open_grpc_server(address: str, report_ready: Callable[[], None], app: Application) -> Companion:
+    """Return a worker's gRPC server; only now is gRPC imported, as it cannot be used across a fork."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write lines of its own among the log's
+    from service.grpc.server import GrpcServer  # noqa: PLC0415
+
+    return GrpcServer(app, address, report_ready)
 
 
 def choose_engines(settings: Settings, devices: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from types import FrameType
+from typing import Protocol
 
 from starlette.types import Message
 
@@ -29,6 +30,16 @@ TICK_SECONDS = 0.1
 IDLE_TICK_SECONDS = 1.0
 
 
+class Companion(Protocol):
+    """Another server, on the event loop of HTTP's."""
+
+    async def start(self) -> None:
+        """Listen."""
+
+    async def stop(self, grace: float) -> None:
+        """Take no more requests, and let those in flight finish within `grace` seconds."""
+
+
 class HttpServer:
     """Serves an application on a listening socket that other workers share.
 
@@ -37,6 +48,7 @@ class HttpServer:
         listener: bound; closed by the time `run` returns.
         heartbeat: called as long as the event loop turns.
         keep_alive: seconds that a connection may be idle.
+        companion: started and stopped with this server.
     """
 
     def __init__(
@@ -45,6 +57,7 @@ class HttpServer:
         listener: socket.socket,
         heartbeat: Callable[[], None],
         keep_alive: float = KEEP_ALIVE_SECONDS,
+        companion: Companion | None = None,
     ) -> None:
         self.is_stuck = False
         self.connections: set[Connection] = set()
@@ -52,6 +65,7 @@ class HttpServer:
         self._listener = listener
         self._heartbeat = heartbeat
         self._keep_alive = keep_alive
+        self._companion = companion
         self._exit_at: float | None = None
 
     def run(self) -> None:
@@ -73,9 +87,13 @@ class HttpServer:
             server = await loop.create_server(
                 lambda: HttpProtocol(self._app, self.connections), sock=self._listener, backlog=BACKLOG
             )
+            if self._companion:
+                await self._companion.start()
             await self._tick_until_end()
             server.close()
-            await self._drain()
+            stop = self._companion.stop(self._app.settings.shutdown_grace) if self._companion else asyncio.sleep(0)
+            await asyncio.gather(self._drain(), stop)
+            self._app.tick()
 
     async def _tick_until_end(self) -> None:
         """Tick often while there are connections, and seldom while there are none, to cost little."""
@@ -115,7 +133,6 @@ class HttpServer:
         for connection in list(self.connections):
             connection.transport.abort()
         await asyncio.sleep(0)  # for the connections to hear of it
-        self._app.tick()
 
 
 @contextlib.asynccontextmanager

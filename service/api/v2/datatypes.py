@@ -137,7 +137,7 @@ def _check_elements(flat: list[Any], datatype: str, where: str) -> None:
             raise InvalidRequestError(f"{where}[{index}] is {shown}")
 
 
-def read_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str) -> Tensor:
+def read_binary(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], where: str) -> Tensor:
     """Return the tensor of binary data; numbers are a read-only view of it.
 
     Raises:
@@ -146,7 +146,7 @@ def read_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str) 
     """
     count = math.prod(shape)
     if datatype == "BYTES":
-        return _read_strings(data, count, where).reshape(shape)
+        return _read_strings(bytes(data), count, where).reshape(shape)
     dtype = DATATYPES[datatype]
     if len(data) != count * dtype.itemsize:
         expected = f"{datatype} of shape {list(shape)} has {count * dtype.itemsize}"
