@@ -8,23 +8,18 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from service import __version__
+from service.api.schema_parts import NUMBER, TEXT, Schema, list_of, object_of, reference
 from service.api.schemas import (
-    NUMBER,
-    TEXT,
-    Schema,
     build_answer,
     build_example,
     form_schema,
-    list_of,
     model_schema,
-    object_of,
     part_schemas,
-    reference,
     request_schema,
     response_schema,
 )
 from service.api.v2 import openapi as tensors
-from service.model.manifest import AnyManifest, Manifest
+from service.model.manifest import AnyManifest, ColumnsInput, Manifest
 from service.registry.registry import Registry
 from service.registry.versions import Model
 from service.settings import Settings
@@ -32,6 +27,7 @@ from service.settings import Settings
 _ERRORS = {
     "400": "The body or a parameter is invalid",
     "401": "The API key is missing or invalid",
+    "403": "A web page of another site sent it, or its Host is not allowed",
     "404": "The model or version does not exist",
     "405": "The method is not allowed for this path",
     "413": "The body is too large",
@@ -198,8 +194,11 @@ def _bodies(place: Place, manifest: Manifest) -> Schema:
 def _preview(place: Place, manifest: Manifest) -> Schema:
     """Describe the preview operation, which returns a predict body's instances as the graph receives them."""
     nested: Schema = NUMBER
-    for length in reversed(manifest.input.shape):
-        nested = list_of(nested, length)
+    if isinstance(manifest.input, ColumnsInput):
+        nested = object_of({each.name: list_of({}, len(each.columns)) for each in manifest.input.tensors})
+    else:
+        for length in reversed(manifest.input.shape):
+            nested = list_of(nested, length)
     properties = {"model": {"type": "string", "const": manifest.name}, "version": {"type": "integer"}}
     schema = object_of({**properties, "instances": {"type": "array", "items": nested}})
     answer = _json("The instances, in order", schema)

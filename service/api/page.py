@@ -12,7 +12,8 @@ from starlette.staticfiles import StaticFiles
 
 from service.api.operations import OrjsonResponse, find_served
 from service.errors import NotFoundError, StartError
-from service.model.manifest import GoldenRows
+from service.model.columns import read_row
+from service.model.manifest import ColumnsInput, Manifest
 from service.registry.registry import Registry
 from service.registry.versions import LoadedVersion
 
@@ -66,8 +67,9 @@ def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
     """
 
     async def answer_page(request: Request) -> Response:
-        del request
-        return FileResponse(FOLDER / "index.html", headers=HEADERS)
+        if "text/html" not in request.headers.get("accept", ""):  # KServe's first API asks here for a sign of life
+            return OrjsonResponse({"status": "alive"}, headers={"Vary": "Accept"})
+        return FileResponse(FOLDER / "index.html", headers=HEADERS | {"Vary": "Accept"})
 
     async def answer_docs(request: Request) -> Response:
         del request
@@ -99,22 +101,26 @@ def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
 def describe_card(served: LoadedVersion, folder: Path) -> dict[str, Any]:
     """Return a version's training details and golden samples from its manifest, and the names of its plots."""
     manifest = served.manifest
-    training, golden = getattr(manifest, "training", None), getattr(manifest, "golden_rows", None)
+    training, samples = (manifest.training, _list_samples(manifest)) if isinstance(manifest, Manifest) else (None, None)
     return {
         "name": manifest.name,
         "version": manifest.version,
         "training": training.model_dump(mode="json") if training else None,
-        "golden": _list_samples(golden) if golden is not None else None,
+        "golden": samples,
         "plots": list_plots(folder),
     }
 
 
-def _list_samples(golden: GoldenRows) -> dict[str, Any] | None:
-    """Return the first golden samples, flattened, as many as the page shows; none of rows of columns."""
-    sides = {"inputs": golden.inputs, "outputs": golden.outputs}
-    if any(rows.dtype.names for rows in sides.values()):
+def _list_samples(manifest: Manifest) -> dict[str, Any] | None:
+    """Return the first golden samples, as many as the page shows: flattened, or values by column."""
+    golden = manifest.golden_rows
+    if golden is None:
         return None
-    return {side: rows[:_SAMPLES].reshape(len(rows[:_SAMPLES]), -1) for side, rows in sides.items()}
+    inputs, outputs = golden.inputs[:_SAMPLES], golden.outputs[:_SAMPLES]
+    if isinstance(manifest.input, ColumnsInput):
+        return {"inputs": [read_row(manifest.input, row) for row in inputs]}
+    shown = {"inputs": inputs.reshape(len(inputs), -1)}
+    return shown if outputs.dtype.names else shown | {"outputs": outputs}
 
 
 def list_plots(folder: Path) -> list[str]:

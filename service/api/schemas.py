@@ -7,24 +7,26 @@ are any.
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 from pydantic.json_schema import models_json_schema
 
+from service.api.schema_parts import NUMBER, TEXT, Schema, list_of, object_of, reference
+from service.api.typed_schemas import columns_schema, output_schema
 from service.api.v1.decode import Call
 from service.api.v1.encode import encode
 from service.api.v1.instances import nested_shapes
-from service.model.manifest import Artifact, ImageInput, Manifest, Output, TabularInput, TensorSpec
-
-Schema = dict[str, Any]
-
-NUMBER: Schema = {"type": "number"}
-TEXT: Schema = {"type": "string"}
+from service.model.columns import build_inputs, build_row, read_row, split_rows
+from service.model.manifest import Artifact, ColumnsInput, ImageInput, Manifest, Output, TabularInput, Task, TensorSpec
 
 
 def build_example(manifest: Manifest) -> Schema:
     """Return a valid request body: a golden sample if there is one, otherwise the middle of each range."""
+    if isinstance(manifest.input, ColumnsInput):
+        return {"instances": [read_row(manifest.input, build_inputs(manifest, 1)[0])]}
     row = choose_row(manifest)
     if isinstance(manifest.input, TabularInput):
         return {"instances": [dict(zip((feature.name for feature in manifest.input.features), row, strict=True))]}
@@ -41,6 +43,16 @@ def choose_row(manifest: Manifest) -> list[float]:
             for feature in manifest.input.features
         ]
     return [0.0] * math.prod(manifest.input.shape)
+
+
+def choose_tensors(manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """Return the tensors of one instance of columns, without NaN, which JSON cannot carry."""
+    assert isinstance(manifest.input, ColumnsInput)
+    for rows in (build_inputs(manifest, 1), build_row(manifest.input)):
+        tensors = split_rows(rows)
+        if not any(np.isnan(tensor).any() for tensor in tensors.values() if tensor.dtype.kind == "f"):
+            break
+    return tensors
 
 
 def build_answer(manifest: Manifest) -> Schema | None:
@@ -61,10 +73,14 @@ def request_schema(manifest: Manifest, most: int) -> Schema:
         encoded["description"] = "a PNG, JPEG, WebP or BMP image"
         items["anyOf"].append(object_of({"b64": encoded}))
     properties: Schema = {"instances": {"type": "array", "minItems": 1, "maxItems": most, "items": items}}
-    if manifest.task == "binary":
-        about = f"minimum probability of {manifest.output.labels[1]!r} at which it is predicted"
+    if manifest.task in ("binary", "multilabel"):
+        what = "each label" if manifest.task == "multilabel" else repr(manifest.output.labels[1])
+        about = f"minimum probability of {what} at which it is predicted"
         threshold = {"type": "number", "minimum": 0, "maximum": 1, "description": about}
         properties["parameters"] = object_of({"threshold": threshold}, required=())
+    if manifest.task == "embedding":
+        encoding = {"type": "string", "enum": ["list", "base64"], "description": "base64: of little-endian float32"}
+        properties["parameters"] = object_of({"encoding": encoding}, required=())
     if manifest.task == "multiclass":
         top_k = {"type": "integer", "minimum": 1, "maximum": len(manifest.output.labels)}
         top_k["description"] = "add the k most probable labels to each prediction"
@@ -76,7 +92,8 @@ def instance_schema(manifest: Manifest) -> Schema:
     """Return the schema of one instance."""
     if isinstance(manifest.input, ImageInput):
         return _image_schema(manifest.input)
-    assert isinstance(manifest.input, TabularInput)
+    if isinstance(manifest.input, ColumnsInput):
+        return columns_schema(manifest.input)
     properties: Schema = {}
     for feature in manifest.input.features:
         unit = f" in {feature.unit}" if feature.unit else ""
@@ -106,12 +123,7 @@ def _image_schema(spec: ImageInput) -> Schema:
 
 def response_schema(manifest: Manifest) -> Schema:
     """Return the schema of a predict response."""
-    prediction: Schema
-    if manifest.task == "regression":
-        unit = f" in {manifest.output.unit}" if manifest.output.unit else ""
-        prediction = object_of({"prediction": NUMBER | {"description": f"{manifest.output.name}{unit}"}})
-    else:
-        prediction = _class_schema(manifest)
+    prediction = _class_schema(manifest) if manifest.task in ("binary", "multiclass") else output_schema(manifest)
     return object_of(
         {
             "model": {"type": "string", "const": manifest.name},
@@ -149,7 +161,7 @@ def form_schema(manifest: Manifest) -> Schema:
     properties: Schema = {
         "files": {"type": "array", "minItems": 1, "items": file, "description": "one prediction per file, in order"}
     }
-    example = {"binary": '{"threshold": 0.5}', "multiclass": '{"top_k": 2}', "regression": "{}"}[manifest.task]
+    example = {"binary": '{"threshold": 0.5}', "multiclass": '{"top_k": 2}'}.get(manifest.task, "{}")
     about = "request parameters, as JSON; may be empty"
     properties["parameters"] = TEXT | {"description": about, "example": example}
     return object_of(properties, required=("files",)) | {"additionalProperties": file}
@@ -167,8 +179,8 @@ def model_schema() -> Schema:
         "version": {"type": "integer", "description": "version that the other properties describe"},
         "title": TEXT,
         "description": TEXT,
-        "task": {"type": "string", "enum": ["regression", "binary", "multiclass", "tensors"]},
-        "input": {"anyOf": [reference("TabularInput"), reference("ImageInput")]},
+        "task": {"type": "string", "enum": [*get_args(Task), "tensors"]},
+        "input": {"anyOf": [reference(part.__name__) for part in (TabularInput, ImageInput, ColumnsInput)]},
         "output": reference("Output"),
         "labels": {"type": "array", "items": TEXT, "description": "in index order"},
         "threshold": {"type": ["number", "null"], "description": "for binary models"},
@@ -192,25 +204,8 @@ def model_schema() -> Schema:
 @cache
 def part_schemas() -> Schema:
     """Return the schemas, by name, of the manifest parts that model descriptions include."""
-    parts = (TabularInput, ImageInput, Output, Artifact, TensorSpec)
+    parts = (TabularInput, ImageInput, ColumnsInput, Output, Artifact, TensorSpec)
     _, found = models_json_schema([(part, "validation") for part in parts], ref_template="#/components/schemas/{model}")
     schemas: Schema = found["$defs"]
     schemas["TabularInput"]["properties"]["shape"]["items"] = {"type": "integer"}  # linters and generators ask for it
     return schemas
-
-
-def reference(name: str) -> Schema:
-    """Return a reference to a schema in the document."""
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def object_of(properties: Schema, required: tuple[str, ...] | None = None) -> Schema:
-    """Return the schema of an object with only these properties, all required unless `required` is given."""
-    names = list(properties) if required is None else list(required)
-    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    return schema | ({"required": names} if names else {})
-
-
-def list_of(items: Schema, length: int) -> Schema:
-    """Return the schema of an array of a fixed length."""
-    return {"type": "array", "items": items, "minItems": length, "maxItems": length}

@@ -6,39 +6,17 @@ rows slices and concatenates every tensor. Nothing here depends on HTTP.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.model.manifest import Column, ColumnsInput, Datatype, Manifest, Output
+from service.model.manifest import Column, ColumnsInput, Datatype, Manifest
 
 Rows = NDArray[Any]
-DTYPES: dict[Datatype, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "BYTES": np.dtype(object),
-}
 _SECONDS_A_DAY = 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def find_dtype(datatype: Datatype) -> np.dtype[Any]:
-    """Return numpy's name of a datatype."""
-    return DTYPES.get(datatype) or np.dtype(datatype.lower())
-
-
-def input_dtype(spec: ColumnsInput) -> np.dtype[Any]:
-    """Return the dtype of rows of columns."""
-    return np.dtype([(each.name, find_dtype(each.datatype), (len(each.columns),)) for each in spec.tensors])
-
-
-def output_dtype(spec: Output) -> np.dtype[Any]:
-    """Return the dtype of rows of named outputs."""
-    return np.dtype([(each.name, find_dtype(each.datatype), each.shape) for each in spec.outputs])
 
 
 def join_tensors(tensors: Mapping[str, NDArray[Any]], dtype: np.dtype[Any], count: int | None = None) -> Rows:
@@ -61,19 +39,6 @@ def split_rows(rows: Rows) -> dict[str, NDArray[Any]]:
     return {name: rows[name] for name in rows.dtype.names or ()}
 
 
-def convert_value(column: Column, value: Any, datatype: Datatype) -> Any:  # noqa: ANN401 - a JSON value
-    """Return a checked value of a column as an element of its tensor; None is null."""
-    if value is None:
-        return column.missing if datatype == "BYTES" else np.nan
-    if datatype == "BYTES":
-        return str(value)
-    if column.type == "datetime":
-        return count_days(value)
-    if column.type == "category" and isinstance(value, str):
-        return column.values.index(value)
-    return value
-
-
 def count_days(text: str) -> float:
     """Return a date and time of ISO 8601 as days since 1970-01-01 UTC; without a zone, it is UTC."""
     moment = datetime.fromisoformat(text)
@@ -94,12 +59,39 @@ def choose_example(column: Column) -> Any:  # noqa: ANN401 - a JSON value
     return plain[column.type]
 
 
+def read_row(spec: ColumnsInput, row: Any) -> dict[str, Any]:  # noqa: ANN401 - an np.void of rows
+    """Return the JSON values that one of the rows was made of, by column."""
+    values: dict[str, Any] = {}
+    for tensor in spec.tensors:
+        for column, element in zip(tensor.columns, row[tensor.name].tolist(), strict=True):
+            values[column.name] = _read_element(column, element, tensor.datatype)
+    return {column.name: values[column.name] for column in spec.columns}
+
+
+def _read_element(column: Column, element: Any, datatype: Datatype) -> Any:  # noqa: ANN401 - a JSON value
+    is_null = element == column.missing if datatype == "BYTES" else element != element  # noqa: PLR0124 - NaN
+    if column.nullable and is_null and element not in column.values:
+        return None
+    if column.type == "category" and isinstance(column.values[0], int):
+        return int(element)
+    if column.type == "category" and datatype != "BYTES":
+        return column.values[int(element)]
+    if column.type == "datetime" and datatype != "BYTES":
+        return (_EPOCH + timedelta(days=element)).isoformat()
+    if column.type == "number":
+        return float(str(np.float32(element))) if datatype == "FP32" else element
+    return {"integer": int, "boolean": bool}.get(column.type, str)(element)
+
+
 def build_row(spec: ColumnsInput) -> Rows:
     """Return one row (1,) of example values."""
-    row = np.empty(1, input_dtype(spec))
+    row = np.empty(1, spec.row_dtype)
     for tensor in spec.tensors:
-        for index, column in enumerate(tensor.columns):
-            row[tensor.name][0, index] = convert_value(column, choose_example(column), tensor.datatype)
+        for index, (column, codes) in enumerate(zip(tensor.columns, tensor.codes, strict=True)):
+            value = choose_example(column)
+            if column.type == "datetime" and tensor.datatype != "BYTES":
+                value = count_days(value)
+            row[tensor.name][0, index] = codes.get(value, value)
     return row
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ModelRefusedError
-from service.model.columns import input_dtype, join_tensors, output_dtype, split_rows
+from service.model.columns import join_tensors, split_rows
 from service.model.manifest import Artifact, ColumnsInput, Golden, GoldenRows, Manifest, digest
 
 GOLDEN_FILE = "golden.npz"
@@ -65,9 +65,10 @@ def golden_artifact(golden: Golden) -> Artifact:
 
 def is_close(actual: NDArray[Any], expected: NDArray[Any], relative: float, absolute: float) -> bool:
     """Return whether outputs agree, field by field if they are rows: numbers within a tolerance, the rest exactly."""
+    actual, expected = np.asarray(actual), np.asarray(expected)  # one of a row's fields may be a plain value
     if actual.dtype.names:
         return all(is_close(actual[name], expected[name], relative, absolute) for name in actual.dtype.names)
-    if actual.dtype.kind in "bO":
+    if actual.dtype.kind in "bOU":
         return np.array_equal(actual, expected)
     return np.allclose(actual, expected, relative, absolute, equal_nan=True)
 
@@ -76,7 +77,7 @@ def _read(arrays: Any, prefix: str, manifest: Manifest) -> NDArray[Any]:  # noqa
     """Return one side as the graph takes or gives it."""
     side = manifest.input if prefix == _INPUTS else manifest.output
     if isinstance(side, ColumnsInput) or side.kind == "tensors":
-        dtype = input_dtype(side) if isinstance(side, ColumnsInput) else output_dtype(manifest.output)
+        dtype = side.row_dtype if isinstance(side, ColumnsInput) else manifest.output.row_dtype
         names = dtype.names or ()
         return join_tensors({name: _as_objects(arrays[prefix + name]) for name in names}, dtype)
     plain: NDArray[Any] = arrays[prefix + (_input_name(manifest) if prefix == _INPUTS else _output_name(manifest))]

@@ -28,7 +28,8 @@ def interpret(outputs: Array, manifest: Manifest) -> Array:
     """Turn a graph's outputs (N, K) into values or probabilities, one row for each instance.
 
     Returns:
-        float32: regression (N, 1) values; binary (N, 2) and multiclass (N, labels) probabilities in label order.
+        float32: regression (N, 1) values; binary (N, 2), multiclass and multilabel (N, labels) probabilities in label
+            order.
     """
     kind = manifest.output.kind
     if kind in ("value", "probabilities"):
@@ -37,6 +38,8 @@ def interpret(outputs: Array, manifest: Manifest) -> Array:
         if manifest.task == "multiclass":
             return softmax(outputs)
         outputs = sigmoid(outputs)
+        if manifest.task == "multilabel":
+            return outputs
     return np.concatenate((1 - outputs, outputs), axis=1)
 
 
@@ -64,6 +67,12 @@ def choose_labels(probabilities: Array, manifest: Manifest, threshold: float | N
 def decide(probabilities: Array, manifest: Manifest, threshold: float | None = None) -> NDArray[np.intp]:
     """Return `choose_labels` as an array (N,)."""
     return np.array(choose_labels(probabilities, manifest, threshold), dtype=np.intp)
+
+
+def choose_present(probabilities: Array, manifest: Manifest, threshold: float | None = None) -> NDArray[np.bool_]:
+    """Return which labels of a multilabel model apply, (N, labels), by the request's threshold or the labels' own."""
+    own = manifest.output.thresholds or (DEFAULT_THRESHOLD,)
+    return probabilities >= np.array(own if threshold is None else (threshold,), np.float32)
 
 
 def choose_threshold(manifest: Manifest, threshold: float | None = None) -> float:

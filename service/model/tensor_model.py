@@ -77,11 +77,11 @@ class TensorPredictor:
             InvalidRequestError: A BYTES element is not UTF-8, or the graph rejects this combination of tensors.
             InferenceError: The graph failed for another reason.
         """
-        fed = {name: _as_text(tensor, name) for name, tensor in inputs.items()}
+        fed = {name: as_text(tensor, name) for name, tensor in inputs.items()}
         names = [spec.name for spec in self.manifest.outputs]
         try:
             outputs = self.backend.session.run(names, fed)
-            return Tensors((name, _as_bytes(np.asarray(output))) for name, output in zip(names, outputs, strict=True))
+            return Tensors((name, as_bytes(np.asarray(output))) for name, output in zip(names, outputs, strict=True))
         except Exception as error:
             node = _FAILED_NODE.search(str(error))
             # Such as mismatched sizes, which only the graph can detect.
@@ -148,8 +148,12 @@ def _zeros(spec: TensorSpec) -> Tensor:
     return np.zeros(shape, names.get(spec.datatype, spec.datatype.lower()))
 
 
-def _as_text(tensor: Tensor, name: str) -> Tensor:
-    """Decode a BYTES tensor, since onnxruntime takes strings as text."""
+def as_text(tensor: Tensor, name: str) -> Tensor:
+    """Decode a BYTES tensor, since onnxruntime takes strings as text; return any other as it is.
+
+    Raises:
+        InvalidRequestError: An element is not UTF-8.
+    """
     if tensor.dtype != object:
         return tensor
     text = np.empty(tensor.shape, dtype=object)
@@ -160,7 +164,8 @@ def _as_text(tensor: Tensor, name: str) -> Tensor:
     return text
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Encode a tensor of text as one of BYTES; return any other as it is."""
     if tensor.dtype.kind not in "OU":
         return tensor
     content = np.empty(tensor.shape, dtype=object)

@@ -30,6 +30,9 @@ _dropped = Counter(
     "Requests given up: queue full, too long for the deadline (overload), deadline expired, client gone",
     (*_MODEL, "reason"),
 )
+_out_of_range = Counter(
+    "service_out_of_range", "Numbers that were answered although outside the range of their column", (*_MODEL, "column")
+)
 _others = Counter("service_other_requests", "Requests answered that are no predict requests, by status code", ("code",))
 _in_flight = Gauge("service_requests_in_flight", "Predict requests being answered", is_live=True)
 _queue_rows = Gauge("service_queue_rows", "Instances that wait or run", _MODEL, is_live=True)
@@ -125,6 +128,11 @@ def record_failure(code: int) -> None:
 def record_dropped(reason: str) -> None:
     """Count a connection that was given up: it was too slow to send a request, or to read its response."""
     _dropped.add(1, "", "", reason)
+
+
+def record_out_of_range(name: str, version: int, column: str, count: int) -> None:
+    """Count numbers of a request that are outside the range which their column's manifest says."""
+    _out_of_range.add(count, name, str(version), column)
 
 
 def record_other(code: int) -> None:

@@ -22,6 +22,7 @@ from service.errors import InvalidRequestError
 from service.model.backends import Array
 from service.model.manifest import AnyManifest, ImageInput, Manifest
 
+_PARAMETERS = {"binary": "threshold", "multilabel": "threshold", "multiclass": "top_k", "embedding": "encoding"}
 _FIELDS = ("instances", "parameters")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # a reader may ignore it, RFC 8259 section 8.1
 _BLANKS = b" \t\r\n"
@@ -29,15 +30,25 @@ _PLAIN = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"instances"[ \t\r\n]*:[ \t\r\n]*(?=
 _MAX_HEADER = 2**16  # of a body without its instances
 
 
+class Parameters(NamedTuple):
+    """The parameters of a request, as `Call` has them."""
+
+    threshold: float | None
+    top_k: int | None
+    is_base64: bool
+
+
 class Call(NamedTuple):
     """One decoded predict request: inputs float32 (N, *shape), and its parameters where they were sent.
 
-    `timeout` is always None: a request of this API sets it by the header field `X-Request-Timeout`.
+    `is_base64` says how an embedding is written. `timeout` is always None: a request of this API sets it by the header
+    field `X-Request-Timeout`.
     """
 
     inputs: Array
     threshold: float | None = None
     top_k: int | None = None
+    is_base64: bool = False
     timeout: float | None = None
 
 
@@ -86,6 +97,8 @@ def _parse_rows(text: bytes, manifest: Manifest) -> Array | None:
     if text.find(b"[", 1) < 0:
         return None
     spec = manifest.input
+    if spec.kind == "columns":
+        return None
     rows = parse_numbers(text, (-1, math.prod(spec.shape)), is_unit=spec.kind == "image")
     return None if rows is None else rows.reshape(-1, *spec.shape)
 
@@ -98,12 +111,13 @@ def _decode_pieces(body: bytes, manifest: Manifest, limits: ReadLimits) -> Call:
     """
     start, end = body.find(b"[") + 1, body.rfind(b"]")
     is_long = not 0 < start <= end or start + len(body) - end > _MAX_HEADER
-    if is_long or (manifest.input.kind == "image" and body.find(b"{", start, end) >= 0):
+    kind = manifest.input.kind  # text may have brackets
+    if is_long or kind == "columns" or (kind == "image" and body.find(b"{", start, end) >= 0):
         return _decode_object(body, manifest, limits)
     fields = load_object(body[:start] + body[end:])
     if fields.get("instances") != []:
         return _decode_object(body, manifest, limits)
-    threshold, top_k = _read_fields(fields, manifest)
+    parameters = _read_fields(fields, manifest)
     most_values = max(MAX_VALUES, 2 * math.prod(manifest.input.shape))
     pieces: list[Array] = []
     count = 0
@@ -114,7 +128,7 @@ def _decode_pieces(body: bytes, manifest: Manifest, limits: ReadLimits) -> Call:
         pieces.append(_read_piece(piece, manifest, count) if inputs is None else inputs)
         count += len(pieces[-1])
         limits.check_rows(count)
-    return Call(np.concatenate(pieces), threshold, top_k)
+    return Call(np.concatenate(pieces), *parameters)
 
 
 def _read_piece(piece: bytes, manifest: Manifest, first: int) -> Array:
@@ -130,16 +144,16 @@ def _read_piece(piece: bytes, manifest: Manifest, first: int) -> Array:
 
 def _decode_object(body: bytes, manifest: Manifest, limits: ReadLimits) -> Call:
     fields = load_object(body)
-    threshold, top_k = _read_fields(fields, manifest)
+    parameters = _read_fields(fields, manifest)
     instances = fields["instances"]
     if isinstance(instances, list):
         limits.check_rows(len(instances))
         if isinstance(manifest.input, ImageInput) and any(isinstance(instance, dict) for instance in instances):
-            return Call(pictures.read_encoded(instances, manifest, limits), threshold, top_k)
-    return Call(read_instances(instances, manifest), threshold, top_k)
+            return Call(pictures.read_encoded(instances, manifest, limits), *parameters)
+    return Call(read_instances(instances, manifest), *parameters)
 
 
-def _read_fields(fields: dict[str, Any], manifest: Manifest) -> tuple[float | None, int | None]:
+def _read_fields(fields: dict[str, Any], manifest: Manifest) -> Parameters:
     """Check the fields of a body, and return its parameters."""
     for name in fields:
         if name not in _FIELDS:
@@ -174,15 +188,19 @@ def load_object(body: bytes) -> dict[str, Any]:
     return read_object(body.removeprefix(_BYTE_ORDER_MARK), 'an object like {"instances": [...]}')
 
 
-def _read_parameters(parameters: object, manifest: Manifest) -> tuple[float | None, int | None]:
+def _read_parameters(parameters: object, manifest: Manifest) -> Parameters:
     if not isinstance(parameters, dict):
         raise InvalidRequestError(f"parameters is {kind_of(parameters)}, expected an object")
-    allowed = {"binary": ("threshold",), "multiclass": ("top_k",), "regression": ()}[manifest.task]
+    allowed = _PARAMETERS.get(manifest.task)
     for name in parameters:
-        if name not in allowed:
-            known = f"it takes {allowed[0]}" if allowed else "it takes none"
+        if name != allowed:
+            known = f"it takes {allowed}" if allowed else "it takes none"
             raise InvalidRequestError(f"unknown parameter {name[:60]!r} for a {manifest.task} model; {known}")
-    return _read_threshold(parameters), _read_top_k(parameters, len(manifest.output.labels))
+    encoding = parameters.get("encoding", "list")
+    if encoding not in ("list", "base64"):
+        raise InvalidRequestError("parameters.encoding is neither list nor base64")
+    top_k = _read_top_k(parameters, len(manifest.output.labels))
+    return Parameters(_read_threshold(parameters), top_k, encoding == "base64")
 
 
 def _read_threshold(parameters: dict[str, Any]) -> float | None:

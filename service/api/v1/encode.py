@@ -1,5 +1,8 @@
 """Encode the typed API's responses: `{"model", "version", "predictions"}`."""
 
+import base64
+from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ from service.api.v1.decode import Call
 from service.errors import TooLargeError
 from service.model import postprocess
 from service.model.backends import Array
+from service.model.columns import split_rows
 from service.model.manifest import AnyManifest, Manifest
 
 MAX_PREVIEW = 2**17  # numbers: over a megabyte of JSON, which takes 3 ms
@@ -41,14 +45,21 @@ def encode_preview(inputs: Array, manifest: AnyManifest) -> tuple[bytes, bytes]:
     """
     if inputs.size > MAX_PREVIEW:
         raise TooLargeError(f"the instances have {inputs.size} numbers; a preview shows at most {MAX_PREVIEW}")
-    answer = {"model": manifest.name, "version": manifest.version, "instances": inputs}
+    shown: Any = inputs
+    if inputs.dtype.names:
+        tensors = split_rows(inputs)
+        shown = [{name: tensor[index].tolist() for name, tensor in tensors.items()} for index in range(len(inputs))]
+    answer = {"model": manifest.name, "version": manifest.version, "instances": shown}
     return _JSON, orjson.dumps(answer, option=_NUMPY)
 
 
 def build_predictions(outputs: Array, manifest: Manifest, call: Call) -> list[dict[str, Any]]:
     """Return one prediction for each row, in the words of the manifest's task."""
-    if manifest.task == "regression":
+    kind = manifest.output.kind
+    if kind == "value":
         return [{"prediction": value} for value in outputs[:, 0]]
+    if kind in _BUILDERS or manifest.task == "multilabel":
+        return _BUILDERS.get(kind, _build_multilabel)(outputs, manifest, call)
     labels = manifest.output.labels
     probabilities, indices = postprocess.classify(outputs, manifest, call.threshold)
     is_binary = manifest.task == "binary"
@@ -62,6 +73,46 @@ def build_predictions(outputs: Array, manifest: Manifest, call: Call) -> list[di
         for prediction, row in zip(predictions, probabilities, strict=True):
             prediction["top_k"] = _choose_best(row, call.top_k, labels)
     return predictions
+
+
+def _build_values(outputs: Array, manifest: Manifest, _: Call) -> list[dict[str, Any]]:
+    names = [value.name for value in manifest.output.values]
+    return [{"prediction": dict(zip(names, row, strict=True))} for row in outputs]
+
+
+def _build_intervals(outputs: Array, _: Manifest, __: Call) -> list[dict[str, Any]]:
+    return [{"prediction": row[0], "interval": row[1:]} for row in outputs]
+
+
+def _build_embeddings(outputs: Array, _: Manifest, call: Call) -> list[dict[str, Any]]:
+    if not call.is_base64:
+        return [{"embedding": row} for row in outputs]
+    return [{"embedding": base64.b64encode(row.astype("<f4").tobytes()).decode()} for row in outputs]
+
+
+def _build_named(outputs: Array, _: Manifest, __: Call) -> list[dict[str, Any]]:
+    tensors = {}
+    for name, tensor in split_rows(outputs).items():
+        tensors[name] = tensor.tolist() if tensor.dtype == object else np.ascontiguousarray(tensor)
+    return [{"outputs": {name: tensor[index] for name, tensor in tensors.items()}} for index in range(len(outputs))]
+
+
+def _build_multilabel(outputs: Array, manifest: Manifest, call: Call) -> list[dict[str, Any]]:
+    probabilities = postprocess.interpret(outputs, manifest)
+    present = postprocess.choose_present(probabilities, manifest, call.threshold)
+    labels = manifest.output.labels
+    return [
+        {"prediction": chosen, "labels": list(compress(labels, chosen)), "probabilities": row}
+        for chosen, row in zip(present.astype(int).tolist(), probabilities, strict=True)
+    ]
+
+
+_BUILDERS: dict[str, Callable[[Array, Manifest, Call], list[dict[str, Any]]]] = {
+    "values": _build_values,
+    "interval": _build_intervals,
+    "vector": _build_embeddings,
+    "tensors": _build_named,
+}
 
 
 def _choose_best(row: Array, top_k: int, labels: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.api.json_values import kind_of
+from service.api.v1.columns import read_columns
 from service.errors import InvalidRequestError
 from service.model.backends import Array
-from service.model.manifest import ImageInput, Manifest
+from service.model.manifest import ColumnsInput, ImageInput, Manifest, TabularInput
 
 _NUMBERS = {int, float}
 _PIXEL_HINT = "pixels are numbers from 0 (paper) to 1 (ink); divide bytes by 255"
 
 
 def read_instances(instances: object, manifest: Manifest, first: int = 0) -> Array:
-    """Return the inputs float32 (N, *shape) of decoded instances.
+    """Return the inputs float32 (N, *shape) of decoded instances, or the rows of a model with columns.
 
     Args:
         instances: decoded JSON.
@@ -35,6 +36,8 @@ def read_instances(instances: object, manifest: Manifest, first: int = 0) -> Arr
         raise InvalidRequestError(f"instances is {kind_of(instances)}, expected a list of instances")
     if not instances:
         raise InvalidRequestError("instances is empty; send at least one instance")
+    if isinstance(manifest.input, ColumnsInput):
+        return read_columns(instances, manifest.input, (manifest.name, manifest.version), first)
     rows = [
         _read_instance(instance, manifest, f"instances[{index}]") for index, instance in enumerate(instances, first)
     ]
@@ -47,6 +50,7 @@ def read_instances(instances: object, manifest: Manifest, first: int = 0) -> Arr
 def _read_instance(instance: object, manifest: Manifest, where: str) -> Sequence[float]:
     if isinstance(manifest.input, ImageInput):
         return _read_pixels(instance, manifest.input, where)
+    assert isinstance(manifest.input, TabularInput)
     features = manifest.input.features
     if isinstance(instance, dict):
         return _read_features(instance, [feature.name for feature in features], where)

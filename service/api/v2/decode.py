@@ -25,8 +25,9 @@ from service.api.v2.infer_request import (
 )
 from service.errors import InvalidRequestError
 from service.model.backends import Array
-from service.model.manifest import AnyManifest, ImageInput, Manifest
-from service.model.tensor_model import Tensors
+from service.model.columns import Rows, join_tensors
+from service.model.manifest import AnyManifest, ColumnsInput, ImageInput, Manifest
+from service.model.tensor_model import Tensors, as_text
 
 _DATA = re.compile(rb'"data"\s*:\s*')
 
@@ -107,7 +108,8 @@ def _decode_plain(body: bytes, manifest: AnyManifest, limits: ReadLimits) -> Inf
         if numbers is None:
             return None
         tensors[name] = numbers
-    inputs = tensors[name] if isinstance(manifest, Manifest) else Tensors(tensors)
+    has_one = isinstance(manifest, Manifest) and manifest.input.kind != "columns"
+    inputs = tensors[name] if has_one else choose_inputs(dict(tensors), manifest, limits)
     return InferCall(inputs, request.id, request.outputs, request.timeout)
 
 
@@ -189,13 +191,15 @@ def _read_tensors(inputs: tuple[InputTensor, ...], binary: bytes) -> dict[str, T
 
 
 def choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest, limits: ReadLimits) -> Array | Tensors:
-    """Return what the model takes: its one input float32 (N, *shape), or all tensors if it has no task.
+    """Return what the model takes: its input float32 (N, *shape), rows of columns, or all tensors if it has no task.
 
     Raises:
         InvalidRequestError: a number is not finite, or a picture cannot be read.
     """
     if not isinstance(manifest, Manifest):
         return Tensors(tensors)
+    if isinstance(manifest.input, ColumnsInput):
+        return _join_columns(tensors, manifest.input)
     ((name, tensor),) = tensors.items()
     if tensor.dtype == object:
         assert isinstance(manifest.input, ImageInput)
@@ -205,6 +209,22 @@ def choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest, limits: Rea
         index = int(np.flatnonzero(~finite)[0])
         raise InvalidRequestError(f"input {name!r} has an element that is not finite, at {index}")
     return tensor
+
+
+def _join_columns(tensors: dict[str, Tensor], spec: ColumnsInput) -> Rows:
+    """Return the rows of columns that were sent as tensors. NaN is null, so only columns that take null may have it."""
+    for tensor in spec.tensors:
+        given = tensors[tensor.name]
+        if given.dtype == object:
+            tensors[tensor.name] = as_text(given, tensor.name)
+        if given.dtype.kind == "f":
+            nulls = [column.nullable for column in tensor.columns]
+            if not (np.isfinite(given) | (np.isnan(given) & nulls)).all():
+                raise InvalidRequestError(f"input {tensor.name!r} has an element that is not finite")
+    try:
+        return join_tensors(tensors, spec.row_dtype)
+    except ValueError as error:
+        raise InvalidRequestError(f"the inputs are not equally many rows: {error}") from error
 
 
 def _read_pictures(tensor: Tensor, spec: ImageInput, limits: ReadLimits) -> Array:

@@ -17,8 +17,9 @@ from service.api.v2.decode import InferCall
 from service.errors import InvalidRequestError
 from service.model import postprocess
 from service.model.backends import Array
+from service.model.columns import split_rows
 from service.model.manifest import AnyManifest, Manifest
-from service.model.tensor_model import Tensors
+from service.model.tensor_model import Tensors, as_bytes
 
 DATATYPE_NAMES = {dtype.str[1:]: name for name, dtype in DATATYPES.items()}  # by dtype.str without the byte order
 
@@ -71,11 +72,18 @@ def build_outputs(outputs: Array | Tensors, manifest: AnyManifest, call: InferCa
 def _build_tensors(outputs: Array, manifest: AnyManifest, call: InferCall) -> Mapping[str, Tensor]:
     """Return the outputs of a model with a task by name; only the graph's own if nothing else was asked for."""
     assert isinstance(manifest, Manifest)
+    if outputs.dtype.names:
+        return {name: as_bytes(tensor) for name, tensor in split_rows(outputs).items()}
     own: dict[str, Tensor] = {manifest.output.tensor or "outputs": outputs}
     if len(call.outputs) == 1 and call.outputs[0].name in own:
         return own
     if manifest.task == "regression":
-        return {"prediction": outputs[:, 0]} | own
+        prediction = outputs if manifest.output.kind == "values" else outputs[:, 0]
+        return {"prediction": prediction, "interval": outputs[:, 1:], **own}
+    if manifest.task == "multilabel":
+        probabilities = postprocess.interpret(outputs, manifest)
+        present = postprocess.choose_present(probabilities, manifest).astype(np.int64)
+        return {"prediction": present, "probabilities": probabilities, **own}
     probabilities, indices = postprocess.classify(outputs, manifest)
     labels = list(map(str.encode, map(manifest.output.labels.__getitem__, indices)))
     return {

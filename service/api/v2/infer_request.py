@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from service.api.json_values import kind_of, read_object
 from service.api.v2.datatypes import read_datatype, read_shape
 from service.errors import InvalidRequestError
-from service.model.manifest import AnyManifest, Manifest
+from service.model.manifest import AnyManifest, ColumnsInput, Manifest
 
 MAX_CACHED_BYTES = 2048  # longer JSON is parsed anew for each request
 _MAX_CACHED = 512
@@ -203,6 +203,8 @@ def _check_fields(fields: dict[str, Any], known: set[str], where: str) -> None:
 def input_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
     """Return datatype and shape of each input by name; -1 is an open dimension, or the batch."""
     if isinstance(manifest, Manifest):
+        if isinstance(manifest.input, ColumnsInput):
+            return {each.name: (each.datatype, [-1, len(each.columns)]) for each in manifest.input.tensors}
         return {manifest.input.tensor or "inputs": ("FP32", [-1, *manifest.input.shape])}
     return {spec.name: (spec.datatype, list(spec.shape)) for spec in manifest.inputs}
 
@@ -214,14 +216,22 @@ def output_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
     """
     if not isinstance(manifest, Manifest):
         return {spec.name: (spec.datatype, list(spec.shape)) for spec in manifest.outputs}
-    own = manifest.output.tensor or "outputs"
-    specs: dict[str, tuple[str, list[int]]] = {own: ("FP32", [-1, manifest.output_width])}
+    width = manifest.output_width
+    if manifest.output.kind == "tensors":
+        return {each.name: (each.datatype, [-1, *each.shape]) for each in manifest.output.outputs}
+    specs: dict[str, tuple[str, list[int]]] = {manifest.output.tensor or "outputs": ("FP32", [-1, width])}
     if manifest.task == "regression":
-        specs.setdefault("prediction", ("FP32", [-1]))
+        specs.setdefault("prediction", ("FP32", [-1, width] if manifest.output.kind == "values" else [-1]))
+        if manifest.output.kind == "interval":
+            specs.setdefault("interval", ("FP32", [-1, 2]))
         return specs
-    specs.setdefault("prediction", ("INT64", [-1]))
+    if manifest.task == "embedding":
+        return specs
+    is_multilabel = manifest.task == "multilabel"
+    specs.setdefault("prediction", ("INT64", [-1, width] if is_multilabel else [-1]))
     specs.setdefault("probabilities", ("FP32", [-1, len(manifest.output.labels)]))
-    specs.setdefault("label", ("BYTES", [-1]))
+    if not is_multilabel:
+        specs.setdefault("label", ("BYTES", [-1]))
     return specs
 
 

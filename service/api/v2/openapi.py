@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.api.schemas import NUMBER, TEXT, Schema, choose_row, list_of, object_of
+from service.api.schema_parts import NUMBER, TEXT, Schema, list_of, object_of
+from service.api.schemas import choose_row, choose_tensors
 from service.api.v2.datatypes import DATATYPES
 from service.api.v2.decode import InferCall
 from service.api.v2.encode import encode
 from service.api.v2.infer_request import all_outputs, input_specs, output_specs
-from service.model.manifest import AnyManifest, Manifest
+from service.model.manifest import AnyManifest, ColumnsInput, Manifest
 
 TAG = "Open Inference Protocol"
 ABOUT = (
@@ -108,7 +109,12 @@ def build_infer_example(manifest: AnyManifest) -> Schema | None:
     inputs = []
     for name, (datatype, shape) in input_specs(manifest).items():
         filled = [1 if size < 0 else size for size in shape]
-        data = choose_row(manifest) if isinstance(manifest, Manifest) else [_element(datatype)] * math.prod(filled)
+        if not isinstance(manifest, Manifest):
+            data = [_element(datatype)] * math.prod(filled)
+        elif isinstance(manifest.input, ColumnsInput):
+            data = choose_tensors(manifest)[name][0].tolist()
+        else:
+            data = choose_row(manifest)
         inputs.append({"name": name, "shape": filled, "datatype": datatype, "data": data})
     outputs = output_specs(manifest)
     if all(datatype != "FP16" for datatype, _ in outputs.values()):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from service.errors import InferenceError, ModelRefusedError
 from service.model.backends import as_rows
 from service.model.backends.onnx_runtime import choose_input, describe_failure, open_session
-from service.model.columns import join_tensors, output_dtype
+from service.model.columns import join_tensors
 from service.model.manifest import BackendName, ColumnsInput, Datatype, Manifest
 
 _TYPES: dict[Datatype, str] = {"FP16": "float16", "FP32": "float", "FP64": "double", "BYTES": "string"}
@@ -85,7 +85,7 @@ def open_rows(
     inputs = _match_inputs(session, spec) if isinstance(spec, ColumnsInput) else choose_input(session, manifest)
     is_named = manifest.output.kind == "tensors"
     outputs = _match_named(session, manifest) if is_named else _match_side_by_side(session, manifest)
-    fields = output_dtype(manifest.output) if is_named else None
+    fields = manifest.output.row_dtype if is_named else None
     return RowsBackend(session, inputs, outputs, fields, device, name, tf32 and device.startswith("cuda"))
 
 

@@ -4,11 +4,12 @@ import math
 from collections import Counter
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from service.model.manifest.parts import Datatype, Part
+from service.model.manifest.parts import Datatype, Part, find_dtype
 
 ColumnType = Literal["number", "integer", "boolean", "category", "text", "datetime"]
 Scalar = Annotated[bool, Field(strict=True)] | Annotated[int, Field(strict=True)] | float | str
@@ -111,6 +112,17 @@ class ColumnTensor(Part):
     datatype: Datatype
     columns: tuple[Column, ...]
 
+    @cached_property
+    def codes(self) -> tuple[dict[Any, Any], ...]:
+        """What this tensor has for each value of each category, and for null; empty for other columns."""
+        return tuple(self._build_codes(column) if column.values else {} for column in self.columns)
+
+    def _build_codes(self, column: Column) -> dict[Any, Any]:
+        if self.datatype == "BYTES":
+            return {value: str(value) for value in column.values} | {None: column.missing}
+        codes = {value: value if isinstance(value, int) else index for index, value in enumerate(column.values)}
+        return codes | {None: math.nan}
+
 
 class ColumnsInput(Part):
     """Rows of typed columns.
@@ -152,6 +164,11 @@ class ColumnsInput(Part):
             ColumnTensor(name=name, datatype=columns[0].choose_datatype(self.feed), columns=tuple(columns))
             for name, columns in found.items()
         )
+
+    @cached_property
+    def row_dtype(self) -> "np.dtype[Any]":
+        """The dtype of rows: a field for each tensor; see `service.model.columns`."""
+        return np.dtype([(each.name, find_dtype(each.datatype), (len(each.columns),)) for each in self.tensors])
 
     @property
     def shape(self) -> tuple[int]:

@@ -1,10 +1,11 @@
 """What the graph's outputs mean, by task."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from service.model.manifest.parts import Datatype, Part
+from service.model.manifest.parts import Datatype, Part, find_dtype
 
 Task = Literal["regression", "binary", "multiclass", "multilabel", "embedding", "outputs"]
 _INTERVAL_WIDTH = 3
@@ -56,6 +57,11 @@ class Output(Part):
     level: float | None = Field(default=None, gt=0, lt=1, description="share of the true values within an interval")
     tensor: str | None = Field(default=None, description="name of the graph's output; optional if it has only one")
     tensors: tuple[str, ...] = Field(default=(), description="several outputs of the graph, put side by side")
+
+    @property
+    def row_dtype(self) -> "np.dtype[Any]":
+        """The dtype of rows of named outputs: a field for each; see `service.model.columns`."""
+        return np.dtype([(each.name, find_dtype(each.datatype), each.shape) for each in self.outputs])
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:

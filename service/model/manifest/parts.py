@@ -1,15 +1,28 @@
 """Parts of a manifest that do not depend on its task: artifacts, golden samples, training."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 BackendName = Literal["onnx", "torchscript", "onnx-int8"]
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES",
 ]  # fmt: skip
+_DTYPES: dict[str, "np.dtype[Any]"] = {
+    "BOOL": np.dtype(np.bool_),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(object),
+}
 _FILE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _SHA256 = r"^[0-9a-f]{64}$"
+
+
+def find_dtype(datatype: Datatype) -> "np.dtype[Any]":
+    """Return numpy's dtype of a datatype; text is objects."""
+    return _DTYPES.get(datatype) or np.dtype(datatype.lower())
 
 
 class Part(BaseModel):
