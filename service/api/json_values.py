@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def _has_nesting(values: Any, text: bytes, shape: tuple[int, ...]) -> bool:  # n
     lists = [values]
     start = 1  # behind the first bracket
     for size in shape[1:]:
-        lists = [part for each in lists for part in each]
+        lists = list(chain.from_iterable(lists))
         if set(map(len, lists)) != {size}:
             return False
         for _ in lists:  # `bytes.count` of a single byte takes ten times as long

@@ -45,6 +45,26 @@ class RequestHead(NamedTuple):
 Event = RequestHead | bytes | ServiceError | None  # a head, a part of a body, bytes that are not HTTP, a body's end
 NO_HEAD = RequestHead("", b"", [], "1.1", True, False)
 
+END_OF_HEAD = b"\r\n\r\n"
+_LONGEST_KNOWN = 1024  # bytes
+_MOST_KNOWN = 1024
+_CHANGING_FIELDS = {b"x-request-id", b"traceparent", b"transfer-encoding"}  # with these, a head says nothing of others
+known_heads: dict[bytes, tuple[RequestHead, int]] = {}
+"""What was read of heads as they stand in a request, to the last byte, and how long a body they announce."""
+
+
+def remember_head(data: bytes, head: RequestHead) -> None:
+    """Keep what was read of a head if `data` is just its request, since clients repeat them from request to request."""
+    end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+    fields = dict(head.fields)
+    is_plain = head.method == "POST" and head.version == "1.1" and head.keep_alive and not head.expects
+    if not is_plain or end > _LONGEST_KNOWN or not _CHANGING_FIELDS.isdisjoint(fields):
+        return
+    if fields.get(b"content-length") == b"%d" % (len(data) - end):  # so the head ended there
+        if len(known_heads) >= _MOST_KNOWN:
+            known_heads.clear()
+        known_heads[data[:end]] = head, len(data) - end
+
 
 @lru_cache(maxsize=1024)
 def is_host(value: bytes) -> bool:

@@ -16,6 +16,7 @@ from service.http.connection import CONTINUE, Connection, State
 from service.http.exchange import AsgiExchange
 from service.http.head import (
     CHUNKS_TOO_LONG,
+    END_OF_HEAD,
     LONGEST_HOST,
     MAX_HEAD_BYTES,
     MAX_HEADER_FIELDS,
@@ -24,8 +25,10 @@ from service.http.head import (
     RequestHead,
     check_head,
     is_host,
+    known_heads,
     measure_head,
     normalize_target,
+    remember_head,
     write_without_upgrade,
 )
 from service.request import PredictRequest
@@ -60,8 +63,10 @@ class HttpProtocol(Connection):
             self._unparsed += data
             self.transport.pause_reading()
             return
-        if not self._is_replaying:
-            self._begun = 0
+        self._begun = self._begun if self._is_replaying else 0
+        is_between = not self._in_message and self.state in (State.IDLE, State.READING_HEAD)
+        if is_between and self._take_known(data):
+            return
         for start in range(0, len(data), PIECE_BYTES):
             if self._is_last or self.state in (State.DRAINING, State.CLOSING):
                 return
@@ -86,6 +91,23 @@ class HttpProtocol(Connection):
             self._framing_bytes = 0 if self._body_bytes else self._framing_bytes + len(piece)
             if self._framing_bytes > MAX_HEAD_BYTES and not self._is_last:
                 self._handle(HeadTooLargeError(CHUNKS_TOO_LONG if self._in_body else TOO_LONG))
+        if is_between and self._begun == 1 and not (self._is_replaying or self._in_message):
+            remember_head(data, self._head)
+
+    def _take_known(self, data: bytes) -> bool:
+        """Take a whole request, and nothing else, if its head was read before: it means what it meant then."""
+        end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+        known = known_heads.get(data[:end])
+        if known is None or known[1] != len(data) - end:
+            return False
+        self._begin(known[0])
+        if not self._responded:
+            assert self.current is not None
+            self.state = State.WAITING
+            self.current.finish(data[end:])
+        elif not self._is_last:
+            self._next()
+        return True
 
     # Callbacks of the parser
 

@@ -22,8 +22,8 @@ ROOT = Path(package).parent
 DIGIT = [0.5] * 784
 TENSOR = {"name": "inputs", "shape": [1, 784], "datatype": "FP32", "data": DIGIT}
 CASES: dict[str, tuple[dict[str, Any], int, int]] = {
-    "/v1/models/mnist:predict": ({"instances": [DIGIT]}, 45, 12),
-    "/v2/models/mnist/infer": ({"inputs": [TENSOR]}, 70, 16),
+    "/v1/models/mnist:predict": ({"instances": [DIGIT]}, 40, 12),
+    "/v2/models/mnist/infer": ({"inputs": [TENSOR]}, 50, 14),
 }
 Call = tuple[str, str]
 """A file below `service/`, and a function in it."""
