@@ -2,7 +2,8 @@
 
 A cheap request, by the cost measured when the model was loaded, runs on the event loop together with all others that
 arrived in the same turn of the loop: no thread is woken, and a lone request goes straight through. One that would hold
-the loop longer than `INLINE_SECONDS` goes to the model's own thread, which takes whatever has gathered. Results,
+the loop longer than `INLINE_SECONDS`, or whose single rows take longer than `LONE_SECONDS`, goes to the model's own
+thread, which takes whatever has gathered and gives way to the loop when both want the processor. Results,
 errors and deadlines reach the request through its `Waiter`. One that the thread cannot answer by its deadline, by the
 cost of what is ahead of it, is refused at once. This module knows arrays, not models or HTTP.
 """
@@ -12,12 +13,16 @@ import contextlib
 import itertools
 import logging
 import math
+import os
+import sys
+import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +34,8 @@ from service.model.cost import Cost
 logger = logging.getLogger("service")
 
 INLINE_SECONDS = 0.002
+LONE_SECONDS = 0.00075  # of a row; a model of dearer rows, saturated, would hold the loop all the time
+NICENESS = 5  # of the thread
 SWEEP_SECONDS = 0.02
 SLOW_SECONDS = 0.05  # an inline call that takes so long has a cost that its rows do not tell
 SHORTEST_BAN, LONGEST_BAN = 1.0, 600.0  # seconds for which its requests then all go to the thread; doubled each time
@@ -82,10 +89,17 @@ class Batcher:
         max_batch_size: rows in one call; 1 where requests cannot share one, and each is answered as its call ends.
         queue_size: rows that may wait or run; a request beyond it is refused with 503.
         metrics: where backend calls and dropped requests are counted.
+        niceness: of the thread beside the process's other threads. Linux.
     """
 
     def __init__(
-        self, predict: Callable[[Any], Any], cost: Cost, max_batch_size: int, queue_size: int, metrics: Metrics
+        self,
+        predict: Callable[[Any], Any],
+        cost: Cost,
+        max_batch_size: int,
+        queue_size: int,
+        metrics: Metrics,
+        niceness: int = NICENESS,
     ) -> None:
         self._metrics = metrics
         self._predict = predict
@@ -93,7 +107,7 @@ class Batcher:
         self._cost = replace(cost, batch=self._max_batch_size)
         self._slowdown = 1.0  # what calls in the thread take, over what was measured
         self._queue_size = queue_size
-        self._inline_rows = min(self._max_batch_size, cost.rows_within(INLINE_SECONDS))
+        self._inline_rows = count_inline_rows(self._cost)
         self._inline: deque[_Entry] = deque()
         self._threaded: deque[_Entry] = deque()
         self._running: list[_Entry] = []
@@ -104,7 +118,7 @@ class Batcher:
         self._sweeping = False
         self._loop: asyncio.AbstractEventLoop = _NO_LOOP
         self._ban = SHORTEST_BAN
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
+        self._executor = ThreadPoolExecutor(1, "batch", partial(_give_way, niceness))
 
     @property
     def rows(self) -> int:
@@ -284,6 +298,11 @@ class Batcher:
         give_answer(entry.waiter, DeadlineExceededError("no answer was ready by the request's deadline"))
 
 
+def count_inline_rows(cost: Cost) -> int:
+    """Return up to how many rows of a request, and of those it shares a call with, run on the event loop."""
+    return min(cost.batch, cost.rows_within(INLINE_SECONDS)) if cost.seconds(1) <= LONE_SECONDS else 0
+
+
 def _build_overload(late: float) -> UnavailableError:
     error = UnavailableError("the model's queue is too long for the request's deadline; try again in a moment")
     error.retry_after = math.ceil(late)
@@ -299,6 +318,13 @@ def give_answer(waiter: Waiter, outcome: "Array | ServiceError") -> None:
             waiter.set_result(outcome)
     except Exception:
         logger.exception("a request could not be given its answer")
+
+
+def _give_way(niceness: int) -> None:
+    """Let this thread give way to the process's others. Linux, where a thread has a priority of its own."""
+    if sys.platform == "linux" and niceness:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + niceness)
 
 
 def _call_loop(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: object) -> None:

@@ -264,7 +264,8 @@ class Engine:
         release_memory()
         metrics.show()
         rows, backend = choose_rows(predictor.manifest, self._settings), predictor.backend
-        batcher = Batcher(self._watch(predictor.predict), cost, rows, self._settings.queue_size, metrics)
+        predict, queue_size = self._watch(predictor.predict), self._settings.queue_size
+        batcher = Batcher(predict, cost, rows, queue_size, metrics, niceness=0)  # it has the process's
         return {"backend": [backend.name, backend.device, backend.provider]}, batcher
 
     def _tell(self, key: str) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import os
+import sys
 import threading
 import time
 import weakref
@@ -211,7 +213,7 @@ def test_small_request_does_not_wait_for_a_large_one() -> None:
 
     async def check() -> None:
         double = Doubler()
-        batcher = build(double, Cost(fixed=0, each=0.001), max_batch_size=64, queue_size=1000)  # 2 rows fit the loop
+        batcher = build(double, Cost(fixed=0, each=0.0007), max_batch_size=64, queue_size=1000)  # 2 rows fit the loop
         double.gate.clear()
         large = submit(batcher, rows(*range(50)))
         await double.hold()
@@ -415,12 +417,32 @@ def test_lone_request_is_taken_whatever_the_estimate() -> None:
     run(check)
 
 
+@pytest.mark.parametrize(("each", "is_inline"), [(0.0007, True), (0.001, False)])
+def test_model_of_dear_rows_runs_on_its_thread_which_gives_way(each: float, is_inline: bool) -> None:
+    """A row that takes a millisecond fits the loop, but a saturated model of such rows would leave it to nobody."""
+    seen: list[tuple[int, int]] = []
+
+    def predict(inputs: Array) -> Array:
+        thread = threading.get_native_id()
+        seen.append((thread, os.getpriority(os.PRIO_PROCESS, thread)))
+        return inputs
+
+    async def check() -> None:
+        await submit(Batcher(predict, Cost(0.0, each), 8, 100, Recorded()), rows(1))
+
+    run(check)
+    ((thread, priority),) = seen
+    assert (thread == threading.get_native_id()) == is_inline
+    if sys.platform == "linux":
+        assert priority - os.nice(0) == (0 if is_inline else batching.NICENESS)
+
+
 def test_small_request_is_not_refused_for_large_ones() -> None:
     """What runs on the loop is taken, though the thread has work for longer than the request has time."""
 
     async def check() -> None:
         double = Doubler()
-        batcher = build(double, Cost(fixed=0, each=0.001), max_batch_size=64, queue_size=10_000)  # 2 rows fit the loop
+        batcher = build(double, Cost(fixed=0, each=0.0007), max_batch_size=64, queue_size=10_000)  # 2 rows fit the loop
         double.gate.clear()
         large = submit(batcher, rows(*range(5000)), seconds=1000)
         with pytest.raises(UnavailableError, match="too long for the request's deadline"):
@@ -640,7 +662,7 @@ def test_largest_request_for_the_loop_is_not_refused_for_large_ones() -> None:
 
     async def check() -> None:
         double = Doubler()
-        batcher = build(double, Cost(fixed=0, each=0.001), max_batch_size=64, queue_size=10_000)  # 2 rows fit the loop
+        batcher = build(double, Cost(fixed=0, each=0.0007), max_batch_size=64, queue_size=10_000)  # 2 rows fit the loop
         first = submit(batcher, rows(*range(5000)), seconds=1000)
         assert (await submit(batcher, rows(1, 2), seconds=1)).tolist() == [[2], [4]]
         await first

@@ -120,7 +120,7 @@ class Scenario:
         self.bad_rows = draw.choice((0.0, 0.05))
         self.requests: list[Request] = []
         self.sent = self.refused = 0
-        self.inline_rows = min(self.cost.batch, self.cost.rows_within(batching.INLINE_SECONDS))
+        self.inline_rows = batching.count_inline_rows(self.cost)
         self.late = 0.0  # how late answers may be
         self.metrics = Metrics()
         self.model = Model(world, self.cost, self.cost.batch, self.noise)

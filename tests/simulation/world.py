@@ -315,8 +315,10 @@ class Lock:
 class Executor:
     """In place of `ThreadPoolExecutor`, in the process that makes it."""
 
-    def __init__(self, world: World, max_workers: int = 4, thread_name_prefix: str = "") -> None:
-        del thread_name_prefix
+    def __init__(
+        self, world: World, max_workers: int = 4, thread_name_prefix: str = "", initializer: object = None
+    ) -> None:
+        del thread_name_prefix, initializer
         assert world.current is not None
         self._world, self._process, self._free = world, world.current.process, max_workers
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
