@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.arguments import read_positive, read_seeds
+from training.arguments import read_positive, read_rate, read_seeds, read_sizes
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
     from service.model.manifest import Manifest
 
 AUTOGRAD = "autograd"
+TRIAL = ("lr", "batch_size", "optimizer", "hidden")
 INTERRUPTED = 130  # as shells report a program ended by Ctrl-C
 TERMINATED = 143
 
@@ -50,6 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto, a GPU where the recipe benefits)"
     )
     parser.add_argument("--version", type=read_positive, help="version to publish as (default: the next free one)")
+    trial = parser.add_argument_group("trials", "other hyperparameters than the recipe's; they need --no-publish")
+    trial.add_argument("--lr", type=read_rate, help="learning rate")
+    trial.add_argument("--batch-size", type=read_positive, help="instances per step")
+    trial.add_argument("--optimizer", choices=["sgd", "adamw"], help="adamw is Adam where the recipe decays no weights")
+    trial.add_argument("--hidden", type=read_sizes, help="sizes of the hidden layers of mnist, such as 512,128")
     parser.add_argument("--no-publish", action="store_true", help="do everything but publish, such as for a trial")
     parser.add_argument(
         "--force", action="store_true", help="publish also if the published version is better on validation"
@@ -94,9 +100,21 @@ def _train(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in recipes]
     if unknown:
         parser.error(f"unknown recipe {unknown[0]!r}; choose from {', '.join(recipes)}")
-    seeds = tuple(options.seeds)
+    changes = {name: value for name in TRIAL if (value := getattr(options, name)) is not None}
+    if changes and not options.no_publish:
+        parser.error(
+            f"--{next(iter(changes)).replace('_', '-')} is for trials: add --no-publish, or write a recipe of your own"
+            " (docs/your-own-recipe.md)"
+        )
     request = Request(
-        options.models_dir, options.data_dir, seeds, options.epochs, options.device, options.version, options.force
+        models_dir=options.models_dir,
+        data_dir=options.data_dir,
+        seeds=tuple(options.seeds),
+        epochs=options.epochs,
+        device=options.device,
+        version=options.version,
+        force=options.force,
+        changes=changes,
     )
     for name in dict.fromkeys(names):
         try:

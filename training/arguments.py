@@ -1,6 +1,7 @@
-"""The argument types of both command lines: seeds and positive integers."""
+"""The argument types of the command line."""
 
 import argparse
+import math
 from collections.abc import Sequence
 
 LARGEST = 2**31 - 1  # the highest version a manifest accepts
@@ -32,3 +33,27 @@ def read_positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= LARGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to {LARGEST}")
     return int(text)
+
+
+def read_sizes(text: str) -> tuple[int, ...]:
+    """Return the sizes of `512,128`; the empty text is no layer.
+
+    Raises:
+        argparse.ArgumentTypeError: one is not a positive integer.
+    """
+    return tuple(read_positive(part) for part in text.split(",")) if text else ()
+
+
+def read_rate(text: str) -> float:
+    """Return a positive number.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not one.
+    """
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return rate

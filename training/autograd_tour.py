@@ -52,6 +52,21 @@ def derive_weighted() -> float:
     return gradient(w)
 
 
+def keep_gradients() -> float:
+    """Return dy/da = b = 2, which `retain_grad` keeps: without it, only leaves such as w keep their gradients."""
+    _, a, b = graph()
+    a.retain_grad()
+    (a * b).backward()  # type: ignore[no-untyped-call]
+    return gradient(a)
+
+
+def derive_by_function() -> float:
+    """Return dy/dw from `torch.autograd.backward(y)`, which is what `y.backward()` calls: 5 again."""
+    w, a, b = graph()
+    torch.autograd.backward(a * b)
+    return gradient(w)
+
+
 def derive_repeatedly() -> list[tuple[Tensor, ...]]:
     """Return the first, second and third derivative of x² at 3: 6, 2, 0, each as `torch.autograd.grad` returns it.
 
@@ -110,16 +125,18 @@ def change_leaf_in_place() -> str:
     return ""
 
 
-def descend(steps: int = 500, lr: float = 0.01, start: float = 10.0) -> float:
-    """Return where gradient descent on x² ends: each step multiplies x by 1 − 2·lr, so start·(1 − 2·lr)^steps."""
+def descend(steps: int = 500, lr: float = 0.01, start: float = 10.0) -> list[float]:
+    """Return the path of gradient descent on x²: each step multiplies x by 1 − 2·lr, so start·(1 − 2·lr)^step."""
     x = torch.tensor(start, requires_grad=True)
+    path = [start]
     for _ in range(steps):
         (x**2).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             x -= lr * gradient(x)
         if x.grad is not None:
             x.grad.zero_()
-    return x.item()
+        path.append(x.item())
+    return path
 
 
 def gradient(tensor: Tensor) -> float:
@@ -135,6 +152,8 @@ def main() -> None:
     print(f"  backward twice over one graph, kept by retain_graph: {first:g}, then {second:g}: gradients add up")
     print(f"  a third time, the graph is gone: {third!r}")
     print(f"  y0 = a·b and y1 = a + b with gradient=(1, 2): 1·5 + 2·2 = {derive_weighted():g}")
+    print(f"  torch.autograd.backward(y) does the same: {derive_by_function():g}")
+    print(f"  after a.retain_grad(), dy/da = b = {keep_gradients():g}; without, only the leaf w keeps its gradient")
     print("\nx² at 3")
     for order, result in zip(("first", "second", "third"), derive_repeatedly(), strict=True):
         print(f"  {order} derivative: {result[0].item():g}, returned in a {type(result).__name__} of {len(result)}")
@@ -149,4 +168,6 @@ def main() -> None:
     print(f"  after a = a + 1 the same memory: {same_after_sum}; after a += 1: {same_in_place}")
     print(f"  w += 1 on a leaf that requires a gradient raises: {change_leaf_in_place()!r}")
     print("\nGradient descent on x² from 10, 500 steps, lr 0.01")
-    print(f"  ends at {descend():.3e}; 10·0.98^500 = {10 * 0.98**500:.3e}")
+    path = descend()
+    print("  after " + ", ".join(f"{step}: {path[step]:.4g}" for step in (0, 1, 10, 100, 250)))
+    print(f"  ends at {path[-1]:.3e}; 10·0.98^500 = {10 * 0.98**500:.3e}")

@@ -1,6 +1,8 @@
 """The nets. A net's `forward` returns logits (or values); the activation belongs to the serving graph around it."""
 
 import copy
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +38,15 @@ class Normalize(nn.Module):
 
 
 class DigitsNet(nn.Sequential):
-    """The tutorial's 784-512-128-10 perceptron with sigmoids: pixels float32 (N, 784) in [0, 1] -> logits (N, 10)."""
+    """The tutorial's 784-512-128-10 perceptron with sigmoids: pixels float32 (N, 784) in [0, 1] -> logits (N, 10).
 
-    def __init__(self, mean: float, deviation: float) -> None:
-        super().__init__(
-            Normalize(mean, deviation),
-            nn.Linear(784, 512),
-            nn.Sigmoid(),
-            nn.Linear(512, 128),
-            nn.Sigmoid(),
-            nn.Linear(128, 10),
-        )
+    Without hidden layers it is a softmax regression.
+    """
+
+    def __init__(self, mean: float, deviation: float, hidden: Sequence[int] = (512, 128)) -> None:
+        sizes = (784, *hidden)
+        layers = [each for pair in pairwise(sizes) for each in (nn.Linear(*pair), nn.Sigmoid())]
+        super().__init__(Normalize(mean, deviation), *layers, nn.Linear(sizes[-1], 10))
 
 
 class NormedDigitsNet(nn.Sequential):

@@ -1,45 +1,59 @@
-"""Plots of a fitted model, written as PNG beside its artifacts."""
+"""Plots of a fitted model, written as PNG or GIF beside its artifacts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.model import postprocess
 from service.model.predictor import Predictor
 from training.calibration import BINS, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, LINE_INTERCEPT, Split, Splits, as_floats, true_slope
 from training.evaluate import parameters, predict
+from training.tally import count_correct
 from training.trainer import Fitted
 
 Draw = Callable[[Path, Fitted, Splits, Predictor], None]
 
-BLUE, ORANGE, GREEN, GREY, INK = "#2f6db3", "#e07b24", "#2a9d5c", "#8a8f98", "#23272e"
-_DPI = 110
+# Plots are transparent, and their colors can be read on a light and on a dark page.
+BLUE, ORANGE, GREEN, GREY, INK = "#3b82d0", "#e07b24", "#2a9d5c", "#8a8f98", "#6e7681"
+_DPI = 160
+_STYLE: Any = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+_FRAME, _LAST_FRAME = 180, 3000  # milliseconds
 _LARGE_DISPARITY = 30
 _COLUMNS = 10
 
 
 @contextmanager
-def _canvas(path: Path, title: str, width: float = 6.4, height: float = 4.4) -> Iterator[Axes]:
-    """Yield empty axes, and write them to `path` on exit, without touching matplotlib's global state."""
+def _canvas(path: Path | BytesIO, title: str, width: float = 6.4, height: float = 4.4) -> Iterator[Axes]:
+    """Yield empty axes, and write them to `path` on exit."""
+    with rc_context(_STYLE), _figure(path, width, height) as figure:
+        axes = figure.add_subplot()
+        axes.set_title(title, color=INK, fontsize=12, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+        yield axes
+
+
+@contextmanager
+def _figure(path: Path | BytesIO, width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure outside matplotlib's global state, and write it to `path` as PNG on exit."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(title, color=INK, fontsize=12, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    yield axes
-    figure.savefig(path, metadata={"Software": None})
+    yield figure
+    figure.savefig(path, format="png", transparent=True, metadata={"Software": None})
 
 
 def draw_loss(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
@@ -65,8 +79,8 @@ def draw_loss(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) 
             axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.set_ylim(bottom=0)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("loss")
+        axes.set_xlabel("iteration" if fitted.boundaries else "epoch")
+        axes.set_ylabel(fitted.criterion)
 
 
 def draw_line(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
@@ -118,17 +132,38 @@ def draw_half_plane(path: Path, fitted: Fitted, splits: Splits, predictor: Predi
 
 
 def draw_clouds(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
-    """Draw both clouds, the boundary at each check (paler is earlier), and the last one."""
+    """Draw both clouds, the boundary at each check (thinner is earlier), and the last one."""
     weights, bias = parameters(fitted)
     with _canvas(path, predictor.manifest.title, width=6.2, height=5.2) as axes:
         _draw_classes(axes, splits.train, predictor)
         earlier = list(fitted.boundaries.items())[:-1]
         for i, (_, (w, b)) in enumerate(earlier):
             label = "every 20 iterations" if i == len(earlier) - 1 else None
-            _draw_boundary(axes, w, b, color=GREY, alpha=0.15 + 0.5 * i / len(earlier), linewidth=1, label=label)
+            _draw_boundary(axes, w, b, color=GREY, linewidth=0.6 + i / len(earlier), label=label)
         label = f"after {len(fitted.history)} iterations"
-        _draw_boundary(axes, weights, bias, color=INK, linewidth=2, label=label)
+        _draw_boundary(axes, weights, bias, color=GREEN, linewidth=2.5, label=label)
         _place_legend(axes)
+
+
+def animate_clouds(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw a GIF of the boundary at each check, with iteration, loss, parameters and accuracy."""
+    frames = []
+    inputs, targets = splits.train.inputs, splits.train.targets
+    boundaries = fitted.boundaries or {len(fitted.history): parameters(fitted)}
+    for iteration, (w, b) in boundaries.items():
+        logits = inputs @ w.T + b
+        loss = fitted.history[iteration - 1].loss  # before the step
+        accuracy = count_correct(logits, targets, "binary") / len(targets)
+        values = f"w0 {w[0, 0]:+.2f}   w1 {w[0, 1]:+.2f}   b {b.item():+.2f}"
+        title = f"iteration {iteration:3}   loss {loss:.3f}   accuracy {accuracy:.1%}\n{values}"
+        with _canvas(picture := BytesIO(), title, width=6.2, height=5.2) as axes:
+            _draw_classes(axes, splits.train, predictor)
+            _draw_boundary(axes, w, b, color=GREEN, linewidth=2)
+        frame = Image.open(picture).convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", frame.size, "white"), frame).convert("RGB")
+        frames.append(flat.resize((560, 470)).quantize(32))
+    durations = [_FRAME] * (len(frames) - 1) + [_LAST_FRAME]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def _draw_classes(axes: Axes, split: Split, predictor: Predictor) -> None:
@@ -181,18 +216,16 @@ def draw_misclassified(path: Path, fitted: Fitted, splits: Splits, predictor: Pr
 def _draw_grid(
     path: Path, title: str, split: Split, chosen: list[int], titles: list[str], predictor: Predictor
 ) -> None:
-    figure = Figure(figsize=(9.6, 3.0), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
     image = predictor.manifest.input
     assert image.kind == "image"
     size = (image.image.height, image.image.width)
-    for position, (index, label) in enumerate(zip(chosen, titles, strict=True)):
-        axes = figure.add_subplot(2, _COLUMNS, position + 1)
-        axes.imshow(as_floats(split.inputs[index]).reshape(size).numpy(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(label, fontsize=9 if len(label) > 1 else 12, color=INK)
-        axes.set_axis_off()
-    figure.savefig(path, metadata={"Software": None})
+    with _figure(path, 9.6, 3.0) as figure:
+        figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
+        for position, (index, label) in enumerate(zip(chosen, titles, strict=True)):
+            axes = figure.add_subplot(2, _COLUMNS, position + 1)
+            axes.imshow(as_floats(split.inputs[index]).reshape(size).numpy(), cmap="gray", vmin=0, vmax=1)
+            axes.set_title(label, fontsize=9 if len(label) > 1 else 12, color=INK)
+            axes.set_axis_off()
 
 
 def draw_confusion(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:

@@ -34,6 +34,7 @@ class Progress:
 
     def __init__(self, title: str, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
         self._title = title
+        self._unit = "epoch" if steps_per_epoch > 1 else "iteration"
         self._epochs = epochs
         self._done = done  # epochs of the run that is resumed
         self._every = max(1, epochs // PLAIN_LINES)
@@ -66,11 +67,11 @@ class Progress:
         """Show that the fit ends early, and why; the bar is then full."""
         self._bar.total = self._bar.n
         self._bar.refresh()
-        tqdm.write(f"{self._title}: stopped after epoch {self._done}: {reason}")
+        tqdm.write(f"{self._title}: stopped after {self._unit} {self._done}: {reason}")
 
     def epoch(self, epoch: Epoch) -> None:
         """Show the figures of a finished epoch."""
         self._done += 1
-        self._bar.set_postfix_str(f"epoch {self._done}/{self._epochs}  {epoch}", refresh=False)
+        self._bar.set_postfix_str(f"{self._unit} {self._done}/{self._epochs}  {epoch}", refresh=False)
         if self._plain and (self._done % self._every == 0 or self._done == self._epochs):
-            print(f"{self._title}: epoch {self._done}/{self._epochs}  {epoch}", flush=True)
+            print(f"{self._title}: {self._unit} {self._done}/{self._epochs}  {epoch}", flush=True)

@@ -23,6 +23,7 @@ class Recipe:
     `calibrates`: whether the probabilities are corrected on the validation split; a taught model keeps its weights as
     they were trained. `quantizes` adds an 8-bit ONNX artifact. `robustness` measures accuracy on changed test
     instances, for the card.
+    `options` are the hyperparameters that the command line may change for a trial.
     `benefits_from_gpu` is False if a step is too small to be worth a kernel launch.
     """
 
@@ -43,6 +44,7 @@ class Recipe:
     calibrates: bool = False
     quantizes: bool = False
     robustness: Callable[[Predictor, Split], dict[str, float]] | None = None
+    options: tuple[str, ...] = ()
     benefits_from_gpu: bool = False
 
     def __post_init__(self) -> None:

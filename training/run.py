@@ -8,8 +8,9 @@ Until training is over only checkpoints are written, and a failed step leaves no
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from training.compare import check_not_worse
 from training.cost import measure_costs
 from training.data import Splits
 from training.describe import build_manifest, describe_training
-from training.errors import CheckError, DeviceError
+from training.errors import CheckError, DeviceError, RecipeError
 from training.evaluate import evaluate, measure_split
 from training.export import export
 from training.nets import ServingNet
@@ -42,7 +43,7 @@ class Request:
     """Options of a run.
 
     `epochs` None: the recipe's. `version` None: the next free one. `force`: publish even what is worse
-    than the last version.
+    than the last version. `changes`: other values of hyperparameters, for a trial.
     """
 
     models_dir: Path = Path("models")
@@ -52,6 +53,7 @@ class Request:
     device: str = "auto"
     version: int | None = None
     force: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,20 @@ def build_draft(recipe: Recipe, number: int, splits: Splits, candidates: Sequenc
 
 
 def fit_seeds(recipe: Recipe, splits: Splits, request: Request) -> list[Candidate]:
-    """Fit a recipe from each seed, resuming interrupted fits."""
+    """Fit a recipe from each seed, resuming interrupted fits.
+
+    Raises:
+        RecipeError: a hyperparameter is to be changed that the recipe does not have.
+    """
+    if unknown := [name for name in request.changes if name not in recipe.options]:
+        has = ", ".join("--" + name.replace("_", "-") for name in recipe.options) or "none of them"
+        raise RecipeError(f"{recipe.name} has no --{unknown[0].replace('_', '-')}; it has {has}")
     epochs = recipe.epochs if request.epochs is None else request.epochs
     device = choose_device(request.device, recipe)
-    settings = [(seed, Settings(epochs, device, find_checkpoint(recipe, seed, request))) for seed in request.seeds]
+    settings = [
+        (seed, Settings(epochs, device, find_checkpoint(recipe, seed, request), request.changes))
+        for seed in request.seeds
+    ]
     return [fit_seed(recipe, splits, seed, each) for seed, each in settings]
 
 

@@ -3,8 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Sized
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from training.tally import Tally
 
 EVALUATION_BATCH = 1000  # instances
 CHECKPOINT_INTERVAL = 60.0  # seconds
+CRITERIA = {"regression": "mean squared error", "binary": "cross-entropy", "multiclass": "cross-entropy"}
 
 
 class Batches(Sized, Iterable[tuple[Tensor, Tensor]], Protocol):
@@ -30,11 +31,20 @@ class Batches(Sized, Iterable[tuple[Tensor, Tensor]], Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the caller of a recipe chooses. `checkpoint` is the file for the state of a long fit."""
+    """What the caller of a recipe chooses.
+
+    `checkpoint` is the file for the state of a long fit. `changes` are other values of the recipe's hyperparameters,
+    for a trial: fields of `TrainConfig`, or `hidden`, the sizes of a net's hidden layers.
+    """
 
     epochs: int
     device: torch.device
     checkpoint: Path | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def change(self, config: TrainConfig) -> TrainConfig:
+        """Return a config with the epochs and the changes that the caller chose."""
+        return replace(config, epochs=self.epochs, **{k: v for k, v in self.changes.items() if k != "hidden"})
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,7 @@ class Fitted:
     Attributes:
         net: in evaluation mode.
         history: one record per epoch.
+        criterion: what the history's losses are, for the axis of a plot.
         boundaries: weights (1, 2) and bias (1,) by iteration, where the recipe plots them.
         earlier_seconds: time spent by earlier runs, if the fit was resumed.
     """
@@ -52,6 +63,7 @@ class Fitted:
     history: list[Epoch]
     boundaries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     earlier_seconds: float = 0.0
+    criterion: str = "loss"
 
 
 class Trainer:
@@ -121,7 +133,8 @@ class Trainer:
                     progress.stop(reason)
                     break
         self.net.load_state_dict(self.best or self.ema.state_dict())
-        return Fitted(self.net.eval(), self.history, earlier_seconds=self.earlier_seconds)
+        criterion = CRITERIA[self.task] + (", summed" if self.config.reduction == "sum" else "")
+        return Fitted(self.net.eval(), self.history, earlier_seconds=self.earlier_seconds, criterion=criterion)
 
     def run_epoch(self, progress: Progress) -> Epoch:
         """Take one step per batch, then measure the net on the validation split."""

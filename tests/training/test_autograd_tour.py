@@ -22,6 +22,16 @@ def test_weighted_outputs() -> None:
     assert tour.derive_weighted() == 9
 
 
+def test_kept_gradient() -> None:
+    """`retain_grad` keeps the gradient of a result: dy/da = b = 2."""
+    assert tour.keep_gradients() == 2
+
+
+def test_backward_is_a_function_too() -> None:
+    """`torch.autograd.backward(y)` gives what `y.backward()` gives."""
+    assert tour.derive_by_function() == tour.derive_product()
+
+
 def test_repeated_derivatives() -> None:
     """x² at 3 has the derivatives 6, 2 and 0, and each comes as a tuple of one."""
     results = tour.derive_repeatedly()
@@ -52,7 +62,10 @@ def test_leaf_in_place() -> None:
 
 def test_descent() -> None:
     """500 steps on x² from 10 with lr 0.01 end at 10·0.98⁵⁰⁰."""
-    assert tour.descend() == pytest.approx(10 * 0.98**500, rel=1e-3)
+    path = tour.descend()
+    assert len(path) == 501
+    assert path[:3] == pytest.approx([10, 9.8, 9.604])
+    assert path[-1] == pytest.approx(10 * 0.98**500, rel=1e-3)
 
 
 def test_tour_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,9 @@ def test_tour(capsys: pytest.CaptureFixture[str]) -> None:
         (["linear", "--epochs", "0"], "'0' is not an integer from 1"),
         (["linear", "--seeds", "0,-1"], "'0,-1' is not a list of seeds such as 0-3 or 1,5,9"),
         (["linear", "--epochs", "many"], "'many' is not an integer"),
+        (["linear", "--lr", "0", "--no-publish"], "'0' is not a positive number"),
+        (["linear", "--lr", "0.1"], "--lr is for trials: add --no-publish"),
+        (["mnist", "--hidden", "64,x", "--no-publish"], "'x' is not an integer"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +88,18 @@ def test_trial_publishes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["linear", "--epochs", "2", "--no-publish", "--models-dir", str(tmp_path)]) == 0
     assert "linear: not published  mse " in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_trial_of_other_hyperparameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A trial takes other hyperparameters, those that its recipe has; more learning gives a lower loss here."""
+    losses = []
+    for rate in ("0.001", "0.05"):
+        trial = ["--epochs", "5", "--lr", rate, "--no-publish", "--models-dir", str(tmp_path)]
+        assert main(["linear", *trial, "--batch-size", "8", "--optimizer", "sgd"]) == 0
+        losses.append(float(capsys.readouterr().out.split(" mse ")[1].split()[0]))
+    assert losses[1] < losses[0]
+    assert main(["linear-by-hand", "--optimizer", "adamw", "--no-publish", "--models-dir", str(tmp_path)]) == 1
+    assert "linear-by-hand has no --optimizer; it has --lr, --batch-size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["logistic-hours", "logistic-clusters", "linear"])

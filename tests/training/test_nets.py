@@ -24,6 +24,13 @@ def test_digits_net_is_the_tutorials() -> None:
     assert net(torch.zeros(3, 784)).shape == (3, 10)
 
 
+def test_digits_net_without_hidden_layers_is_a_softmax_regression() -> None:
+    """One linear layer: 7,840 weights and 10 biases."""
+    net = DigitsNet(mean=0.1, deviation=1.0, hidden=())
+    assert sum(each.numel() for each in net.parameters()) == 7850
+    assert net(torch.zeros(3, 784)).shape == (3, 10)
+
+
 def test_normalize() -> None:
     """Inputs are shifted, then scaled."""
     assert Normalize(mean=0.5, deviation=0.25)(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-2, 0, 2]

@@ -30,7 +30,7 @@ def test_early_stop_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
         progress.step()
         progress.epoch(Epoch(0.25, 1.0))
         progress.stop("199 of 200 points are right")
-    assert "test: stopped after epoch 1: 199 of 200 points are right" in capsys.readouterr().out
+    assert "test: stopped after iteration 1: 199 of 200 points are right" in capsys.readouterr().out
 
 
 def test_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
