@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.clients import Pool, Response, build_request, run_closed, run_open
+from benchmarks.medium import Overload
 from benchmarks.medium_models import MODELS, MediumModel
 from service.model.manifest import Manifest, TensorManifest
 
@@ -107,3 +108,12 @@ def test_models_are_described_as_the_service_reads_them(model: MediumModel) -> N
         assert isinstance(manifest, TensorManifest)
         assert inputs.shape[1:] == manifest.inputs[0].shape[1:]
         assert inputs.dtype == np.int64
+
+
+@pytest.mark.parametrize(("sent", "says"), [(40, "20/s"), (30, "15/s, all that the load generator can")])
+def test_overload_says_where_the_load_generator_is_the_limit(sent: int, says: str) -> None:
+    """What the service does with fewer requests than wanted is not what it does under that overload."""
+    responses = [Response(0.0, 0.1 if number else 0.3, 200) for number in range(sent)]
+    described = Overload(20.0, 2.0, 0.2, responses).describe()
+    assert described["overload: sent of 20/s"] == says
+    assert described["overload: accepted, late"].endswith("1 late, slowest 300 ms")
