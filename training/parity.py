@@ -81,6 +81,7 @@ def build_batches(manifest: Manifest, seed: int) -> list[Array]:
 def _ranges(manifest: Manifest) -> tuple[Array, Array]:
     if manifest.input.kind == "image":
         return np.zeros(1, np.float32), np.ones(1, np.float32)
+    assert manifest.input.kind == "tabular"
     bounds = [(feature.minimum, feature.maximum) for feature in manifest.input.features]
     low = [0.0 if least is None else least for least, _ in bounds]
     high = [1.0 if greatest is None else greatest for _, greatest in bounds]
