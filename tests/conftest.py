@@ -60,6 +60,14 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def doubler_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one version, which is opened fast; for reading alone."""
+    root: Path = tmp_path_factory.mktemp("doubler") / "models"
+    fakes.write_version(root, fakes.doubler(version=2, factor=2.5).only("onnx"))
+    return root
+
+
 @pytest.fixture
 def empty_dir(tmp_path: Path) -> Path:
     """A models folder of the test's own, still empty."""

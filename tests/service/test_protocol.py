@@ -38,7 +38,7 @@ async def settle(connection: HttpProtocol) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_client_that_waits_for_each_answer_is_answered_at_once(models_dir: Path) -> None:
+def test_client_that_waits_for_each_answer_is_answered_at_once(doubler_dir: Path) -> None:
     """Turns are for those who send many requests at once; one that asks again after its answer need not wait."""
 
     def drive(connection: HttpProtocol, wire: Wire) -> None:
@@ -46,11 +46,11 @@ def test_client_that_waits_for_each_answer_is_answered_at_once(models_dir: Path)
             connection.data_received(REFUSED)
             assert len(statuses(wire)) == count
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)
 
 
 @pytest.mark.parametrize("ahead", [True, False], ids=["ahead of an answer", "after an answer"])
-def test_half_a_head_has_the_time_of_a_head(ahead: bool, models_dir: Path) -> None:
+def test_half_a_head_has_the_time_of_a_head(ahead: bool, doubler_dir: Path) -> None:
     """A client that has begun another request is given the time of a head, not that of an idle connection."""
 
     async def drive(connection: HttpProtocol, wire: Wire) -> None:
@@ -65,22 +65,23 @@ def test_half_a_head_has_the_time_of_a_head(ahead: bool, models_dir: Path) -> No
         check_timeouts({connection}, connection.loop.time() + limit + 1)
         assert not wire.is_open
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)
 
 
-def test_limit_of_a_head_is_of_each_head(models_dir: Path) -> None:
+def test_limit_of_a_head_is_of_each_head(doubler_dir: Path) -> None:
     """A head may be as long as the limit, whatever came before it on its connection."""
 
     def drive(connection: HttpProtocol, wire: Wire) -> None:
         for size in (15_000, 60_000, 15_000, 66_000):
             connection.data_received(REFUSED[:-2] + b"x: " + b"y" * size + b"\r\n\r\n")
+            connection.data_received(b"\r\n" * 10_000)  # which a client may send before a request
         assert statuses(wire) == [404, 404, 404, 431]
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)
 
 
-@pytest.mark.parametrize("size", [1000, 63_000, 66_000, 200_000])
-def test_trailer_fields_of_any_size_are_part_of_one_request(size: int, models_dir: Path) -> None:
+@pytest.mark.parametrize("size", [1000, 63_000, 66_000, 85_000, 200_000])
+def test_trailer_fields_of_any_size_are_part_of_one_request(size: int, doubler_dir: Path) -> None:
     """However long its trailer fields are, a request gets one response."""
 
     async def drive(connection: HttpProtocol, wire: Wire) -> None:
@@ -89,10 +90,10 @@ def test_trailer_fields_of_any_size_are_part_of_one_request(size: int, models_di
         assert statuses(wire) in ([200], [431])
         assert statuses(wire) == [200] or size > 65_000
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)
 
 
-def test_trailer_fields_are_no_header_fields(models_dir: Path) -> None:
+def test_trailer_fields_are_no_header_fields(doubler_dir: Path) -> None:
     """What follows a body neither names the request, nor ends the connection, also of a request that had to wait."""
 
     async def drive(connection: HttpProtocol, wire: Wire) -> None:
@@ -102,10 +103,10 @@ def test_trailer_fields_are_no_header_fields(models_dir: Path) -> None:
         assert values(wire) == [2.5, 7.5, 2.5]
         assert b"trailer" not in wire.written
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)
 
 
-def test_continue_is_sent_to_who_asks(models_dir: Path) -> None:
+def test_continue_is_sent_to_who_asks(doubler_dir: Path) -> None:
     """A request after one that expected `100 Continue` is not sent one."""
 
     async def drive(connection: HttpProtocol, wire: Wire) -> None:
@@ -115,10 +116,10 @@ def test_continue_is_sent_to_who_asks(models_dir: Path) -> None:
             await settle(connection)
         assert statuses(wire) == [100, 200, 200]
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)
 
 
-def test_body_is_no_head(models_dir: Path) -> None:
+def test_body_is_no_head(doubler_dir: Path) -> None:
     """A body may be longer than a head, and a chunked one too, unless its chunks are all but empty."""
 
     async def drive(connection: HttpProtocol, wire: Wire) -> None:
@@ -131,10 +132,27 @@ def test_body_is_no_head(models_dir: Path) -> None:
         connection.data_received(CHUNKED + b"1;" + b"x" * 90_000 + b"\r\n \r\n" + LAST_CHUNK + b"\r\n")
         assert statuses(wire) == [200, 200, 431]
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)
 
 
-def test_what_comes_while_reading_is_paused_is_kept(models_dir: Path) -> None:
+def test_body_over_the_limit_is_refused_at_once(doubler_dir: Path) -> None:
+    """A body whose length is not told is refused once it is too long, and nothing that follows is looked at."""
+
+    def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(CHUNKED)
+        piece = b"100000\r\n" + b" " * 2**20 + b"\r\n"
+        for _ in range(16):
+            connection.data_received(piece)
+            assert not wire.written
+        connection.data_received(piece)
+        assert (statuses(wire), connection.state, wire.is_half_open) == ([413], State.DRAINING, True)
+        connection.data_received(piece + LAST_CHUNK + b"\r\n" + PREDICT + b"?")
+        assert (statuses(wire), connection.state) == ([413], State.DRAINING)
+
+    run(doubler_dir, drive)
+
+
+def test_what_comes_while_reading_is_paused_is_kept(doubler_dir: Path) -> None:
     """A transport may deliver what it had read already when it is paused: nothing of it is lost or out of order."""
 
     async def drive(connection: HttpProtocol, wire: Wire) -> None:
@@ -146,10 +164,10 @@ def test_what_comes_while_reading_is_paused_is_kept(models_dir: Path) -> None:
         assert statuses(wire) == [200, 404] * 4
         assert wire.reads
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)
 
 
-def test_hundreds_of_requests_behind_one_that_waits(models_dir: Path) -> None:
+def test_hundreds_of_requests_behind_one_that_waits(doubler_dir: Path) -> None:
     """All that was found behind a request that waits is answered, in order, however much it is."""
 
     async def drive(connection: HttpProtocol, wire: Wire) -> None:
@@ -157,10 +175,10 @@ def test_hundreds_of_requests_behind_one_that_waits(models_dir: Path) -> None:
         await settle(connection)
         assert statuses(wire) == [200] + [404] * 340
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)
 
 
-def test_client_that_does_not_read_is_not_read(models_dir: Path) -> None:
+def test_client_that_does_not_read_is_not_read(doubler_dir: Path) -> None:
     """While a client reads none of its answers, its further requests stay where they are."""
 
     async def drive(connection: HttpProtocol, wire: Wire) -> None:
@@ -172,4 +190,4 @@ def test_client_that_does_not_read_is_not_read(models_dir: Path) -> None:
         await settle(connection)
         assert (statuses(wire), wire.reads) == ([200, 200], True)
 
-    run(models_dir, drive)
+    run(doubler_dir, drive)

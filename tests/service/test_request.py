@@ -33,9 +33,9 @@ Drive = Callable[[PredictRequest], None]
 
 
 @pytest.fixture
-def app(models_dir: Path) -> Application:
-    """An application on the good models."""
-    return create_app(Settings(models_dir=models_dir, device="cpu", max_request_bytes=1024))
+def app(doubler_dir: Path) -> Application:
+    """An application on one model."""
+    return create_app(Settings(models_dir=doubler_dir, device="cpu", max_request_bytes=1024))
 
 
 def route_of(path: str) -> PredictRoute:
@@ -380,9 +380,9 @@ def test_result_after_the_answer_is_ignored(app: Application) -> None:
     assert is_all_given_back(app)
 
 
-def test_preview_of_too_many_instances_is_refused(models_dir: Path) -> None:
+def test_preview_of_too_many_instances_is_refused(doubler_dir: Path) -> None:
     """A preview takes as many instances as a prediction, also as one tensor."""
-    app = create_app(Settings(models_dir=models_dir, device="cpu", queue_size=2))
+    app = create_app(Settings(models_dir=doubler_dir, device="cpu", queue_size=2))
     for count, status in ((2, 200), (3, 413)):
         body = json.dumps({"instances": [[1.0]] * count}).encode()
         assert run(app, send("/v1/models/doubler:preview", body))[0].status == status
@@ -419,10 +419,10 @@ def test_body_may_be_as_long_as_the_limit(cut: int, app: Application) -> None:
     assert run(app, send(PREDICT, body[:cut], body[cut:] + b" "))[0].status == 413
 
 
-def test_budget_fits_two_of_the_largest_bodies(models_dir: Path) -> None:
+def test_budget_fits_two_of_the_largest_bodies(doubler_dir: Path) -> None:
     """Where larger bodies are allowed than the usual budget fits, it grows with them."""
     largest = 200 * 2**20
-    app = create_app(Settings(models_dir=models_dir, device="cpu", max_request_bytes=largest))
+    app = create_app(Settings(models_dir=doubler_dir, device="cpu", max_request_bytes=largest))
     assert app.context.reserve(0, 2 * largest) == 2 * largest
     with pytest.raises(UnavailableError):
         app.context.reserve(0, 1)
