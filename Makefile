@@ -8,7 +8,7 @@ PEERS  := $(VENV)/.peers
 ARGS   ?=
 JOBS   ?= 2
 
-.PHONY: help serve test test-newest test-compose train bench chaos soak simulate fuzz mutants conformance sbom lint format lock proto clean
+.PHONY: help serve test test-newest test-compose train bench chaos soak simulate fuzz mutants conformance sbom lint format lock clients proto clean
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -89,6 +89,11 @@ lock: $(DEV) ## pin anew what the images install
 	  --override $(VENV)/overrides --output-file deploy/requirements-gpu.lock
 	$(LOCK) --extra train $(WITH_TORCH) --constraint deploy/requirements.lock --output-file deploy/requirements-train.lock
 	$(LOCK) --extra torch $(WITH_TORCH) --constraint deploy/requirements-train.lock --output-file deploy/requirements-torch.lock
+
+# Clients that pin packages older than ours.
+clients: $(DEV) ## install KServe's and MLServer's clients, each beside our environment, for their tests
+	for client in kserve mlserver; do $(PYTHON) -m venv $(VENV)/$$client && \
+	  $(VENV)/$$client/bin/pip install --quiet --disable-pip-version-check $$client || exit; done
 
 proto: $(DEV) ## compile the messages of gRPC
 	$(BIN)/python -m grpc_tools.protoc -I service/grpc --descriptor_set_out=service/grpc/open_inference.binpb \

@@ -114,7 +114,7 @@ def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders, limits: 
     tensors: dict[str, Tensor] = {}
     for index, tensor in enumerate(request.inputs):
         where, sent = f"inputs[{index}]", message.inputs[index]
-        if raw and sent.HasField("contents"):
+        if raw and sent.contents.ByteSize():  # MLServer sends an empty one
             raise InvalidRequestError(f"{where} has contents beside raw_input_contents; send one of them")
         read = _read_raw(raw[index], tensor, where) if raw else _read_contents(sent.contents, tensor, where)
         tensors[tensor.name] = read
