@@ -2,6 +2,7 @@
 
 import { address, askKey, get } from "./api.js";
 import { buildCard } from "./card.js";
+import { buildColumnsPlay } from "./columns.js";
 import { h } from "./dom.js";
 import { buildImagePlay } from "./image.js";
 import { buildTabularPlay } from "./tabular.js";
@@ -9,7 +10,10 @@ import { buildWire, writeCurl } from "./wire.js";
 
 const nav = document.getElementById("models");
 const main = document.getElementById("main");
-const TASKS = { regression: "predicts a number", binary: "tells two classes apart", multiclass: "tells classes apart", tensors: "tensors in, tensors out" };
+const TASKS = {
+  regression: "predicts numbers", binary: "tells two classes apart", multiclass: "tells classes apart", multilabel: "says which labels apply",
+  embedding: "turns its input into a vector", outputs: "gives several outputs", tensors: "tensors in, tensors out",
+};
 let models = [];
 
 async function start() {
@@ -74,7 +78,7 @@ function showPlay(model, card) {
     return;
   }
   const wire = buildWire(model);
-  const build = model.input.kind === "image" ? buildImagePlay : buildTabularPlay;
+  const build = { image: buildImagePlay, tabular: buildTabularPlay, columns: buildColumnsPlay }[model.input.kind];
   main.replaceChildren(
     h("div", { class: "work" }, buildHeading(model), build(model, card, wire), wire.element),
     buildCard(model, card),

@@ -28,11 +28,16 @@ function buildFacts(model) {
   const labels = model.labels.length > 12 ? `${model.labels.length} labels` : model.labels.join(", ");
   return list([
     ...name,
-    ["Input", picture || input.features.map(({ name, unit }) => (unit ? `${name} (${unit})` : name)).join(", ")],
-    ["Output", model.task === "regression" ? `${output.name}${output.unit ? ` in ${output.unit}` : ""}` : labels],
+    ["Input", picture || (input.features ?? input.columns).map(({ name, unit }) => (unit ? `${name} (${unit})` : name)).join(", ")],
+    ["Output", model.labels.length ? labels : nameOutputs(output)],
     ["Threshold", model.threshold === null ? "" : String(model.threshold)],
     ...place,
   ]);
+}
+
+function nameOutputs(output) {
+  const named = [...(output.values ?? []), ...(output.outputs ?? [])];
+  return (named.length ? named : [output]).map(({ name, unit }) => (unit ? `${name} in ${unit}` : name)).join(", ");
 }
 
 function buildMetrics(model) {

@@ -1,6 +1,7 @@
 // The answer in words and bars.
 
 import { announce, h, percent, show } from "./dom.js";
+import { describeOutput } from "./outputs.js";
 
 const MOST = 12; // bars; with more labels than this, the most probable ones are shown
 
@@ -11,7 +12,8 @@ export function buildResult(model) {
   const bars = h("ul", { class: "bars" });
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
   const latency = h("p", { class: "latency" });
-  const rows = model.task === "regression" ? [] : makeRows(model.labels, bars);
+  const facts = h("dl", { class: "facts-list", hidden: true });
+  const rows = makeRows(model.labels, bars);
   const unit = model.output.unit ? ` ${model.output.unit}` : "";
 
   const say = (big, small) => {
@@ -23,9 +25,19 @@ export function buildResult(model) {
   const readout = h("span", { class: "readout", "aria-hidden": "true" }); // beside the pad, where the panel is below it
   return {
     readout,
-    element: h("section", { class: "panel result", "aria-label": "Prediction" }, headline, detail, bars, problem, latency),
+    element: h("section", { class: "panel result", "aria-label": "Prediction" }, headline, detail, bars, facts, problem, latency),
     show(prediction, ms) {
-      if (model.task === "regression") {
+      if (model.task === "multilabel") {
+        say(prediction.labels.join(", ") || "none", `of ${model.labels.length} labels`);
+        fillRows(rows, { ...prediction, labels: model.labels });
+        announce(prediction.labels.join(", ") || "no label");
+      } else if (["values", "interval", "vector", "tensors"].includes(model.output.kind)) {
+        const { big, small, rows: pairs } = describeOutput(model, prediction);
+        say(big, small);
+        facts.hidden = !pairs.length;
+        facts.replaceChildren(...pairs.map(([name, text]) => h("div", null, h("dt", null, name), h("dd", null, text))));
+        announce(`${big}; ${small}`);
+      } else if (model.task === "regression") {
         say(`${show(prediction.prediction)}${unit}`, model.output.name);
         announce(`${model.output.name}: ${show(prediction.prediction)}${unit}`);
       } else {
@@ -74,6 +86,6 @@ function fillRows(rows, { prediction, probabilities, labels }) {
   if (probabilities.length > MOST) order = order.sort((a, b) => probabilities[b] - probabilities[a]).slice(0, MOST);
   rows.forEach((row, place) => {
     const index = order[place];
-    setRow(row, index, labels[index], probabilities[index], index === prediction);
+    setRow(row, index, labels[index], probabilities[index], Array.isArray(prediction) ? prediction[index] === 1 : index === prediction);
   });
 }

@@ -23,7 +23,7 @@ export function buildTabularPlay(model, card, wire) {
       const { answer, text, ms } = await post(`${model.path}:predict`, JSON.stringify(body));
       result.show(answer.predictions[0], ms);
       wire.exchange({ body }, text);
-      await chart.show(state, answer.predictions[0]);
+      await chart?.show(state, answer.predictions[0]);
     } catch (problem) {
       result.problem(problem.message);
     }
@@ -40,14 +40,15 @@ export function buildTabularPlay(model, card, wire) {
     rows.forEach((row, index) => row.set(state.values[index]));
     update();
   };
-  const chart = buildChart(model, features, setValues);
+  const isDrawn = ["value", "interval"].includes(model.output.kind) || ["binary", "multiclass"].includes(model.task);
+  const chart = isDrawn ? buildChart(model, features, setValues) : null;
   const input = h("section", { class: "panel features", "aria-label": "Input" },
     rows.map((row) => row.element),
     model.task === "binary" ? buildThreshold(model, state, update) : null,
     card.golden ? buildSamples(card.golden.inputs, features, setValues) : null,
   );
   update();
-  return h("div", { class: "play tabular" }, h("div", { class: "column" }, input, result.element), chart.element);
+  return h("div", { class: "play tabular" }, h("div", { class: "column" }, input, result.element), chart?.element);
 }
 
 /** Return the range of a slider: what the training data covered, or what the golden samples cover, or 0 to 1. */
@@ -92,7 +93,8 @@ function buildFeature(feature, index, value, onchange) {
   };
 }
 
-function buildThreshold(model, state, update) {
+/** Return the slider of a binary model's threshold, which sets `state.threshold`. */
+export function buildThreshold(model, state, update) {
   const shown = h("output", { for: "threshold" });
   const slider = h("input", {
     type: "range", id: "threshold", min: 0, max: 1, step: 0.01, value: model.threshold,
