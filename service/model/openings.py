@@ -1,21 +1,24 @@
 """What is known of versions that were opened: the answer of their check, or what it did to the process that opened it.
 
 Each process that opens versions notes in a shared folder which one it is opening. If it dies of it, its successor finds
-the note, and the version is quarantined there: it is not opened again until its files change, whoever restarts.
+the note, and the version is quarantined there: it is not opened again until its files change, whoever restarts. One
+that was ended from outside (SIGKILL, by an operator or for too little memory) is opened again after a growing pause.
 """
 
 import contextlib
 import hashlib
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from service.errors import ModelRefusedError
-from service.model.channel import Fields, describe_error
+from service.model.channel import Fields, build_error, describe_error
 from service.model.crashes import CRASHES
 
 MOST = 4096  # versions of which something is kept
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 600.0  # seconds before what was ended from outside is opened again; doubled each time
 
 
 class Openings:
@@ -34,8 +37,11 @@ class Openings:
         self._note = folder / f"{name}-opening"
 
     def read(self, key: str) -> Fields | None:
-        """Return what is known of a version: the answer of its check, or the error that quarantines it."""
+        """Return what is known of a version: the answer of its check, or the error that quarantines it for now."""
         known = self._read(key)
+        retry_at = getattr(build_error(known["error"]), "retry_at", 0) if "error" in known else 0
+        if 0 < retry_at <= time.monotonic():
+            return None
         return known if known.keys() - {"ends"} else None
 
     def write(self, key: str, answer: Fields) -> None:
@@ -53,6 +59,9 @@ class Openings:
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
         try:
             yield
+            if "ends" in self._read(key):  # it was something else that ended others while they opened it
+                with contextlib.suppress(OSError):
+                    self._path(key).unlink()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             with contextlib.suppress(OSError):
@@ -76,7 +85,7 @@ class Openings:
         ends = [*known.get("ends", ()), previous_exit]
         is_its_fault = previous_exit == -signal.SIGALRM or (is_alone and -previous_exit in CRASHES)
         if is_its_fault or len(ends) > 1:
-            known["error"] = describe_error(ModelRefusedError(self._describe_end(previous_exit)))
+            known["error"] = describe_error(self._refuse(previous_exit, len(ends)))
         self.write(key, known | {"ends": ends})
 
     def _prune(self) -> None:
@@ -86,11 +95,18 @@ class Openings:
             for _, entry in known[:-MOST]:
                 entry.unlink()
 
-    def _describe_end(self, code: int) -> str:
+    def _refuse(self, code: int, count: int) -> ModelRefusedError:
+        """Return why a version is not opened any more after so many ends, or not until some time."""
+        again = "it is tried again when its files change"
         if code == -signal.SIGALRM:
-            return f"not open after {self._seconds:g} s (--open-timeout); it is tried again when its files change"
+            return ModelRefusedError(f"not open after {self._seconds:g} s (--open-timeout); {again}")
         end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with exit code {code}"
-        return f"{end} while opening; it is tried again when its files change"
+        if code >= 0 or -code in CRASHES:
+            return ModelRefusedError(f"{end} while opening; {again}")
+        pause = min(FIRST_PAUSE * 2 ** max(0, count - 2), LONGEST_PAUSE)
+        error = ModelRefusedError(f"{end} while opening; it is tried again in {pause:g} s, or when its files change")
+        error.retry_at = time.monotonic() + pause
+        return error
 
     def _read(self, key: str) -> Fields:
         known: Fields

@@ -8,6 +8,7 @@ answered 503 at once; the client then connects to the engine's successor and ope
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import socket
 import threading
@@ -68,7 +69,8 @@ class RemoteBatcher:
     def __init__(self, client: "EngineClient", fields: channel.Fields) -> None:
         self.fields = fields
         self.problem = ""  # why the engine cannot take requests, if it cannot
-        self.is_refused = False  # for good: another engine would not open the version either
+        self.is_refused = False  # another engine would not open the version either,
+        self.retry_at = math.inf  # before this time by the monotonic clock
         self.refusal = ""  # why the engine could not open it the last time that it was asked for, if it could not
         self.is_cold = False  # whether the version is only opened there when it is asked for
         self._client = client
@@ -193,12 +195,24 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         while True:
             await self._opened.wait()
-            if all(batcher.is_refused for batcher in self._batchers):  # until another version is opened
-                self._opened.clear()
+            if all(batcher.is_refused for batcher in self._batchers):
+                await self._wait_for_work()
                 continue
             with contextlib.suppress(OSError, channel.ChannelClosedError):
                 await self._run_connected()
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def _wait_for_work(self) -> None:
+        """Wait until another version is opened, or one that was refused for a while may be opened again."""
+        self._opened.clear()
+        first = min((batcher.retry_at for batcher in self._batchers), default=math.inf)
+        try:
+            await asyncio.wait_for(self._opened.wait(), None if first == math.inf else first - time.monotonic())
+        except TimeoutError:
+            for batcher in self._batchers:
+                batcher.is_refused = batcher.retry_at > time.monotonic()
+            self._request()
+            self._opened.set()
 
     async def wait_until_connected(self) -> None:
         """Wait until requests can be sent for the versions that are open, but not for long."""
@@ -251,15 +265,23 @@ class EngineClient:
             self._arena = self._arena if fields["arena"] else None
 
     async def _reopen(self) -> None:
-        for batcher in list(self._batchers):
-            if not batcher.problem:
-                continue
-            try:
-                answer = await asyncio.get_running_loop().run_in_executor(None, self._open, batcher.fields)
-                batcher.is_cold, batcher.problem, batcher.is_refused = answer.get("cold", False), "", False
-            except ServiceError as error:
-                batcher.is_refused = isinstance(error, ModelRefusedError)
-                batcher.problem = f"the model is not ready: {error}"
+        """Open again what was open in the engine before; what is refused for a while, when that is over."""
+        for batcher in self._batchers:
+            batcher.retry_at = 0.0 if batcher.problem else math.inf
+        while (first := min((batcher.retry_at for batcher in self._batchers), default=math.inf)) < math.inf:
+            await asyncio.sleep(first - time.monotonic())
+            for batcher in [each for each in self._batchers if each.retry_at <= time.monotonic()]:
+                await self._reopen_one(batcher)
+
+    async def _reopen_one(self, batcher: RemoteBatcher) -> None:
+        batcher.retry_at = math.inf
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(None, self._open, batcher.fields)
+            batcher.is_cold, batcher.problem, batcher.is_refused = answer.get("cold", False), "", False
+        except ServiceError as error:
+            batcher.is_refused = isinstance(error, ModelRefusedError)
+            batcher.retry_at = getattr(error, "retry_at", 0) or math.inf
+            batcher.problem = f"the model is not ready: {error}"
 
     def _sweep(self) -> None:
         """Answer what an engine did not answer in time, and tell it of requests that nobody waits for any more."""

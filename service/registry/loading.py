@@ -4,6 +4,8 @@ Preparing touches nothing that is being served, so it may run in a thread; `Regi
 """
 
 import logging
+import math
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -52,6 +54,7 @@ class Change:
         fingerprints: of these, when they were last tried.
         opened: new versions, ready to be served.
         failed: versions that failed a check, now or before.
+        retry_at: of these, which are tried again though their files stay the same, and when, by the monotonic clock.
         start_error: why a version cannot run on the backend or device asked for, if that was a reason to fail.
     """
 
@@ -64,6 +67,7 @@ class Change:
     fingerprints: Mapping[VersionKey, Fingerprint] = field(default_factory=dict)
     opened: Mapping[VersionKey, LoadedVersion] = field(default_factory=dict)
     failed: FailedVersions = NO_FAILURES
+    retry_at: Mapping[VersionKey, float] = field(default_factory=dict)
     start_error: StartError | None = None
 
     def exclude(self, failed: FailedVersions) -> "Change":
@@ -113,7 +117,8 @@ class Loader:
             last: the change that was committed last.
             unloaded: models to leave out.
             debounce: a version that fails its checks may still be being copied; it is only refused if its files are
-                the same at the next call. Without it, versions that were refused before are tried again.
+                the same at the next call. Without it, versions that were refused before are tried again; with it, only
+                those that are due.
 
         Raises:
             OSError: the models folder cannot be read.
@@ -132,11 +137,15 @@ class Loader:
         # Pending at the last call and not touched since: nobody is copying them any more.
         complete = {key: reason for key, reason in last.failed.pending.items() if key in unchanged}
         refused = {key: models[key.name].refused[str(key.version)] for key in unchanged if _is_refused(key, models)}
-        retried = set() if debounce else {*complete, *refused}
+        due = {key for key in refused if last.retry_at.get(key, math.inf) <= time.monotonic()}
+        retried = due if debounce else {*complete, *refused}
         new = [folder for key, folder in wanted.items() if key not in unchanged - retried]
         self._memory = {key: memory for key, memory in self._memory.items() if key in wanted}
         opened, errors = self._open_all(new, settings, retried)
         reasons = {key: str(error) for key, error in errors.items()}
+        kept = {key: reason for key, reason in (refused | complete).items() if key not in retried}
+        retry_at = {key: at for key, at in last.retry_at.items() if key in kept}
+        retry_at |= {key: at for key, error in errors.items() if (at := getattr(error, "retry_at", 0))}
         return Change(
             scan=found,
             misplaced=find_misplaced(root, found),
@@ -146,7 +155,8 @@ class Loader:
             wanted=frozenset(wanted),
             fingerprints={key: folder.fingerprint for key, folder in wanted.items()},
             opened=opened,
-            failed=FailedVersions(refused | complete, reasons) if debounce else FailedVersions(reasons, {}),
+            failed=FailedVersions(kept, reasons) if debounce else FailedVersions(reasons, {}),
+            retry_at=retry_at,
             start_error=next((error for error in errors.values() if isinstance(error, StartError)), None),
         )
 

@@ -121,7 +121,8 @@ class Reconciler:
             return
         self._scanned_at = now
         found = await asyncio.get_running_loop().run_in_executor(None, scan, self._settings.models_dir)
-        if found != self.registry.scan or not self._coordination.is_settled():
+        is_due = self.registry.retry_at <= now
+        if is_due or found != self.registry.scan or not self._coordination.is_settled():
             self._coordination.change(lambda unloaded: unloaded, debounce=True)
         else:  # nothing is being copied any more
             self._last_error = ""

@@ -5,6 +5,7 @@ commit at the same moment. A version that fails a check is never served, and one
 it has accepted and is freed after the last of them.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,11 @@ class Registry:
     def misplaced(self) -> tuple[str, ...]:
         """A sentence for each model that is in the wrong place in the models folder."""
         return self._committed.misplaced
+
+    @property
+    def retry_at(self) -> float:
+        """When, by the monotonic clock, a version is to be tried again though nothing in the folder has changed."""
+        return min(self._committed.retry_at.values(), default=math.inf)
 
     def get(self, name: str, version: str | None = None) -> LoadedVersion:
         """Return a served version by its number or label, the latest when none is named.

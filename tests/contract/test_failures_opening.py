@@ -14,7 +14,7 @@ import pytest
 from tests import fakes
 from tests.hostile import endless, glutton, killer
 from tests.servers import Server
-from tests.wire import wait_until
+from tests.wire import napper, rounds_for, wait_until
 
 RIGHT = [{"prediction": 4.0}]
 FAST = ("--reload-interval", "0.2", "--open-timeout", "2")
@@ -100,6 +100,22 @@ def test_checker_that_is_killed_may_try_once_more(empty_dir: Path) -> None:
             wait_until(lambda count=count: server.log().count("checker ended with code -9") == count)  # type: ignore[misc]
         wait_until(lambda: "SIGKILL" in reason(server, "endless"))
         assert server.predict("doubler", [[2.0]]).json()["predictions"] == RIGHT
+
+
+def test_version_whose_checker_was_killed_twice_is_served_later(empty_dir: Path) -> None:
+    """It is refused for a while, readiness says for how long, and then it is served though its files are the same."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    with Server(empty_dir, "--workers", "2", "--reload-interval", "0.2") as server:
+        fakes.write_version(empty_dir, napper(least=rounds_for(0.1)))
+        for count in (1, 2):
+            wait_until(lambda: _is_busy(server.checker()))
+            checker = server.checker()
+            assert checker is not None
+            checker.kill()
+            wait_until(lambda count=count: server.log().count("checker ended with code -9") == count)  # type: ignore[misc]
+        wait_until(lambda: "tried again in 2 s" in server.get("/health/ready").text)
+        wait_until(lambda: server.predict("napper", [[1.0]]).status_code == 200)
+        assert server.get("/health/ready").status_code == 200
 
 
 def test_sigterm_does_not_wait_for_a_version_that_never_opens(empty_dir: Path) -> None:

@@ -31,7 +31,6 @@ def die(folder: Path, end: int, *, is_alone: bool = True) -> dict[str, Any] | No
     [
         (-signal.SIGFPE, True, 1, "killed by SIGFPE while opening"),
         (-signal.SIGSEGV, False, 2, "killed by SIGSEGV while opening"),
-        (-signal.SIGKILL, True, 2, "killed by SIGKILL while opening"),
         (-signal.SIGALRM, False, 1, "not open after 60 s (--open-timeout)"),
         (1, True, 2, "its process ended with exit code 1 while opening"),
     ],
@@ -48,6 +47,30 @@ def test_version_is_quarantined_by_what_it_did(
     assert known["error"][:2] == ["ModelRefusedError", f"{sentence}; it is tried again when its files change"]
     assert Openings(tmp_path, "engine-cpu", 60).read("m/1") is None  # that one may still try
     assert Openings(tmp_path, "checker", 60).read("m/2") is None
+
+
+def test_version_that_was_ended_from_outside_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL is no crash: after the second, each pause is twice as long, up to ten minutes, and a success ends it."""
+    now = 1000.0
+    monkeypatch.setattr("service.model.openings.time.monotonic", lambda: now)
+    assert die(tmp_path, -signal.SIGKILL) is None
+    for pause in (2, 4, 8):
+        known = die(tmp_path, -signal.SIGKILL)
+        assert known is not None
+        assert is_quarantined(known)
+        sentence = f"killed by SIGKILL while opening; it is tried again in {pause} s, or when its files change"
+        assert known["error"] == ["ModelRefusedError", sentence, now + pause]
+        now += pause - 0.1
+        assert Openings(tmp_path, "checker", 60).read("m/1") is not None
+        now += 0.2
+        assert Openings(tmp_path, "checker", 60).read("m/1") is None
+    for _ in range(20):
+        known = die(tmp_path, -signal.SIGKILL)
+    assert known is not None
+    assert "in 600 s" in known["error"][1]
+    with Openings(tmp_path, "checker", 60).opening("m/1"):
+        pass
+    assert die(tmp_path, -signal.SIGKILL) is None
 
 
 def test_end_between_two_openings_is_nobodys_fault(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +87,56 @@ def test_engine_that_would_refuse_every_version_again_is_not_waited_for(tmp_path
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
+            server.close()
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_version_that_is_refused_for_a_while_is_opened_again(is_alone: bool, tmp_path: Path) -> None:
+    """When the time is over, in the same engine if another version keeps it there, or else in one that is requested."""
+
+    async def talk() -> None:
+        retry_at: list[float] = []
+        requested = threading.Event()
+        writers: list[asyncio.StreamWriter] = []
+        served: set[Any] = set()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            served.add(asyncio.current_task())
+            with contextlib.suppress(channel.ChannelClosedError):
+                while fields := (await channel.read(reader))[0]:
+                    if fields["do"] != "open":
+                        writers.append(writer)
+                    elif retry_at and time.monotonic() >= retry_at[0]:
+                        channel.write(writer, {"id": 0, "backend": ["onnx", "cpu", ""]})
+                    else:
+                        error = ModelRefusedError("killed by SIGKILL while opening")
+                        retry_at.append(time.monotonic() + 1.5)
+                        error.retry_at = retry_at[0]
+                        channel.write(writer, {"id": 0, "error": channel.describe_error(error)})
+            writer.close()
+
+        client = EngineClient(tmp_path / "engine.sock", 8, requested.set, threading.Event())
+        batcher = RemoteBatcher(client, {"key": "m/1"})
+        batcher.problem = "the engine of this model is starting; try again in a moment"
+        client._batchers.add(batcher)
+        client._opened.set()
+        async with await asyncio.start_unix_server(serve, tmp_path / "engine.sock") as server:
+            running = asyncio.create_task(client.run())
+            while "SIGKILL" not in batcher.problem:
+                await asyncio.sleep(0.01)
+            if is_alone:  # the engine ends
+                writers.pop().close()
+            while batcher.is_refused or batcher.problem:
+                await asyncio.sleep(0.01)
+            assert requested.is_set() == is_alone
+            assert client._control is not None
+            client._control.close()
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+            await asyncio.wait(served)
             server.close()
 
     asyncio.run(asyncio.wait_for(talk(), 20))

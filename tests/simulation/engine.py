@@ -196,7 +196,7 @@ class Scenario:
         opening = {"load_any_predictor": self._load}
         for module, names in (
             (batching, {"time": world.time, "ThreadPoolExecutor": executor}),
-            (openings, {"signal": timer}),
+            (openings, {"signal": timer, "time": world.time}),
             (checker, {"time": world.time, "socket": self.network.socket, "release_memory": lambda: None}),
             (checker, {"load_named_manifest": self._load_manifest, "digest_manifest": lambda _: "digest"}),
             (checker, opening | {"choose_rows": lambda *_, **__: 8}),
