@@ -173,10 +173,14 @@ def render() -> bytes:
 Totals = dict[tuple[str, str, str], float]
 
 
-def read_totals() -> Totals:
-    """Return sums over all workers by sample, model and version; "succeeded" are the requests answered 200."""
+def read_totals(*version: str) -> Totals:
+    """Return sums over all workers by sample, model and version; "succeeded" are the requests answered 200.
+
+    Args:
+        version: the name of a model and its version, to return no others.
+    """
     totals: Totals = {}
-    for family in COLLECTOR.collect():
+    for family in COLLECTOR.collect(*version):
         for sample in family.samples:
             labels = sample.labels
             if "model" not in labels or sample.name.endswith("_bucket"):

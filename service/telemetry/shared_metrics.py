@@ -182,13 +182,15 @@ class Histogram(_Instrument):
 class _Collector(Collector):
     """Combines the numbers of all processes, for prometheus_client."""
 
-    def collect(self) -> Iterator[Metric]:
-        """Return every metric."""
+    def collect(self, *some: str) -> Iterator[Metric]:
+        """Return every metric, with no samples but those whose labels have some values, one after the other."""
         found: dict[str, dict[_Labels, list[memoryview[float]]]] = {name: {} for name in _instruments}
+        part = orjson.dumps(some)[1:-1]
         for block in _memory.blocks:
             for key, cells in block.read():
-                name, *labels = orjson.loads(key)
-                found[name].setdefault(tuple(labels), []).append(cells)
+                if part in key:
+                    name, *labels = orjson.loads(key)
+                    found[name].setdefault(tuple(labels), []).append(cells)
         for name, instrument in _instruments.items():
             values = {
                 labels: [instrument.combine(each) for each in zip(*cells, strict=True)]

@@ -270,9 +270,17 @@ def test_path_prefix_of_a_proxy_is_taken_off(build: Build) -> None:
     assert client.request("GET", "/v1/models").status == 200
 
 
-def test_long_documents_are_made_in_a_thread(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/v2/models/stats", "/v2/models/doubler/stats"])
+def test_long_documents_are_made_in_a_thread(path: str, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures of a thousand models take a second, which predictions do not wait for."""
-    main = threading.get_ident()
-    monkeypatch.setattr("service.telemetry.metrics.render", lambda: b"%d" % (threading.get_ident() == main))
-    answer = build().request("GET", "/metrics")
-    assert (answer.status, answer.body) == (200, b"0")
+    threads: list[int] = []
+
+    def count(*_: str) -> dict[Any, float]:
+        threads.append(threading.get_ident())
+        return {}
+
+    monkeypatch.setattr("service.telemetry.metrics.read_totals", count)
+    monkeypatch.setattr("service.telemetry.metrics.render", lambda: bytes(count()))
+    assert build().request("GET", path).status == 200
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]

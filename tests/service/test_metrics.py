@@ -57,6 +57,16 @@ def test_histogram_equals_prometheus_clients(batches: list[list[float]]) -> None
     assert found == pytest.approx(expected)
 
 
+def test_totals_of_one_version_are_those_among_all() -> None:
+    """The sums of one version are those that it has among the sums of all, and no others."""
+    for name, version in (("sums", 1), ("sums", 11), ("other-sums", 1)):
+        ModelMetrics(name, version).answered(200, [0.5] * version)
+    every = metrics.read_totals()
+    some = metrics.read_totals("sums", "1")
+    assert some == {key: value for key, value in every.items() if key[1:] == ("sums", "1")}
+    assert some["succeeded", "sums", "1"] == 1
+
+
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
     """A function that runs another in a forked process of an index: what it wrote is in the metrics here."""

@@ -4,7 +4,7 @@ Source: https://github.com/kserve/open-inference-protocol and Triton's extension
 configuration and statistics.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from service import __version__
 from service.api.json_values import kind_of, read_object
-from service.api.operations import Answer, OrjsonResponse, answer_ready, find_served, get_route
+from service.api.operations import Answer, OrjsonResponse, answer_ready, find_served, get_route, get_slow_route
 from service.api.v2.infer_request import input_specs, output_specs
 from service.errors import InvalidRequestError, NotFoundError
 from service.model.manifest import Manifest
@@ -64,7 +64,6 @@ def build_protocol_routes(
         ("", lambda request: OrjsonResponse(_describe(registry, request))),
         ("/ready", ready),
         ("/config", lambda request: OrjsonResponse(_configure(find_served(registry, request), batch))),
-        ("/stats", lambda request: OrjsonResponse(_statistics([find_served(registry, request)]))),
     ]
     return [
         get_route("/v2", lambda _: OrjsonResponse(_server())),
@@ -72,7 +71,11 @@ def build_protocol_routes(
         get_route("/v2/health/live", lambda _: OrjsonResponse({"live": True})),
         get_route("/v2/health/ready", lambda request: answer_ready(problem(request))),
         get_route("/v2/models", lambda _: OrjsonResponse({"models": sorted(registry.models)})),
-        get_route("/v2/models/stats", lambda _: OrjsonResponse(_statistics(list_served(registry.models).values()))),
+        get_slow_route("/v2/models/stats", lambda _: OrjsonResponse(_list_statistics(registry))),
+        *[
+            get_slow_route(f"{prefix}/stats", lambda request: OrjsonResponse(_show_statistics(registry, request)))
+            for prefix in ("/v2/models/{name}", _VERSION)
+        ],
         *[
             get_route(prefix + path, answer)
             for path, answer in per_version
@@ -142,9 +145,15 @@ def _configure(served: LoadedVersion, batch: int) -> dict[str, Any]:
     return configuration | ({"dynamic_batching": {}} if isinstance(manifest, Manifest) else {})
 
 
-def _statistics(every: Iterable[LoadedVersion]) -> dict[str, Any]:
+def _list_statistics(registry: Registry) -> dict[str, Any]:
     totals = metrics.read_totals()
-    return {"model_stats": [_statistics_of(served, totals) for served in every]}
+    return {"model_stats": [_statistics_of(served, totals) for served in list_served(registry.models).values()]}
+
+
+def _show_statistics(registry: Registry, request: Request) -> dict[str, Any]:
+    served = find_served(registry, request)
+    totals = metrics.read_totals(served.manifest.name, str(served.manifest.version))
+    return {"model_stats": [_statistics_of(served, totals)]}
 
 
 def _statistics_of(served: LoadedVersion, totals: metrics.Totals) -> dict[str, Any]:
