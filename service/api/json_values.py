@@ -26,7 +26,7 @@ except ImportError:  # there is no wheel for this Python: orjson reads every bod
 
 LARGE_BODY = 2**18  # bytes; decoding such a body would hold the event loop for a millisecond or more
 PIECE_NUMBERS = 2**16  # that are written at a time
-PIECE_BYTES = 2**16  # that are read at a time
+PIECE_BYTES = 2**17  # that are read at a time
 _PAUSE_SECONDS = 0.0001  # gives the interpreter's lock away; only asking for it back would slow the event loop
 _OPENING = re.compile(rb"\s*(\{|(?:\[\s*){0,8})")
 _ONE_BITS = np.float64(1).view(np.uint64)
@@ -140,7 +140,7 @@ def parse_long_numbers(text: bytes, shape: tuple[int, ...], check: Callable[[], 
 
 
 def split_list(text: bytes, start: int, end: int) -> Iterator[bytes]:
-    """Yield what stands between a JSON list's brackets in pieces of about 64 KB, with a pause after each.
+    """Yield what stands between a JSON list's brackets in pieces of about 128 KB, with a pause after each.
 
     A piece ends with an element, as long as all elements are nested as deep as the first; if they are not, it may end
     within one, and is not valid JSON. Where all pieces are lists of elements, their elements are the list's.
