@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import columns
+from tests.fuzz.api import fuzz
 from tests.servers import Server
 from tests.wire import wait_until
 
@@ -235,3 +236,12 @@ def test_damaged_golden_file_is_refused(tmp_path: Path) -> None:
     (folder / "golden.npz").write_bytes(content)
     with Server(tmp_path, "--workers", "1") as server:
         assert "golden.npz has sha256" in server.get("/health/ready").json()["error"]
+
+
+def test_every_answer_is_as_documented(homes: Server) -> None:
+    """Requests drawn from the OpenAPI document are answered as it says, good ones and bad ones."""
+    if homes.get("/v1/models/house").json()["placement"] == "engine":
+        pytest.skip("the document and the checks are the same, and once is slow enough")
+    answered = fuzz(homes.url, examples=2, seed=3)
+    assert answered[200] > 20
+    assert answered[400] > 10

@@ -130,17 +130,17 @@ def _convert_numbers(
     """Return numbers or booleans; None is NaN. They must fit into the tensor's datatype, and be whole for integers."""
     if datatype == "BOOL":
         return np.array(values, np.bool_)
-    numbers = np.array(values, np.float64 if is_float or datatype in ("FP32", "FP64") else np.int64)
-    if is_float and column.type == "integer" and not (np.isnan(numbers) | (numbers == np.trunc(numbers))).all():
-        return None
     if datatype in ("FP32", "FP64"):
-        is_held = not (datatype == "FP32" and (np.abs(numbers) > _LARGEST).any())
-    elif datatype == "INT64":
-        is_held = numbers.dtype == np.int64 or bool((np.abs(numbers) < 2.0**63).all())
-    else:
-        limits = np.iinfo(datatype.lower())
-        is_held = bool(((numbers >= limits.min) & (numbers <= limits.max)).all())
-    return numbers if is_held else None
+        numbers = np.array(values, np.float64)
+        if is_float and column.type == "integer" and not (np.isnan(numbers) | (numbers == np.trunc(numbers))).all():
+            return None
+        return None if datatype == "FP32" and (np.abs(numbers) > _LARGEST).any() else numbers
+    whole = [int(value) for value in values] if is_float else values
+    if is_float and whole != list(values):
+        return None
+    numbers = np.array(whole, np.int64)
+    limits = np.iinfo(datatype.lower())
+    return numbers if ((numbers >= limits.min) & (numbers <= limits.max)).all() else None
 
 
 def _count_outside(numbers: NDArray[Any], column: Column, model: tuple[str, int]) -> None:

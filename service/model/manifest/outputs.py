@@ -81,12 +81,12 @@ class Output(Part):
         Raises:
             ValueError: They are not.
         """
+        article = "an" if task[0] in "eo" else "a"
         if self.kind not in _KINDS[task]:
-            article = "an" if task[0] in "eo" else "a"
             raise ValueError(f"{article} {task} model has output kind {' or '.join(_KINDS[task])}, not {self.kind}")
         labels = self.labels
         if task in ("regression", "embedding", "outputs") and (labels or self.threshold is not None):
-            raise ValueError(f"a {task} model has neither labels nor a threshold")
+            raise ValueError(f"{article} {task} model has neither labels nor a threshold")
         if task == "binary" and len(labels) != 2:  # noqa: PLR2004
             raise ValueError(f"a binary model has two labels, not {len(labels)}")
         if task == "multiclass" and (len(labels) < 2 or self.threshold is not None):  # noqa: PLR2004
