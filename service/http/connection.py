@@ -139,16 +139,12 @@ class Connection(asyncio.Protocol):
     def complete_response(self, keep_alive: bool) -> None:
         """Take note that the response to the current request is written, and go on with the next request."""
         self._responded = True
-        self._keep_alive = keep_alive
         if self.state is State.WAITING and keep_alive:
             self._next()
         elif not keep_alive:
             self._end(lingers=self.state is not State.WAITING or bool(self._events or self._unparsed))
 
     def _next(self) -> None:
-        if not self._keep_alive:
-            self._end(lingers=False)
-            return
         self.current = None
         self.state = State.READING_HEAD if self._in_message else State.IDLE
         self.since = self.loop.time()

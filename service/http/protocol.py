@@ -46,7 +46,6 @@ class HttpProtocol(Connection):
         self._begun = 0  # requests in this turn of the event loop
         # Of the parser, which may be ahead of the current request:
         self._in_body = self._is_replaying = False
-        self._keeps_alive = True
         self._framing_bytes = self._body_bytes = 0
         self._target, self._fields = b"", list[tuple[bytes, bytes]]()
         self._hosts, self._expects, self._is_chunked = list[bytes](), False, False
@@ -155,7 +154,6 @@ class HttpProtocol(Connection):
                 self._handle(error)
                 return
         method, keep_alive = parser.get_method().decode("latin-1"), parser.should_keep_alive()
-        self._keeps_alive = keep_alive
         expects = self._expects and version != "1.0"
         head = RequestHead(method, self._target, fields, version, keep_alive, expects)
         if self._events or self.state is State.WAITING:
@@ -165,8 +163,6 @@ class HttpProtocol(Connection):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
-        if self._is_last:
-            return
         self._body_bytes += len(body)
         if self._events or self.state is State.WAITING:
             self._events.append(body)
@@ -179,7 +175,6 @@ class HttpProtocol(Connection):
             return
         self._in_message = self._in_body = False
         self._framing_bytes = 0
-        self._is_last = not self._keeps_alive
         if self._events or self.state is State.WAITING:
             self._events.append(None)
         else:
@@ -220,7 +215,6 @@ class HttpProtocol(Connection):
 
     def _handle(self, event: Event) -> None:
         """Handle what the parser found, or keep it while an earlier request waits for its response."""
-        self._is_last = self._is_last or isinstance(event, ServiceError)
         if self._events or self.state is State.WAITING:
             self._events.append(event)
         else:

@@ -312,6 +312,92 @@ def test_client_that_reads_nothing_and_goes_ends_its_request(sent: bytes, double
     run(doubler_dir, drive)
 
 
+def test_client_that_reads_again_is_an_idle_one(doubler_dir: Path) -> None:
+    """Once a client has read its answers, nothing counts as held for it, and it may be idle as long as any other."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(PREDICT)
+        await wait_for_answer(connection)
+        wire.unsent = 200 * MEGABYTE
+        connection.pause_writing()
+        wire.unsent = 0
+        connection.resume_writing()
+        assert not connection.app.context.is_pressed
+        check_timeouts({connection}, connection.loop.time() + 70)
+        assert wire.is_open
+        check_timeouts({connection}, connection.loop.time() + 76)
+        assert not wire.is_open
+
+    run(doubler_dir, drive)
+
+
+@pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "closing"])
+def test_nothing_is_done_for_a_connection_that_has_ended(is_lost: bool, doubler_dir: Path) -> None:
+    """What a client sent before it went is not answered any more, nor written to a connection that is closing."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(build_request("/v1/models/nosuch:predict", b"") * 1000)
+        answered = connection.app.recorder.answered
+        counts = len(wire.written), len(answered)
+        assert counts > (0, 0)
+        wire.close()
+        if is_lost:
+            connection.connection_lost(None)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(wire.written) == counts[0]
+        if is_lost:
+            assert (connection.app.recorder.answered, len(answered)) == (answered, counts[1])
+
+    run(doubler_dir, drive)
+
+
+def test_idle_time_begins_with_the_answer(doubler_dir: Path) -> None:
+    """A client whose request took long may be idle after its answer as long as any other."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(PREDICT)
+        connection.since -= 1000
+        await wait_for_answer(connection)
+        check_timeouts({connection}, connection.loop.time() + 10)
+        assert wire.is_open
+
+    run(doubler_dir, drive)
+
+
+@pytest.mark.parametrize(
+    ("sent", "has_body"),
+    [
+        (build_request("/v1/models/x:predict", None, method="HEAD") + b"?", True),
+        (build_request("/v1/models", None, "Transfer-Encoding: chunked", method="HEAD") + b"?", False),
+    ],
+    ids=["behind a HEAD", "in the body of a HEAD"],
+)
+def test_answer_to_what_is_broken_has_a_body_unless_it_is_a_head(
+    sent: bytes, has_body: bool, doubler_dir: Path
+) -> None:
+    """Only a request whose method was HEAD is answered without a body."""
+
+    def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(sent)
+        head, _, body = wire.written.rpartition(b"\r\n\r\n")
+        assert b"HTTP/1.1 400 " in head
+        assert bool(body) is has_body
+
+    run(doubler_dir, drive)
+
+
+def test_what_is_not_http_is_recorded_once(doubler_dir: Path) -> None:
+    """However much of it comes, also while the connection is closing, it is one request that failed."""
+
+    def drive(connection: HttpProtocol, wire: Wire) -> None:
+        wire.close()
+        connection.data_received(b"?" * 40_000)
+        assert [answered.status for answered in connection.app.recorder.answered] == [400]
+
+    run(doubler_dir, drive)
+
+
 def test_one_connection_takes_turns(doubler_dir: Path) -> None:
     """What a client sent is not answered in one turn of the event loop, though nothing of it has to wait."""
 

@@ -178,6 +178,47 @@ def test_hundreds_of_requests_behind_one_that_waits(doubler_dir: Path) -> None:
     run(doubler_dir, drive)
 
 
+def test_thousands_of_requests_at_once_are_all_answered(doubler_dir: Path) -> None:
+    """What is left when a connection's turn is over is answered in its next ones, and then it is read again."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(REFUSED * 2000)
+        async with asyncio.timeout(SECONDS):
+            while len(statuses(wire)) < 2000:
+                await asyncio.sleep(0)
+        assert (connection.state, wire.reads) == (State.IDLE, True)
+
+    run(doubler_dir, drive)
+
+
+def test_what_follows_the_last_request_is_dropped(doubler_dir: Path) -> None:
+    """After `Connection: close` nothing is answered, and a client that still sends has a moment to read its answer."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(build_predict("doubler", [1.0], fields=("Connection: close",)) + REFUSED)
+        connection.data_received(PREDICT)
+        connection.since -= 1000
+        await settle(connection)
+        assert (statuses(wire), connection.state, wire.reads) == ([200], State.DRAINING, True)
+        check_timeouts({connection}, connection.loop.time() + 1)
+        assert (wire.is_open, wire.is_half_open) == (True, True)
+        assert not connection.eof_received()
+
+    run(doubler_dir, drive)
+
+
+@pytest.mark.parametrize(("size", "status"), [(100, 404), (60_000, 404), (70_000, 431)])
+def test_request_for_another_protocol_is_one_of_this(size: int, status: int, doubler_dir: Path) -> None:
+    """An `Upgrade` is ignored, however often, and such a head has the limit of any other."""
+
+    def drive(connection: HttpProtocol, wire: Wire) -> None:
+        fields = b"Connection: upgrade\r\nUpgrade: websocket\r\nx: " + b"y" * size
+        connection.data_received((REFUSED[:-2] + fields + b"\r\n\r\n") * 2)
+        assert statuses(wire) == ([status] if status == 431 else [status, status])
+
+    run(doubler_dir, drive)
+
+
 def test_client_that_does_not_read_is_not_read(doubler_dir: Path) -> None:
     """While a client reads none of its answers, its further requests stay where they are."""
 
