@@ -148,7 +148,7 @@ def _form(manifest: AnyManifest) -> tuple[object, ...]:
     """Return what determines the request and response schemas; versions that are equal in it share one path."""
     if not isinstance(manifest, Manifest):
         return manifest.task, manifest.inputs, manifest.outputs
-    return manifest.task, manifest.input, manifest.output.model_copy(update={"threshold": None})
+    return manifest.task, manifest.input, manifest.output.model_copy(update={"threshold": None, "thresholds": ()})
 
 
 def _paths_at(place: Place) -> Schema:
