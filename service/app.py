@@ -119,7 +119,7 @@ class Application:
 
     async def _operate(self, path: str, headers: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
         """Run Starlette within limits, and record what it answers."""
-        began, held = time.perf_counter(), 0
+        began, held, web = time.perf_counter(), 0, self.context.web
         self.tick()  # so that metrics and statistics are up to date
 
         async def receive_within_limits() -> Message:
@@ -138,7 +138,8 @@ class Application:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = responses.split_fields(headers.build_response_fields())
+                more = web.build_fields(scope["method"], headers.origin)
+                own = responses.split_fields(headers.build_response_fields() + more)
                 message["headers"] = [*message["headers"], *own]
                 if path != "/metrics" and not is_open(path):
                     seconds, status = time.perf_counter() - began, message["status"]
@@ -149,6 +150,10 @@ class Application:
             await send(message)
 
         try:
+            web.check(scope["method"], headers)
+            if web.is_preflight(scope["method"], headers.origin):
+                await _send_response(send_with_id, responses.Response(200, b"", b""))
+                return
             check_path(scope.get("raw_path") or b"")
             if not is_open(path):
                 check_key(headers.key, self._keys)

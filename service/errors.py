@@ -4,6 +4,7 @@ ServiceError
 ├── RequestError            the caller can mend it; `status` is the answer's HTTP status
 │   ├── InvalidRequestError      400  decode: body, values, parameters; values without a finite answer
 │   ├── UnauthorizedError        401  key missing or wrong
+│   ├── ForbiddenError           403  access: a web page of another site, or a Host that is not allowed
 │   ├── NotFoundError            404  registry: no such model or version
 │   ├── MethodNotAllowedError    405  api: the path answers other methods
 │   ├── TooLargeError            413  request: body over the limit
@@ -43,6 +44,12 @@ class UnauthorizedError(RequestError):
     """The key is missing or wrong."""
 
     status = HTTPStatus.UNAUTHORIZED
+
+
+class ForbiddenError(RequestError):
+    """A web page of another site sent it, or it names a host that is not allowed."""
+
+    status = HTTPStatus.FORBIDDEN
 
 
 class NotFoundError(RequestError):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from service.api.access import check_key, read_keys
+from service.api.access import WebRules, check_key, read_keys
 from service.api.content_coding import COMPRESS_FROM, compress, inflate
 from service.api.headers import JSON_TYPES, PredictRoute, RequestHeaders, check_call, check_media
 from service.api.limits import ReadLimits
@@ -48,6 +48,7 @@ class RequestContext:
         self.registry = registry
         self.recorder = recorder
         self.keys = read_keys(settings)
+        self.web = WebRules(settings)
         self.in_flight = 0
         self.limits = ReadLimits(settings.queue_size)
         self._held_bytes = 0
@@ -121,7 +122,13 @@ class PredictRequest:
             headers.choose_timeout(timeout) if headers.timeout else timeout
         )
         context.in_flight += 1
+        web = context.web
         try:
+            if headers.origin or (web.hosts and headers.host not in web.hosts):
+                web.check(method, headers)
+                if web.is_preflight(method, headers.origin):
+                    self._finish(encoded=(b"", b""))
+                    return
             if context.keys:
                 check_key(headers.key, context.keys)
             if method != "POST" or headers.timeout:
@@ -280,6 +287,8 @@ class PredictRequest:
                 encoded = self._encode(outputs, version, call)
             except Exception as failure:  # nothing may reach the batcher, which has other requests to answer
                 error = failure
+        if headers.origin:
+            own += context.web.build_fields(self.method, headers.origin)
         message = ""
         if encoded is not None:
             response = Response(200, encoded[0] + own, encoded[1])
@@ -293,7 +302,7 @@ class PredictRequest:
                 headers.request_id,
                 response.status,
                 time.perf_counter() - self._began,
-                self.route.action != "preview",
+                self.route.action != "preview" and self.method != "OPTIONS",
                 len(call.inputs) if call is not None else 0,
                 version.metrics if version is not None else None,
                 message,

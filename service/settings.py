@@ -91,6 +91,15 @@ class Settings(BaseModel):
     )
     tls_cert: str = Field(default="", description="certificate file (PEM) for TLS on the gRPC port; empty: no TLS")
     tls_key: str = Field(default="", description="private key file (PEM) of the certificate")
+    allowed_hosts: str = Field(
+        default="",
+        description="comma-separated host names that requests may use, * for any; empty: any, or on loopback only its "
+        "names",
+    )
+    cors_origin: str = Field(
+        default="",
+        description="comma-separated origins whose web pages may call the service, * for any; empty: only its own",
+    )
     access_log: bool = Field(default=True, description="log every request")
     log_format: Literal["text", "json"] = Field(default="text", description="log format: text or json")
 

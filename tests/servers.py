@@ -25,9 +25,9 @@ _ADDRESS = re.compile(r"serving on (http://\S+) with (\d+) workers?")
 
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without the service's settings, plus `more`."""
+    """Return this process's environment without the service's settings, but with any host allowed, plus `more`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVICE_", "PORT"))}
-    return kept | {"PYTHONPATH": str(ROOT)} | dict(more or {})
+    return kept | {"PYTHONPATH": str(ROOT), "SERVICE_ALLOWED_HOSTS": "*"} | dict(more or {})
 
 
 class Server:

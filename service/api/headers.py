@@ -20,13 +20,15 @@ _SECONDS = re.compile(rb"(?=.*[1-9])\d{1,6}(\.\d{1,6})?")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
 _CACHED_LENGTH = 300  # bytes; callers choose paths, so only short ones are cached
-JSON_TYPES = (b"application/json", b"")  # content types that every predict path reads
+# Content types that every predict path reads as JSON; the last is what `curl -d` sends.
+JSON_TYPES = (b"application/json", b"", b"application/x-www-form-urlencoded")
 
 
 class RequestHeaders(NamedTuple):
     """The header fields that matter to the service.
 
-    `key` is the caller's API key, and `content_encoding` the coding as `read_coding` names it.
+    `key` is the caller's API key, and `content_encoding` the coding as `read_coding` names it. `origin` is that of the
+    web page that sent the request; empty if none did, or if the browser says that it is the service's own.
     """
 
     request_id: bytes
@@ -38,6 +40,8 @@ class RequestHeaders(NamedTuple):
     json_length: bytes = b""
     accept_encoding: bytes = b""
     trace: bytes = b""
+    host: bytes = b""
+    origin: bytes = b""
 
     def choose_timeout(self, longest: float) -> float:
         """Return the seconds this request may take: what it asks for in `X-Request-Timeout`, at most `longest`.
@@ -78,6 +82,8 @@ def read_headers(headers: Headers) -> RequestHeaders:
         get(b"inference-header-content-length", b""),
         get(b"accept-encoding", b""),
         get(b"traceparent", b""),
+        get(b"host", b""),
+        b"" if get(b"sec-fetch-site") == b"same-origin" else get(b"origin", b""),
     )
 
 
@@ -154,10 +160,11 @@ def _takes_pictures(manifest: AnyManifest) -> bool:
 
 
 def _is_read(kind: bytes, api: str, manifest: AnyManifest) -> bool:
+    if kind in JSON_TYPES or (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        return True
     if api == "v2":
-        return kind in (b"application/json", b"application/octet-stream")
-    picture = kind[:6] == b"image/" or kind == b"multipart/form-data"
-    return kind == b"application/json" or (picture and _takes_pictures(manifest))
+        return kind == b"application/octet-stream"
+    return (kind[:6] == b"image/" or kind == b"multipart/form-data") and _takes_pictures(manifest)
 
 
 _count = itertools.count()

@@ -24,6 +24,7 @@ from pathlib import Path
 from litserve import LitAPI
 from litserve.loops import LitLoop
 
+from service.api.access import restrict_hosts
 from service.app import Application, create_app
 from service.errors import StartError
 from service.hosts.grpc_port import check_grpc, share_port
@@ -151,7 +152,9 @@ def serve(settings: Settings, folder: RuntimeFolder) -> None:
     settings = fit_open_files(settings, len(names) + len(devices))
     listener = open_listener(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    if not ipaddress.ip_address(host).is_loopback and not settings.api_key:
+    if ipaddress.ip_address(host).is_loopback:
+        settings = restrict_hosts(settings)
+    elif not settings.api_key:
         logger.warning("listening on %s without --api-key: anyone who can reach this port can use every model", host)
     holder = None if settings.grpc_port is None else open_listener(settings.host, settings.grpc_port, "--grpc-port")
     grpc_address = share_port(holder) if holder else ""
