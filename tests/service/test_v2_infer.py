@@ -18,9 +18,20 @@ from service.api.v2 import encode as v2_encode
 from service.api.v2.infer_request import all_outputs, output_specs
 from service.errors import InvalidRequestError
 from service.model.backends import Array
+from service.model.manifest import TensorManifest
+from service.model.tensor_model import Tensors
 from tests import fakes
 
 COMPASS = fakes.compass().manifest()
+_PAIR: dict[str, Any] = {
+    "name": "pair",
+    "version": 1,
+    "task": "tensors",
+    "artifacts": {"onnx": {"file": "model.onnx", "sha256": "0" * 64, "bytes": 1}},
+    "inputs": [{"name": name, "datatype": "FP32", "shape": [2]} for name in ("left", "right")],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [2]}],
+}
+PAIR = TensorManifest.model_validate_json(orjson.dumps(_PAIR))
 LOGITS = np.array([[1, 2, 3, 4]], np.float32)
 PROBABILITIES = np.exp(LOGITS[0]) / np.exp(LOGITS[0]).sum()
 JSON = st.recursive(
@@ -123,6 +134,41 @@ def test_short_way_agrees_with_the_long_way(body: bytes, edits: list[tuple[int, 
     for place, removed, fragment in edits:
         body = body[:place] + fragment + body[place + removed :]
     assert outcome(body, b"") == outcome(body, b"%d" % len(body))
+
+
+def build_pair(left: list[Any], right: list[Any]) -> bytes:
+    """Return a body with two tensors of two numbers each."""
+    sent = {"left": left, "right": right}
+    tensors = [{"name": name, "datatype": "FP32", "shape": [2], "data": data} for name, data in sent.items()]
+    return orjson.dumps({"inputs": tensors})
+
+
+def pair_outcome(body: bytes, json_length: bytes) -> object:
+    """Return what a body with two tensors is decoded to, or why it is refused."""
+    try:
+        call = v2_decode.decode(body, PAIR, RequestHeaders(b"id", json_length=json_length))
+    except InvalidRequestError as error:
+        return str(error)
+    assert isinstance(call.inputs, Tensors)
+    return {name: (tensor.dtype, tensor.tolist()) for name, tensor in call.inputs.items()}, *call[1:]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, 150), st.integers(0, 3), st.sampled_from(FRAGMENTS)), max_size=3))
+def test_several_tensors_go_either_way_alike(edits: list[tuple[int, int, bytes]]) -> None:
+    """Each tensor gets its own list of numbers, in whatever way something odd stands beside one."""
+    body = build_pair([1, 2], [3, 4])
+    for place, removed, fragment in edits:
+        body = body[:place] + fragment + body[place + removed :]
+    assert pair_outcome(body, b"") == pair_outcome(body, b"%d" % len(body))
+
+
+def test_several_tensors_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number of theirs becomes a Python object either."""
+    monkeypatch.setattr(v2_decode, "read_json", None)
+    found = pair_outcome(build_pair([1, 2.5], [-3, 4e9]), b"")
+    assert isinstance(found, tuple)
+    assert found[0] == {"left": (np.float32, [1, 2.5]), "right": (np.float32, [-3, 4e9])}
 
 
 @pytest.mark.parametrize("position", ["first", "last"])
