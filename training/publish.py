@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from service.model.golden import write_golden
-from service.model.manifest import Manifest
+from service.model.manifest import Manifest, drop_empty
 from service.model.version_folder import MANIFEST_FILE
 from training.errors import PublishError
 
@@ -71,7 +71,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, and its golden samples if it has any, into a version folder; a row of numbers on one line."""
     if manifest.golden_rows is not None:
         manifest = write_golden(folder, manifest, manifest.golden_rows)
-    fields = manifest.model_dump(mode="json", exclude_none=True)
+    fields = drop_empty(manifest.model_dump(mode="json"))
     text = re.sub(r"\[[-+.,\deE\s]+\]", lambda row: " ".join(row[0].split()), json.dumps(fields, indent=2))
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 

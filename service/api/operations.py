@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from service.api.openapi import build_openapi
-from service.model.manifest import AnyManifest, Manifest
+from service.model.manifest import AnyManifest, Manifest, drop_empty
 from service.model.postprocess import choose_threshold
 from service.registry.registry import Registry
 from service.registry.versions import LoadedVersion, Model
@@ -86,8 +86,8 @@ def _describe_data(manifest: AnyManifest) -> dict[str, Any]:
             "outputs": [spec.model_dump(mode="json") for spec in manifest.outputs],
         }
     return {
-        "input": manifest.input.model_dump(mode="json", exclude_none=True),
-        "output": manifest.output.model_dump(mode="json", exclude_none=True),
+        "input": drop_empty(manifest.input.model_dump(mode="json")),
+        "output": {"labels": []} | drop_empty(manifest.output.model_dump(mode="json")),
         "labels": list(manifest.output.labels),
         "threshold": choose_threshold(manifest) if manifest.task == "binary" else None,
     }

@@ -23,12 +23,12 @@ from service.model.manifest.inputs import (
     TabularInput,
 )
 from service.model.manifest.outputs import NamedOutput, Output, OutputValue, Task
-from service.model.manifest.parts import Artifact, BackendName, Datatype, Golden, Part, Training
+from service.model.manifest.parts import Artifact, BackendName, Datatype, Golden, Part, Training, drop_empty
 
 __all__ = [
     "NAME_PATTERN", "AnyManifest", "Artifact", "BackendName", "Column", "ColumnsInput", "Datatype", "Feature", "Golden",
     "GoldenRows", "ImageInput", "ImageSpec", "Input", "Manifest", "NamedOutput", "Output", "OutputValue",
-    "TabularInput", "Task", "TensorManifest", "TensorSpec", "Training", "digest",
+    "TabularInput", "Task", "TensorManifest", "TensorSpec", "Training", "digest", "drop_empty",
 ]  # fmt: skip
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"

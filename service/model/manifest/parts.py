@@ -20,6 +20,13 @@ _FILE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
+def drop_empty(fields: Any) -> Any:  # noqa: ANN401 - what `model_dump` gives
+    """Return dumped fields without those that are None or an empty list, which is what they are when absent."""
+    if isinstance(fields, dict):
+        return {name: drop_empty(value) for name, value in fields.items() if value is not None and value != []}
+    return [drop_empty(value) for value in fields] if isinstance(fields, list) else fields
+
+
 def find_dtype(datatype: Datatype) -> "np.dtype[Any]":
     """Return numpy's dtype of a datatype; text is objects."""
     return _DTYPES.get(datatype) or np.dtype(datatype.lower())
