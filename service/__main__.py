@@ -55,9 +55,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_package(package: argparse.ArgumentParser) -> None:
-    package.add_argument("artifacts", nargs="+", metavar="model.onnx|model.pt", help="one file per backend")
-    package.add_argument("--name", required=True, help="lower-case letters, digits, - and _")
-    package.add_argument("--task", required=True, choices=["regression", "binary", "multiclass", "tensors"])
+    package.add_argument(
+        "artifacts",
+        nargs="+",
+        metavar="FILE",
+        help="model.onnx, model.pt or both; or one that is converted: a pickle of scikit-learn, XGBoost's .json or"
+        " .ubj, LightGBM's .txt, or torch.export's .pt2",
+    )
+    package.add_argument("--name", help="lower-case letters, digits, - and _; default: the file's name")
+    package.add_argument(
+        "--task",
+        choices=["regression", "binary", "multiclass", "outputs", "tensors"],
+        help="what the graph predicts; default: as understood from it",
+    )
     package.add_argument("--model-version", type=int, metavar="N", help="default: the next free one")
     package.add_argument("--title", default="", help="one line for people")
     package.add_argument("--description", default="", help="a sentence or two for people")
@@ -65,7 +75,7 @@ def _add_package(package: argparse.ArgumentParser) -> None:
     package.add_argument(
         "--samples",
         metavar="FILE",
-        help="real inputs, CSV (with a header or without) or .npy: ranges, golden samples, names",
+        help="real inputs, CSV (with a header or without), .parquet or .npy: ranges, types, golden samples, names",
     )
     package.add_argument("--image", metavar="WxH[xC]", help="size of the pictures of an image model")
     package.add_argument("--input-shape", metavar="D1,D2,…", help="shape of one picture's tensor, if not C,H,W")
@@ -79,7 +89,11 @@ def _add_package(package: argparse.ArgumentParser) -> None:
         choices=["stretch", "mnist"],
         help="of a picture to the size: stretch (default), or mnist: its ink scaled and centred as MNIST's",
     )
-    package.add_argument("--labels", metavar="A,B,…", help="class labels in index order")
+    package.add_argument("--labels", metavar="A,B,…|@FILE", help="class labels in index order; a file has one a line")
+    package.add_argument("--values", metavar="A,B,…", help="names of a regression's values, where it has several")
+    package.add_argument("--mean", metavar="R,G,B", help="written into the graph: subtracted from each channel first")
+    package.add_argument("--std", metavar="R,G,B", help="written into the graph: each channel is then divided by it")
+    package.add_argument("--trust-pickle", action="store_true", help="unpickle the model, which runs code in the file")
     package.add_argument("--threshold", type=float, help="for binary models; 0.5 where not given")
     package.add_argument(
         "--output-kind",

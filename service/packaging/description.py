@@ -6,13 +6,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.errors import InvalidRequestError, describe_invalid
-from service.model.manifest import Artifact, BackendName, Manifest, TensorManifest, digest
+from service.model.manifest import Artifact, BackendName, ColumnsInput, Manifest, TensorManifest, digest
 from service.packaging.samples import Samples, read_samples
+from service.packaging.understand import Understood
 
 _KINDS = {"regression": "value", "binary": "probability", "multiclass": "probabilities"}
 _FOR_IMAGES = ("input_shape", "polarity", "fitting")
 _FOR_TASKS = (
     "features", "samples", "image", *_FOR_IMAGES, "labels", "threshold", "output_kind", "input_tensor", "output_tensor",
+    "values", "mean", "std",
 )  # fmt: skip
 
 
@@ -49,10 +51,11 @@ def read_flagged_samples(options: dict[str, Any]) -> Samples | None:
     return read_samples(Path(options["samples"]), _split(options["features"])) if options["samples"] else None
 
 
-def describe(
-    contents: dict[BackendName, bytes], options: dict[str, Any], version: int, samples: Samples | None
-) -> Manifest:
+def describe(contents: dict[BackendName, bytes], found: Understood, version: int, samples: Samples | None) -> Manifest:
     """Build the manifest of a model with a task, without golden samples."""
+    options = found.options
+    if options["task"] is None:
+        raise InvalidRequestError("give --task; a TorchScript file alone does not say what it predicts")
     files: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
     fields = {
         "name": options["name"],
@@ -60,9 +63,10 @@ def describe(
         "title": options["title"],
         "description": options["description"],
         "task": options["task"],
-        "input": _describe_image(options) if options["image"] else _describe_columns(options, samples),
-        "output": {
-            "kind": options["output_kind"] or _KINDS[options["task"]],
+        "input": _describe_input(found, samples),
+        "output": found.output
+        or {
+            "kind": options["output_kind"] or _KINDS.get(options["task"], "value"),
             "labels": _split(options["labels"]),
             "threshold": options["threshold"],
             "tensor": options["output_tensor"],
@@ -76,6 +80,12 @@ def describe(
         return Manifest.model_validate(fields)
     except ValidationError as error:
         raise InvalidRequestError(f"the manifest would not be valid: {describe_invalid(error)}") from error
+
+
+def _describe_input(found: Understood, samples: Samples | None) -> dict[str, Any] | ColumnsInput:
+    if found.columns is not None:
+        return found.columns
+    return _describe_image(found.options) if found.options["image"] else _describe_columns(found.options, samples)
 
 
 def _describe_columns(options: dict[str, Any], samples: Samples | None) -> dict[str, Any]:
@@ -117,8 +127,8 @@ def _read_numbers(text: str, separator: str, flag: str) -> list[int]:
         raise InvalidRequestError(f"{flag} {text} is not whole numbers separated by {separator}") from error
 
 
-def _split(text: str | None) -> list[str]:
-    return [part.strip() for part in text.split(",")] if text else []
+def _split(given: str | list[str] | None) -> list[str]:
+    return [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given or [])
 
 
 def _name_flags(options: dict[str, Any], names: tuple[str, ...]) -> str:

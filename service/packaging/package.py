@@ -1,6 +1,7 @@
 """Write a manifest for a model trained elsewhere, check that the model runs, and add it to the models folder."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from service.model.golden import write_golden
 from service.model.manifest import AnyManifest, BackendName, Manifest
 from service.model.predictor import load_any_predictor
 from service.model.version_folder import MANIFEST_FILE
+from service.packaging.convert import check_parity, convert, is_convertible
 from service.packaging.description import describe, describe_tensors, read_flagged_samples
-from service.packaging.proof import add_golden
+from service.packaging.graph import normalize, strip_zipmap
+from service.packaging.proof import add_golden, add_golden_rows
+from service.packaging.understand import Understood, understand
 
 _BACKENDS: dict[str, BackendName] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}
 
@@ -28,15 +32,24 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
         InvalidRequestError: A file or flag cannot be used.
         ModelRefusedError: The model does not run as described.
     """
-    contents = _read_artifacts([Path(path) for path in options["artifacts"]])
+    paths = [Path(path) for path in options["artifacts"]]
+    options = options | {"labels": _read_labels(options["labels"]), "name": options["name"] or choose_name(paths[0])}
+    converted = convert(paths[0], options) if len(paths) == 1 and is_convertible(paths[0]) else None
+    contents: dict[BackendName, bytes] = {"onnx": converted.content} if converted else _read_artifacts(paths)
+    if converted is not None:
+        options |= {flag: value for flag, value in converted.flags.items() if options[flag] is None}
+    if "onnx" in contents:
+        contents["onnx"] = _adapt(contents["onnx"], options)
+    found = understand(contents["onnx"], options) if "onnx" in contents else Understood(options)
     version = options["model_version"] or next_version(root / options["name"])
     manifest: AnyManifest
-    if options["task"] == "tensors":
-        manifest = describe_tensors(contents, options, version)
+    if found.options["task"] == "tensors":
+        manifest = describe_tensors(contents, found.options, version)
     else:
-        samples = read_flagged_samples(options)
-        described = describe(contents, options, version, samples)
-        manifest = add_golden(described, contents, samples, kind_given=options["output_kind"] is not None)
+        manifest = _describe_and_prove(contents, found, version, kind_given=options["output_kind"] is not None)
+        if converted is not None:
+            check_parity(manifest, contents["onnx"], converted, found.rows)
+    print_lines(manifest.name, found.lines)
     target = root / manifest.name / str(manifest.version)
     if target.exists():
         raise InvalidRequestError(f"{target} exists; choose another --model-version")
@@ -45,6 +58,58 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     except OSError as error:
         raise InvalidRequestError(f"{target} cannot be written: {error.strerror}") from error
     return target
+
+
+def _describe_and_prove(
+    contents: dict[BackendName, bytes], found: Understood, version: int, kind_given: bool
+) -> Manifest:
+    samples = read_flagged_samples(found.options) if found.columns is None else None
+    described = describe(contents, found, version, samples)
+    if described.has_rows:
+        return add_golden_rows(described, contents, found.rows)
+    return add_golden(described, contents, samples, kind_given)
+
+
+def _adapt(content: bytes, options: dict[str, Any]) -> bytes:
+    """Return the graph as it is served: without ZipMap, and with normalisation by `--mean` and `--std`."""
+    content = strip_zipmap(content)
+    if options["mean"] is None and options["std"] is None:
+        return content
+    try:
+        mean, std = (
+            [float(part) for part in (options[flag] or default).split(",")]
+            for flag, default in (("mean", "0"), ("std", "1"))
+        )
+    except ValueError as error:
+        raise InvalidRequestError(f"--mean and --std are numbers separated by commas: {error}") from error
+    return normalize(content, mean, std)
+
+
+def _read_labels(given: str | None) -> list[str] | None:
+    """Return the labels, which `@FILE` has one a line."""
+    if given is None or not given.startswith("@"):
+        return [part.strip() for part in given.split(",")] if given else None
+    try:
+        lines = Path(given[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"--labels {given} cannot be read: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def choose_name(path: Path) -> str:
+    """Return a model's name from the name of its file."""
+    name = re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_")[:64]
+    return name or "model"
+
+
+def print_lines(name: str, lines: list[tuple[str, str, str]]) -> None:
+    """Print what was understood, and how to correct it, as a table."""
+    if not lines:
+        return
+    print(f"{name}, as understood from the graph (correct a line by the flag at its end):")
+    widths = [max(len(line[index]) for line in lines) for index in (0, 1)]
+    for what, understood, flag in lines:
+        print(f"  {what.ljust(widths[0])}  {understood.ljust(widths[1])}  {flag}")
 
 
 def _write(target: Path, manifest: AnyManifest, contents: dict[BackendName, bytes]) -> None:

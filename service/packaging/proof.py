@@ -20,6 +20,27 @@ _PROBES = 8  # random rows per scale
 _SAMPLE_ROWS = 256
 
 
+def add_golden_rows(manifest: Manifest, contents: dict[BackendName, bytes], rows: Rows | None) -> Manifest:
+    """Return the manifest of a graph with columns or several outputs, with golden samples from it.
+
+    Raises:
+        InvalidRequestError: The graph does not run on these inputs.
+        ModelRefusedError: An output depends on the other instances in the batch.
+    """
+    predictor = Predictor(manifest, open_backend("onnx", contents["onnx"], manifest, "cpu", 1))
+    inputs = (_choose_rows(manifest, None).astype(np.float32) if rows is None else rows)[:_GOLDEN_ROWS]
+    try:
+        outputs = predictor.predict(inputs)
+    except ServiceError as error:
+        if manifest.input.kind == "columns" and any(column.nullable for column in manifest.input.columns):
+            raise InvalidRequestError(
+                "the graph gives no number for rows that lack a value; leave such rows out of --samples"
+            ) from error
+        raise InvalidRequestError(f"the graph does not run on the samples: {error}") from error
+    check_alone(predictor, inputs, outputs)
+    return manifest.with_golden_rows(None, GoldenRows(inputs, outputs))
+
+
 def add_golden(
     manifest: Manifest, contents: dict[BackendName, bytes], samples: Samples | None, kind_given: bool
 ) -> Manifest:
