@@ -16,6 +16,7 @@ from service.model.columns import join_tensors, split_rows
 from service.model.manifest import Artifact, ColumnsInput, Golden, GoldenRows, Manifest, digest
 
 GOLDEN_FILE = "golden.npz"
+MAX_BYTES = 2**28  # of all arrays, unpacked
 _INPUTS, _OUTPUTS = "inputs/", "outputs/"
 
 
@@ -44,6 +45,8 @@ def parse_golden(content: bytes, manifest: Manifest) -> GoldenRows:
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            if sum(each.file_size for each in arrays.zip.infolist()) > MAX_BYTES:
+                raise ModelRefusedError(f"its arrays have over {MAX_BYTES} bytes; a few samples are enough")
             inputs = _read(arrays, _INPUTS, manifest)
             outputs = _read(arrays, _OUTPUTS, manifest)
     except KeyError as error:

@@ -1,6 +1,7 @@
 """Tests of columns: service.model.manifest.inputs, service.model.columns and service.api.v1.columns."""
 
 import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from service.api.v1.columns import read_columns
 from service.errors import InvalidRequestError, ModelRefusedError
 from service.model import channel
 from service.model.columns import build_row, join_tensors, read_row
-from service.model.golden import write_golden
+from service.model.golden import parse_golden, write_golden
 from service.model.manifest import ColumnsInput, GoldenRows, Manifest, digest
 from service.model.predictor import load_predictor
 from service.model.version_folder import load_manifest
@@ -232,6 +233,15 @@ def test_file_of_other_arrays_is_refused(arrays: dict[str, Any], sentence: str, 
     (folder / "manifest.json").write_text(json.dumps(fake.fields() | {"golden": golden}))
     with pytest.raises(ModelRefusedError, match=sentence):
         load_manifest(folder)
+
+
+def test_file_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may hold large arrays; they are not unpacked."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, inputs=np.zeros((2000, 1), np.float32))
+    monkeypatch.setattr("service.model.golden.MAX_BYTES", 1000)
+    with pytest.raises(ModelRefusedError, match="its arrays have over 1000 bytes"):
+        parse_golden(buffer.getvalue(), fakes.doubler().manifest())
 
 
 def test_tensors_of_unequal_length_are_refused() -> None:
