@@ -58,7 +58,12 @@ LABELS = ["a", "b"]
         (fakes.doubler, "version", 0, "version: "),
         (fakes.doubler, "surprise", 1, "surprise is not a field of a manifest"),
         (fakes.doubler, "task", ..., "task: Field required"),
-        (fakes.doubler, "task", "ranking", "task is none of 'regression', 'binary', 'multiclass', 'multilabel', 'embedding', 'outputs' and 'tensors'"),
+        (
+            fakes.doubler,
+            "task",
+            "ranking",
+            "task is none of 'regression', 'binary', 'multiclass', 'multilabel', 'embedding'",
+        ),
         (fakes.doubler, "input.shape", [2], "1 features for a shape of [2]"),
         (fakes.doubler, "input.shape", [0], "input.tabular.shape.0: "),
         (fakes.doubler, "input.kind", "audio", "input: "),

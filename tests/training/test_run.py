@@ -29,7 +29,9 @@ def test_recipe_trained_small(name: str, tmp_path: Path, mnist_dir: Path) -> Non
     manifest = load_manifest(folder)
     artifacts = {artifact.file for artifact in manifest.artifacts.values()}
     assert {"model.onnx", "model.pt"} <= artifacts
-    assert {path.name for path in folder.iterdir()} == {"README.md", "manifest.json", "golden.npz"} | artifacts | set(recipe.plots)
+    assert {path.name for path in folder.iterdir()} == {"README.md", "manifest.json", "golden.npz"} | artifacts | set(
+        recipe.plots
+    )
     assert manifest.training is not None
     assert (manifest.training.recipe, manifest.training.seed, manifest.training.epochs) == (name, 3, 1)
     assert {"train", "test"} <= set(manifest.training.data)
