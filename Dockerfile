@@ -1,6 +1,7 @@
 # `docker build .` builds the CPU image. Select another with `--target`:
 #   cpu    onnxruntime only (default)     torch  with PyTorch, for TorchScript-only models
 #   gpu    onnxruntime for NVIDIA GPUs    train  trains and publishes models
+#   grpc   onnxruntime, and gRPC
 ARG BASE=python:3.11-slim-bookworm
 
 # Packages are installed into an environment that later stages copy, without pip, its cache and build tools.
@@ -12,6 +13,10 @@ RUN python3 -m venv --without-pip /opt/venv
 FROM packages AS packages-cpu
 COPY deploy/requirements.lock ./
 RUN python3 -m pip --python /opt/venv/bin/python install --require-hashes -r requirements.lock
+
+FROM packages-cpu AS packages-grpc
+COPY deploy/requirements-grpc.lock ./
+RUN python3 -m pip --python /opt/venv/bin/python install --require-hashes -r requirements-grpc.lock
 
 # PyTorch's CPU builds have their own index; those on PyPI pull in 4 GB of CUDA. pip reads both PIP_ variables.
 FROM packages-cpu AS packages-torch
@@ -62,6 +67,11 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=2s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-IS", "/app/healthcheck.py"]
 ENTRYPOINT ["python", "-m", "service"]
 CMD ["serve"]
+
+FROM runtime AS grpc
+COPY --from=packages-grpc /opt/venv /opt/venv
+COPY --from=code /app/healthcheck.py ./
+COPY --from=code /app/service service
 
 FROM runtime AS torch
 COPY --from=packages-torch /opt/venv /opt/venv

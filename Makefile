@@ -84,6 +84,8 @@ WITH_TORCH = --generate-hashes --upgrade --extra-index-url https://download.pyto
 lock: $(DEV) ## pin anew what the images install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOCK) --generate-hashes --upgrade --output-file deploy/requirements.lock
+	$(LOCK) --extra grpc --generate-hashes --upgrade --constraint deploy/requirements.lock \
+	  --output-file deploy/requirements-grpc.lock
 	echo 'onnxruntime; sys_platform == "never"' >$(VENV)/overrides  # the GPU's package writes the same files
 	echo 'onnxruntime-gpu[cuda,cudnn]' | $(LOCK) - --generate-hashes --upgrade --constraint deploy/requirements.lock \
 	  --override $(VENV)/overrides --output-file deploy/requirements-gpu.lock

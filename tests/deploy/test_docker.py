@@ -51,7 +51,7 @@ def test_example_documents_every_variable() -> None:
     expected = variables()
     for name, field in Settings.model_fields.items():
         if not expected.get(variable(name), "-"):
-            expected[variable(name)] = str(field.default)
+            expected[variable(name)] = "" if field.default is None else str(field.default)
     assert shown == expected
 
 
