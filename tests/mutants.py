@@ -27,7 +27,7 @@ import pytest
 
 from tests.servers import ROOT
 
-HTTP_TESTS = ("test_http_connection", "test_protocol", "test_http_conformance", "test_fuzz_corpus")
+HTTP_TESTS = ("test_http_connection", "test_protocol", "test_http_head", "test_http_conformance", "test_fuzz_corpus")
 TESTS = {
     "service/request.py": ("test_request", "test_app"),
     "service/model/batching.py": ("test_batching", "test_request"),
