@@ -6,7 +6,6 @@ starts later need not ask.
 """
 
 import asyncio
-import logging
 import socket
 import threading
 import time
@@ -14,18 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-from service.errors import ModelRefusedError, ServiceError
+from service.errors import ModelRefusedError
 from service.model import channel
 from service.model.backends import choose_backends
 from service.model.channel import Fields, describe_error
 from service.model.cost import Cost
 from service.model.manifest import AnyManifest
 from service.model.memory import estimate_memory, release_memory
-from service.model.openings import Openings, is_quarantined
+from service.model.openings import Openings, build_refusal, is_quarantined
 from service.model.predictor import AnyPredictor, digest_manifest, load_any_predictor, load_named_manifest
 from service.settings import Settings
-
-logger = logging.getLogger("service")
 
 CHECKER = "checker"  # the process's name
 MAX_INLINE_BYTES = 16 * 2**20  # of weights that every worker may hold a copy of
@@ -73,12 +70,8 @@ class Checker:
         try:
             with self._openings.opening(version["key"]):
                 answer = self._open(version)
-        except ServiceError as error:
-            answer = {"error": describe_error(error)}
         except Exception as error:  # whatever is wrong with one version, the checker goes on
-            logger.exception("model %s version %d could not be opened", version["name"], version["version"])
-            reason = f"it could not be opened ({type(error).__name__}); see the log"
-            answer = {"error": describe_error(ModelRefusedError(reason))}
+            answer = {"error": describe_error(build_refusal(error, version["name"], version["version"]))}
         self._openings.write(version["key"], answer)
         return answer
 

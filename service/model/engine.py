@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service.errors import DeviceLostError, ModelRefusedError, ServiceError, StartError, UnavailableError
+from service.errors import DeviceLostError, ServiceError, StartError, UnavailableError
 from service.model import channel
 from service.model.arena import Borrow, open_arena
 from service.model.batching import Batcher
@@ -29,7 +29,7 @@ from service.model.checker import CHECKER, Checker, choose_rows
 from service.model.cold import Budget, ColdBatcher
 from service.model.memory import offer_to_oom_killer, release_memory
 from service.model.opener import Opener, abandon_device
-from service.model.openings import Openings
+from service.model.openings import Openings, build_refusal
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
 
@@ -230,12 +230,8 @@ class Engine:
                     self._versions[key] = await asyncio.shield(self._opening[key])
                 finally:
                     self._opening.pop(key, None)
-        except ServiceError as error:
-            return {"error": describe_error(error)}
         except Exception as error:  # whatever is wrong with one version, the engine goes on
-            logger.exception("model %s version %d could not be opened", fields["name"], fields["version"])
-            reason = f"it could not be opened ({type(error).__name__}); see the log"
-            return {"error": describe_error(ModelRefusedError(reason))}
+            return {"error": describe_error(build_refusal(error, fields["name"], fields["version"]))}
         version = self._versions[key]
         version.holders.add((worker, fields["holder"]))
         return version.backend | {"cold": isinstance(version.batcher, ColdBatcher) and version.batcher.is_cold}

@@ -6,19 +6,26 @@ that was ended from outside (SIGKILL, by an operator or for too little memory) i
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.errors import ModelRefusedError
+from service.errors import ModelRefusedError, ServiceError
 from service.model.channel import Fields, build_error, describe_error
 from service.model.crashes import CRASHES
 
 MOST = 4096  # versions of which something is kept
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 600.0  # seconds before what was ended from outside is opened again; doubled each time
+
+
+OWN_PAUSE = 5.0  # before what failed for want of files or memory of the process is opened again
+_OWN_FAILURES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+logger = logging.getLogger("service")
 
 
 class Openings:
@@ -120,6 +127,24 @@ class Openings:
         """Return a file for each version: what is known of its former files is overwritten."""
         version = key.rpartition("/")[0] or key
         return self._folder / f"{self._name}-{hashlib.sha256(version.encode()).hexdigest()[:32]}.json"
+
+
+def build_refusal(error: Exception, name: str, version: int) -> ServiceError:
+    """Return why a version is refused for what was raised while it was opened, and log what nobody expected.
+
+    Where the process has too many open files or too little memory, that is not the version's fault, and it is tried
+    again in a moment.
+    """
+    refusal = error if isinstance(error, ServiceError) else None
+    if refusal is None:
+        logger.error("model %s version %d could not be opened", name, version, exc_info=error)
+        refusal = ModelRefusedError(f"it could not be opened ({type(error).__name__}); see the log")
+    cause: BaseException | None = error
+    while isinstance(refusal, ModelRefusedError) and cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _OWN_FAILURES):
+            refusal.retry_at = time.monotonic() + OWN_PAUSE
+        cause = cause.__cause__
+    return refusal
 
 
 def is_quarantined(known: Fields) -> bool:

@@ -18,7 +18,7 @@ from service.model.checker import choose_rows
 from service.model.cold import Budget, ColdBatcher, divide_budget
 from service.model.cost import Cost
 from service.model.manifest import digest
-from service.model.openings import is_quarantined
+from service.model.openings import build_refusal, is_quarantined
 from service.model.predictor import AnyPredictor, digest_manifest, load_any_predictor, load_named_manifest
 from service.model.remote import EngineClient, Engines, RemoteBackend, RemotePredictor
 from service.registry.model_folder import (
@@ -192,12 +192,8 @@ class Loader:
                     opened[key] = self._place(folder, fields, answer, self._engines)
                 else:
                     opened[key] = self.open_version(folder)
-            except ServiceError as error:
-                errors[key] = error
             except Exception as error:  # whatever is wrong with one version, the others are served
-                logger.exception("model %s version %d could not be opened", *key)
-                kind = type(error).__name__
-                errors[key] = ModelRefusedError(f"it could not be opened ({kind}); see the log")
+                errors[key] = build_refusal(error, *key)
         return opened, errors
 
     def _divide_budget(self, folders: Sequence[VersionFolder], answers: Sequence[Fields | None]) -> None:

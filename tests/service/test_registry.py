@@ -1,15 +1,18 @@
 """Tests of service.registry.registry."""
 
+import errno
 import gc
 import logging
+import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.errors import NotFoundError, StartError, UnavailableError
+from service.errors import ModelRefusedError, NotFoundError, StartError, UnavailableError
 from service.model.backends import onnx_runtime
 from service.model.batching import Batcher
 from service.model.predictor import AnyPredictor, Predictor, load_any_predictor
@@ -176,6 +179,29 @@ def test_routes_are_every_name_of_a_served_version(empty_dir: Path) -> None:
     assert len(routes) == 4
     with pytest.raises(NotFoundError, match="'doubler' has no version 2, which 'canary' names"):
         registry.get("doubler", "canary")
+
+
+@pytest.mark.parametrize("own", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_version_that_a_worker_could_not_open_is_tried_again(
+    own: Exception, empty_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files or too little memory of the process is not the version's fault."""
+    fakes.write_version(empty_dir, fakes.doubler())
+
+    def fail(*arguments: Any, **more: Any) -> AnyPredictor:
+        raise ModelRefusedError("model.onnx cannot be read") from own
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.registry.loading.load_any_predictor", fail)
+        registry = load(empty_dir)
+        assert registry.problem == "doubler: model.onnx cannot be read"
+        assert registry.retry_at > time.monotonic() + 1
+        registry.commit(registry.prepare(debounce=True))  # not before
+        assert registry.problem
+    later = registry.retry_at
+    monkeypatch.setattr("service.registry.loading.time.monotonic", lambda: later)
+    registry.commit(registry.prepare(debounce=True))
+    assert (registry.problem, registry.retry_at) == ("", math.inf)
 
 
 def test_what_fails_elsewhere_is_left_out_of_a_change(empty_dir: Path) -> None:
