@@ -64,6 +64,7 @@ def draw(manifest: Manifest) -> Array:
         shape = (ROWS, *manifest.input.shape)
         pixels = generator.random(shape) * (generator.random(shape) < density)
         return np.asarray(pixels, np.float32)
+    assert manifest.input.kind == "tabular"
     low = np.array([-1.0 if each.minimum is None else each.minimum for each in manifest.input.features])
     high = np.array([1.0 if each.maximum is None else each.maximum for each in manifest.input.features])
     middle, reach = (low + high) / 2, high - low
