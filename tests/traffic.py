@@ -49,6 +49,7 @@ class Record:
     closed: int = 0
     refused_connections: int = 0
     hung: int = 0
+    slowest: float = 0.0  # seconds until an answer, or the end of the connection
     misjudged: list[str] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
 
@@ -205,6 +206,7 @@ class Client(threading.Thread):
     def _exchange(self, request: bytes) -> Reply | None:
         """Return the answer, or None where the connection was closed before one came."""
         self.record.sent += 1
+        began = time.monotonic()
         try:
             if self._wire is None:
                 self._wire = Wire(self._url(), HUNG_SECONDS)
@@ -220,6 +222,8 @@ class Client(threading.Thread):
             self._hang_up()
             time.sleep(0.02)
             return None
+        finally:
+            self.record.slowest = max(self.record.slowest, time.monotonic() - began)
         if reply.status == 0:
             self.record.closed += 1
             self._hang_up()
@@ -250,6 +254,7 @@ def add(records: list[Record]) -> Record:
         whole.closed += record.closed
         whole.refused_connections += record.refused_connections
         whole.hung += record.hung
+        whole.slowest = max(whole.slowest, record.slowest)
         whole.misjudged += record.misjudged
         whole.asked += record.asked
     return whole

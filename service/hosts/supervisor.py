@@ -165,7 +165,26 @@ class Supervisor:
         now = time.monotonic()
         for worker in self._workers:
             if worker.process is None and worker.start_at <= now:
-                self._start(worker)
+                try:
+                    self._start(worker)
+                except OSError as error:  # too many processes or open files, or too little memory, for the moment
+                    self._postpone(worker, error)
+
+    def _postpone(self, worker: _Worker, error: OSError) -> None:
+        """Start a worker later that cannot be started now; the others go on.
+
+        Raises:
+            StartError: the service is only starting.
+        """
+        if not self._announced and not worker.is_engine:
+            raise StartError(f"a worker could not be started: {error.strerror}") from error
+        if not worker.failures:
+            logger.error("%s cannot be started: %s; retrying with increasing pauses", worker.name, error.strerror)
+        worker.start_at = time.monotonic() + min(FIRST_PAUSE * 2**worker.failures, LONGEST_PAUSE)
+        worker.failures += 1
+        if worker.pipe is not None:
+            worker.pipe.close()
+            worker.pipe = None
 
     def _start(self, worker: _Worker) -> None:
         worker.pipe, sender = mp.Pipe(duplex=False)
@@ -177,16 +196,19 @@ class Supervisor:
             sender.send,
             worker.index,
         )
-        worker.process = _fork.Process(
+        process = _fork.Process(
             target=_run_in_child,
             args=(worker.run, context, self._lifeline, not worker.was_ready),
             name=worker.name,
         )
         # Between the fork and the child's own handlers a signal would reach the parent's handler, and be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        worker.process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        sender.close()
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            sender.close()
+        worker.process = process
 
     def _wait(self, wake: Connection) -> None:
         """Return when a worker is ready or dead, one is due to start, or a signal has arrived."""
@@ -253,6 +275,8 @@ class Supervisor:
     def _check_heartbeats(self, limit: float) -> None:
         """Kill workers whose event loop has been blocked for too long: nothing else would end their requests.
 
+        Engines may take twice as long to start; how long a worker takes depends on its models.
+
         Silence is counted in checks, not read from the clock: a machine that was suspended has no silent workers.
         """
         now = time.monotonic()
@@ -261,9 +285,10 @@ class Supervisor:
         self._checked_at = now
         for worker in self._workers:
             count = self._heartbeats[worker.index]
-            worker.silent = worker.silent + CHECK_SECONDS if worker.ready and count == worker.heartbeats else 0.0
+            is_watched = worker.process is not None and (worker.ready or worker.is_engine)
+            worker.silent = worker.silent + CHECK_SECONDS if is_watched and count == worker.heartbeats else 0.0
             worker.heartbeats = count
-            if worker.silent >= limit and worker.process is not None:
+            if worker.silent >= limit * (1 if worker.ready else 2) and worker.process is not None:
                 logger.error("%s has not responded for %.0f s; killing it", worker.process.name, worker.silent)
                 worker.process.kill()
                 worker.silent = 0.0

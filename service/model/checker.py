@@ -186,6 +186,8 @@ def connect(path: Path, request: Callable[[], None], ending: threading.Event) ->
         except OSError as error:
             connection.close()
             if time.monotonic() > until or ending.is_set():
-                raise ModelRefusedError("the process that would open it is not running") from error
+                refusal = ModelRefusedError("the process that would open it is not running; it is tried again")
+                refusal.retry_at = time.monotonic() + CONNECT_SECONDS  # the version is not at fault
+                raise refusal from error
         request()
         time.sleep(RETRY_SECONDS)

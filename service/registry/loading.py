@@ -3,6 +3,7 @@
 Preparing touches nothing that is being served, so it may run in a thread; `Registry.commit` then serves the change.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -105,6 +106,7 @@ class Loader:
             raise StartError("--memory-budget needs the processes of `python -m service serve`; do without it here")
         self._budget = Budget(ThreadPoolExecutor(1, "open")) if settings.memory_budget else None
         self._engine_share = 0  # of the budget, in bytes
+        self._root: tuple[int, int] | None = None  # device and inode of the models folder when it had a version
         self._memory: dict[VersionKey, tuple[str, int]] = {}  # where each version runs, and bytes that it takes open
 
     def prepare(
@@ -121,11 +123,12 @@ class Loader:
                 those that are due.
 
         Raises:
-            OSError: the models folder cannot be read.
+            OSError: the models folder cannot be read, or an empty one has taken its place.
         """
         root = self._settings.models_dir
         found = scan(root)
         folders = list_versions(root, self._settings.model_name, served=next(iter(list_served(models)), None))
+        self._check_root(bool(folders))
         names = {folder.name for folder in folders}
         settings, bad_settings = self._load_settings(names.difference(unloaded), models)
         wanted = {
@@ -159,6 +162,21 @@ class Loader:
             retry_at=retry_at,
             start_error=next((error for error in errors.values() if isinstance(error, StartError)), None),
         )
+
+    def _check_root(self, has_versions: bool) -> None:
+        """Tell a folder that was emptied, whose models are then not to be served, from what an unmount leaves.
+
+        Raises:
+            OSError: the folder is another than before, and empty.
+        """
+        root: tuple[int, int] | None = None
+        with contextlib.suppress(OSError):
+            status = self._settings.models_dir.stat()
+            root = status.st_dev, status.st_ino
+        if has_versions:
+            self._root = root
+        elif self._root not in (None, root):
+            raise OSError("an empty folder has taken its place, as after an unmount")
 
     def _load_settings(
         self, names: Collection[str], models: Mapping[str, Model]
