@@ -93,7 +93,7 @@ def _add_package(package: argparse.ArgumentParser) -> None:
     package.add_argument("--values", metavar="A,B,…", help="names of a regression's values, where it has several")
     package.add_argument("--mean", metavar="R,G,B", help="written into the graph: subtracted from each channel first")
     package.add_argument("--std", metavar="R,G,B", help="written into the graph: each channel is then divided by it")
-    package.add_argument("--trust-pickle", action="store_true", help="unpickle the model, which runs code in the file")
+    package.add_argument("--trust-pickle", action="store_true", help="read a pickle or .pt2, which can run code in it")
     package.add_argument("--threshold", type=float, help="for binary models; 0.5 where not given")
     package.add_argument(
         "--output-kind",

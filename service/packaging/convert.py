@@ -22,6 +22,7 @@ from service.packaging.table import find_type, read_table
 Predict = Callable[[Any], NDArray[Any]]
 TOLERANCE = 1e-4
 _SUFFIXES = (".pkl", ".pickle", ".joblib", ".json", ".ubj", ".txt", ".pt2")
+_PICKLES = (".pkl", ".pickle", ".joblib", ".pt2")  # the last has pickled parts and expressions that are evaluated
 _ROWS = 1000
 _LOCALE = "C.UTF-8"  # the graph's default, en_US.UTF-8, is missing in most containers
 _HINT = "pip install 'model-service[convert]'"
@@ -48,9 +49,9 @@ def convert(path: Path, options: dict[str, Any]) -> Converted:
         InvalidRequestError: It cannot be read or converted, a library is missing, or it is a pickle and nobody has said
             that it is trusted.
     """
-    if path.suffix in (".pkl", ".pickle", ".joblib") and not options["trust_pickle"]:
+    if path.suffix in _PICKLES and not options["trust_pickle"]:
         raise InvalidRequestError(
-            f"{path} is a pickle, and reading one runs whatever code is in it; if you trust it, say --trust-pickle"
+            f"reading {path} can run whatever code is in it, as with every pickle; if you trust it, say --trust-pickle"
         )
     if not path.is_file():
         raise InvalidRequestError(f"{path} cannot be read: no such file")
@@ -248,9 +249,7 @@ def _convert_program(path: Path) -> Converted:
     """Convert an ExportedProgram with one input and a dynamic batch."""
     import torch  # noqa: PLC0415 - an extra
 
-    from service.model.backends.exported_program import load_program  # noqa: PLC0415
-
-    program = load_program(path.read_bytes())
+    program = torch.export.load(path)
     graph = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
     assert graph is not None
     buffer = io.BytesIO(graph.model_proto.SerializeToString())

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import torch
 from onnx import helper
 from skl2onnx import to_onnx
 from sklearn.compose import make_column_transformer
@@ -146,6 +147,22 @@ def test_pipeline_has_a_typed_column_for_each_of_its_frame(tmp_path: Path) -> No
     assert size.minimum is not None
     assert size.maximum == 39
     assert manifest.output.labels == ("False", "True")
+
+
+def test_exported_program_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program of torch.export becomes an ONNX graph that gives what the program gives, if its file is trusted."""
+    net = torch.nn.Linear(3, 1)
+    batch = torch.export.Dim("batch")
+    torch.export.save(
+        torch.export.export(net, (torch.zeros(2, 3),), dynamic_shapes=({0: batch},)), tmp_path / "line.pt2"
+    )
+    flags = ["--task", "regression", "--features", "a,b,c"]
+    assert package(tmp_path / "models", tmp_path / "line.pt2", *flags) == 1
+    assert "if you trust it, say --trust-pickle" in capsys.readouterr().err
+    assert package(tmp_path / "models", tmp_path / "line.pt2", *flags, "--trust-pickle") == 0
+    rows = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    served = load_predictor(tmp_path / "models" / "line" / "1").predict(rows)
+    assert served == pytest.approx(net(torch.from_numpy(rows)).detach().numpy(), abs=1e-5)
 
 
 def test_pickle_is_read_only_if_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
