@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from tests import fakes
 from tests.servers import Server
@@ -227,19 +227,30 @@ def test_statistics_count(client: Any) -> None:
     assert [after - first for after, first in zip(read(), before, strict=True)] == [4, 4, 12]
 
 
+@pytest.mark.parametrize("datatype", ["FP16", "FP64", "INT64", "UINT8"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_numbers_of_another_datatype_and_name(client: Any, datatype: str, binary: bool) -> None:
+    """A model with one input of numbers takes them under any name, and converts what FP32 can hold."""
+    if datatype == "FP16" and not binary:
+        pytest.skip("the protocol has no FP16 as JSON")
+    row = np.array([[1.0, 2.0]], np.float32)
+    tensor = triton.InferInput("input-0", [1, 2], datatype)
+    tensor.set_data_from_numpy(row.astype(triton_to_np_dtype(datatype)), binary_data=binary)
+    expected = client.infer("compass", [build_input(row)]).as_numpy("probabilities")
+    assert np.array_equal(client.infer("compass", [tensor]).as_numpy("probabilities"), expected)
+
+
 def test_requests_that_clients_can_get_wrong(client: Any) -> None:
     """What the client lets through and the model does not take is an exception with our sentence."""
     row = np.array([[1.0, 2.0]], np.float32)
     outputs = [triton.InferRequestedOutput("label"), triton.InferRequestedOutput("label")]
-    wide = triton.InferInput("inputs", [1, 2], "FP64")
-    wide.set_data_from_numpy(row.astype(np.float64))
-    other = triton.InferInput("x", [1, 2], "FP32")
-    other.set_data_from_numpy(row)
+    flags = triton.InferInput("inputs", [1, 2], "BOOL")
+    flags.set_data_from_numpy(row > 0)
     for inputs, wanted, sentence in (
         ([build_input(row)], outputs, "a second time"),
         ([build_input(row)], [triton.InferRequestedOutput("nosuch")], "the model gives outputs, prediction"),
-        ([wide], None, "has datatype FP64, the model takes FP32"),
-        ([other], None, "the model has no input 'x'"),
+        ([flags], None, "has datatype BOOL, the model takes FP32"),
+        ([build_input(row), flags], None, "two inputs have the same name"),
         ([build_input(np.ones((1, 3), np.float32))], None, "has shape"),
         ([build_input(np.array([[np.nan, 1]], np.float32))], None, "not finite"),
     ):

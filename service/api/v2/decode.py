@@ -29,6 +29,7 @@ from service.model.columns import Rows, join_tensors
 from service.model.manifest import AnyManifest, ColumnsInput, ImageInput, Manifest
 from service.model.tensor_model import Tensors, as_text
 
+_LARGEST_EXACT = 2**24  # float32 holds each whole number up to here
 _DATA = re.compile(rb'"data"\s*:\s*')
 
 
@@ -204,11 +205,21 @@ def choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest, limits: Rea
     if tensor.dtype == object:
         assert isinstance(manifest.input, ImageInput)
         return _read_pictures(tensor, manifest.input, limits)
+    if tensor.dtype != np.float32:
+        tensor = _convert(tensor, name)
     finite = np.isfinite(tensor)
     if not finite.all():
         index = int(np.flatnonzero(~finite)[0])
         raise InvalidRequestError(f"input {name!r} has an element that is not finite, at {index}")
     return tensor
+
+
+def _convert(tensor: Tensor, name: str) -> Array:
+    """Return numbers as float32. Whole ones must stay the same; a fraction may lose digits, and not become infinite."""
+    if tensor.dtype.kind in "iu" and (np.abs(tensor.astype(np.float64)) > _LARGEST_EXACT).any():
+        raise InvalidRequestError(f"input {name!r} has a whole number beyond 2^24, which FP32 may not hold exactly")
+    with np.errstate(over="ignore"):
+        return tensor.astype(np.float32)
 
 
 def _join_columns(tensors: dict[str, Tensor], spec: ColumnsInput) -> Rows:

@@ -4,6 +4,7 @@ Source: https://github.com/kserve/open-inference-protocol, "Inference Request JS
 Names, datatypes and shapes are checked against the model; tensor data is not read here.
 """
 
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from service.api.json_values import kind_of, read_object
@@ -64,7 +65,7 @@ def check_request(fields: dict[str, Any], manifest: AnyManifest) -> InferRequest
     if request_id is not None and not isinstance(request_id, str):
         raise InvalidRequestError(f"id is {kind_of(request_id)}, expected a string")
     parameters = _read_parameters(fields, "the request")
-    inputs = _read_inputs(fields.get("inputs"))
+    inputs = _name_input(_read_inputs(fields.get("inputs")), manifest)
     _check_inputs(inputs, manifest)
     binary = parameters.get("binary_data_output", False)
     if not isinstance(binary, bool):
@@ -126,6 +127,14 @@ def _read_input(fields: object, where: str) -> InputTensor:
     return InputTensor(name, datatype, shape, size, fields.get("data"))
 
 
+def _name_input(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> tuple[InputTensor, ...]:
+    """Give a request's only tensor the name of the model's only input: KServe's and MLServer's clients make one up."""
+    specs = input_specs(manifest)
+    if len(inputs) != 1 or len(specs) != 1 or not isinstance(manifest, Manifest):
+        return inputs
+    return (inputs[0]._replace(name=next(iter(specs))),)
+
+
 def _check_inputs(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> None:
     """Check that the tensors are the model's inputs, each with its datatype and shape."""
     specs = input_specs(manifest)
@@ -135,7 +144,7 @@ def _check_inputs(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> Non
         expected_datatype, expected_shape = specs[name]
         if isinstance(manifest, Manifest) and datatype == "BYTES" and manifest.input.kind == "image":
             continue  # encoded pictures; their shape is checked when they are read
-        if datatype != expected_datatype:
+        if datatype != expected_datatype and not is_convertible(datatype, manifest):
             raise InvalidRequestError(f"input {name!r} has datatype {datatype}, the model takes {expected_datatype}")
         check_shape(name, shape, expected_shape)
         if isinstance(manifest, Manifest) and shape[0] == 0:
@@ -143,6 +152,11 @@ def _check_inputs(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> Non
     missing = specs.keys() - {tensor.name for tensor in inputs}
     if missing:
         raise InvalidRequestError(f"the request lacks the input {min(missing)!r}")
+
+
+def is_convertible(datatype: str, manifest: AnyManifest) -> bool:
+    """Tell whether a model takes numbers of another datatype than FP32: those with a task and one input of numbers."""
+    return isinstance(manifest, Manifest) and manifest.input.kind != "columns" and datatype not in ("BOOL", "BYTES")
 
 
 def check_shape(name: str, shape: tuple[int, ...], expected: list[int]) -> None:
@@ -195,9 +209,10 @@ def _read_output(
 
 
 def _check_fields(fields: dict[str, Any], known: set[str], where: str) -> None:
-    for name in fields:
-        if name not in known:
-            raise InvalidRequestError(f"{where} has an unknown field {name[:60]!r}")
+    """Refuse a field that is probably misspelled; others that are unknown are ignored, as by Triton."""
+    for name in fields.keys() - known:
+        if meant := get_close_matches(name.lower(), known, 1, cutoff=0.75):
+            raise InvalidRequestError(f"{where} has an unknown field {name[:60]!r}; did you mean {meant[0]!r}?")
 
 
 def input_specs(manifest: AnyManifest) -> dict[str, tuple[str, list[int]]]:
