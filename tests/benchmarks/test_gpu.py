@@ -48,7 +48,7 @@ def test_rehearsal_runs_every_step(tmp_path: Path, data: Path) -> None:
     outcomes = {name: step["outcome"] for name, step in steps.items()}
     assert outcomes == dict.fromkeys(PLANS, "done") | {"medium": "skipped: there are no large models"}
     assert code == 0
-    assert [row["device"] for row in steps["outputs"]["rows"]] == ["cpu"] * 16
+    assert [row["device"] for row in steps["outputs"]["rows"]] == ["cpu"] * 18  # nine models, two backends
     assert steps["kill"]["rows"][0]["recovered after s"] > 0
     assert [row.get("status") for row in steps["memory"]["rows"]] == [500, None, None]
     assert steps["digits"]["rows"][0]["failed"] == 0

@@ -53,6 +53,8 @@ def build_net(manifest: Manifest, state: dict[str, torch.Tensor]) -> torch.nn.Mo
         return LinearNet(manifest.input.shape[0])
     if any(each.ndim == 4 for each in state.values()):
         return fold_norms(DigitsCnn(mean=0.0, deviation=1.0))
+    if manifest.name == "mnist-softmax":
+        return DigitsNet(mean=0.0, deviation=1.0, hidden=())
     return DigitsNet(mean=0.0, deviation=1.0)
 
 
