@@ -61,7 +61,7 @@ function chooseStart({ type, values, minimum, maximum, nullable, default: own })
   if (nullable) return null;
   const low = minimum ?? (maximum === undefined ? 0 : maximum - 1);
   const middle = (low + (maximum ?? low + 1)) / 2;
-  return { number: middle, integer: Math.round(middle), boolean: false, category: values[0], text: "text", datetime: "2024-01-31T12:00:00" }[type];
+  return { number: middle, integer: Math.round(middle), boolean: false, category: values?.[0], text: "text", datetime: "2024-01-31T12:00:00" }[type];
 }
 
 /** Return one column's field with `element` and `set(value)`; `onchange` is given each new value. */

@@ -65,7 +65,7 @@ def count_lines(lines: list[dict[str, Any]], dropped: tuple[tuple[str, str, str]
         name, _, version = line.get("model", "").partition("/")
         if line["status"] == GONE:
             counts["service_dropped_total", name, version, "gone"] += 1
-        elif _PREDICTS.fullmatch(line["request"]):
+        elif _PREDICTS.fullmatch(line["request"]) and not line["request"].startswith("OPTIONS "):
             counts["service_requests_total", name, version, str(line["status"])] += 1
         else:
             counts["service_other_requests_total", str(line["status"])] += 1

@@ -268,7 +268,8 @@ class Scenario:
                 worker.check_end()
         if not self.was_full:
             for name, times in self.killed.items():
-                self.world.check(times <= 3, f"{name} has ended {times} processes")
+                # Twice by itself; what the world crashed meanwhile is tried again after growing pauses.
+                self.world.check(times <= 5, f"{name} has ended {times} processes")
 
 
 class EngineMetrics(Metrics):
