@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
+from service.api.limits import NO_LIMITS
 from service.api.openapi import build_openapi, choose_titles
 from service.api.schemas import build_example, instance_schema
+from service.api.v1.pictures import read_encoded
+from service.api.v2.openapi import infer_body
 from service.model.manifest import Manifest
 from service.registry.registry import Registry
 from service.settings import Settings
 from tests import fakes
+
+SIDES = {"width": 224, "height": 224}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +82,17 @@ def test_example_is_a_golden_sample_or_the_middle_of_the_ranges() -> None:
     assert build_example(replace(fakes.doubler(), more={}).manifest()) == {"instances": [{"x": 0.0}]}
     assert build_example(fakes.coin().manifest()) == {"instances": [{"a": 0.5, "b": 0.5}]}
     assert build_example(fakes.canvas().manifest()) == {"instances": [[0] * 784]}
+
+
+def test_example_of_a_large_picture_is_small_and_can_be_read() -> None:
+    """A sample of 150,000 numbers would make a document that no page opens; a small PNG is as good."""
+    light = fakes.traffic_light()
+    large = replace(light, input=light.input | {"shape": [3, 224, 224], "image": light.input["image"] | SIDES})
+    manifest = large.manifest()
+    example = build_example(manifest)
+    inputs = read_encoded(example["instances"], manifest, NO_LIMITS)
+    assert inputs.shape == (1, 3, 224, 224)
+    assert len(str(example)) + len(str(infer_body(manifest))) < 20_000
 
 
 @pytest.mark.parametrize(("shape", "ways"), [([784], 2), ([28, 28], 2), ([1, 28, 28], 3)])

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from service.api.schema_parts import NUMBER, TEXT, Schema, list_of, object_of
-from service.api.schemas import choose_row, choose_tensors
+from service.api.schemas import choose_row, choose_tensors, is_large_picture
 from service.api.v2.datatypes import DATATYPES
 from service.api.v2.decode import InferCall
 from service.api.v2.encode import encode
@@ -64,6 +64,8 @@ def infer_body(manifest: AnyManifest) -> Schema:
         },
         ("inputs",),
     )
+    if isinstance(manifest, Manifest) and is_large_picture(manifest):
+        return {"application/json": {"schema": body}}
     return {"application/json": {"schema": body, "example": example}}
 
 
@@ -126,7 +128,7 @@ def build_infer_example(manifest: AnyManifest) -> Schema | None:
 
 
 def _golden_answer(manifest: AnyManifest) -> Schema | None:
-    if not isinstance(manifest, Manifest) or manifest.golden_rows is None:
+    if not isinstance(manifest, Manifest) or manifest.golden_rows is None or is_large_picture(manifest):
         return None
     outputs = manifest.golden_rows.outputs[:1]
     _, body = encode(outputs, manifest, InferCall(outputs, None, all_outputs(manifest, binary=False), None))
