@@ -52,6 +52,7 @@ CASES = (
     Case("digit, v2 binary", v2=True, binary=True),
     Case("one connection", connections=1),
     Case("256 digits", rows=256, connections=4),
+    Case("256 digits, v2 JSON", rows=256, connections=4, v2=True),
     Case("two features", model="logistic-clusters"),
 )
 
