@@ -19,6 +19,7 @@ from service.api.schemas import (
     response_schema,
 )
 from service.api.v2 import openapi as tensors
+from service.errors import NotFoundError
 from service.model.manifest import AnyManifest, ColumnsInput, Manifest
 from service.registry.registry import Registry
 from service.registry.versions import Model
@@ -53,9 +54,17 @@ class Place(NamedTuple):
     parameters: list[Schema]
 
 
-def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Schema:
-    """Return the OpenAPI document for the models now in the registry."""
+def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS, only: str | None = None) -> Schema:
+    """Return the OpenAPI document for the models now in the registry, or for one of them.
+
+    Raises:
+        NotFoundError: There is no model `only`.
+    """
     models = registry.models  # as they are now: this may run in a thread
+    if only is not None:
+        if only not in models:
+            raise NotFoundError(f"there is no model {only}")
+        models = {only: models[only]}
     paths = _general_paths(models)
     schemas: Schema = {
         "Error": object_of({"error": TEXT | {"description": "one sentence"}}),
@@ -63,7 +72,7 @@ def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Sche
         "Model": model_schema(),
         **part_schemas(),
     }
-    titles = choose_titles(models)
+    titles = choose_titles(registry.models)
     for name, model in sorted(models.items()):
         for place in _list_places(model, titles[name]):
             paths |= _paths_at(place)
@@ -72,7 +81,8 @@ def build_openapi(registry: Registry, settings: Settings = _NO_SETTINGS) -> Sche
                 schemas[f"{place.title}Response"] = response_schema(place.manifest)
         if model.latest is not None:
             paths |= _describe(model, titles[name])
-    components: Schema = {"schemas": schemas}
+    errors = {code: _json(words, reference("Error")) for code, words in _ERRORS.items()}
+    components: Schema = {"schemas": schemas, "responses": errors}
     if settings.api_key.strip(" ,"):
         _guard(paths)
         components["securitySchemes"] = {"key": _KEY}
@@ -250,7 +260,7 @@ def _guard(paths: Schema) -> None:
 
 
 def _errors(*codes: str) -> Schema:
-    return {code: _json(_ERRORS[code], reference("Error")) for code in codes}
+    return {code: {"$ref": f"#/components/responses/{code}"} for code in codes}
 
 
 def _json(description: str, schema: Schema) -> Schema:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from service.api.content_coding import compress
 from service.api.openapi import build_openapi
 from service.model.manifest import AnyManifest, Manifest, drop_empty
 from service.model.postprocess import choose_threshold
@@ -39,7 +40,7 @@ def build_routes(registry: Registry, settings: Settings, problem: Callable[[Requ
         get_route("/v1/models/{name}", lambda request: _answer_model(registry, request)),
         get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(registry, request)),
         get_slow_route("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
-        get_slow_route("/openapi.json", lambda _: OrjsonResponse(build_openapi(registry, settings))),
+        get_slow_route("/openapi.json", lambda request: _answer_openapi(registry, settings, request)),
     ]
 
 
@@ -108,6 +109,21 @@ def _answer_model(registry: Registry, request: Request) -> Response:
     return OrjsonResponse(describe_model(registry.models[name], served))
 
 
+def _answer_openapi(registry: Registry, settings: Settings, request: Request) -> Response:
+    """Return the OpenAPI document: of all models, or of the one that `?model=` names."""
+    return OrjsonResponse(build_openapi(registry, settings, request.query_params.get("model")))
+
+
+def compress_for(request: Request, response: Response) -> Response:
+    """Return a response with a long body compressed, if the request allows it."""
+    accepted = request.headers.get("accept-encoding", "").encode("latin-1")
+    fields, body = compress(b"", bytes(response.body), accepted)
+    response.headers.update(dict(field.split(": ", 1) for field in fields.decode().splitlines()))
+    response.body = body
+    response.headers["content-length"] = str(len(body))
+    return response
+
+
 def find_served(registry: Registry, request: Request) -> LoadedVersion:
     """Return the version named by the path, or the latest if the path has no version. See `Registry.get`."""
     return registry.get(request.path_params["name"], request.path_params.get("version"))
@@ -117,7 +133,7 @@ def get_route(path: str, answer: Answer) -> Route:
     """Return a GET and HEAD route whose handler runs on the event loop."""
 
     async def endpoint(request: Request) -> Response:
-        return answer(request)
+        return compress_for(request, answer(request))
 
     return Route(path, endpoint, methods=["GET"])
 
@@ -128,6 +144,7 @@ def get_slow_route(path: str, answer: Answer) -> Route:
 
     async def endpoint(request: Request) -> Response:
         async with turn:
-            return await asyncio.get_running_loop().run_in_executor(None, answer, request)
+            run = asyncio.get_running_loop().run_in_executor
+            return await run(None, lambda: compress_for(request, answer(request)))
 
     return Route(path, endpoint, methods=["GET"])

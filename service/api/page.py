@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service.api.operations import OrjsonResponse, find_served
+from service.api.operations import OrjsonResponse, compress_for, find_served
 from service.errors import NotFoundError, StartError
 from service.model.columns import read_row
 from service.model.manifest import ColumnsInput, Manifest
@@ -77,7 +77,7 @@ def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
 
     async def answer_card(request: Request) -> Response:
         served = find_served(registry, request)
-        return OrjsonResponse(describe_card(served, _folder(served, models_dir)))
+        return compress_for(request, OrjsonResponse(describe_card(served, _folder(served, models_dir))))
 
     async def answer_plot(request: Request) -> Response:
         served = find_served(registry, request)

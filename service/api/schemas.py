@@ -5,6 +5,8 @@ they are what the training data covered, and values outside them are accepted. E
 are any.
 """
 
+import base64
+import io
 import math
 from functools import cache
 from typing import Any, get_args
@@ -12,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic.json_schema import models_json_schema
 
 from service.api.schema_parts import NUMBER, TEXT, Schema, list_of, object_of, reference
@@ -22,23 +25,37 @@ from service.api.v1.instances import nested_shapes
 from service.model.columns import build_inputs, build_row, read_row, split_rows
 from service.model.manifest import Artifact, ColumnsInput, ImageInput, Manifest, Output, TabularInput, Task, TensorSpec
 
-_MOST_SHOWN = 4096  # values of a sample
+_MOST_SHOWN = 64  # numbers of a picture
+_MOST_LABELS = 100  # that a schema lists
+_LONGEST_SIDE = 64  # of a picture that is an example as it is
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="  # a gray PNG
 
 
 def build_example(manifest: Manifest) -> Schema:
     """Return a valid request body: a golden sample if there is one, otherwise the middle of each range.
 
-    For large pictures it is a PNG of one pixel: a page that shows hundreds of thousands of numbers does not open.
+    A picture is a PNG: a page that shows all numbers of a large one does not open.
     """
     if isinstance(manifest.input, ColumnsInput):
         return {"instances": [read_row(manifest.input, build_inputs(manifest, 1)[0])]}
-    if is_large_picture(manifest):
-        return {"instances": [{"b64": _PIXEL}]}
+    if isinstance(manifest.input, ImageInput):
+        return {"instances": [{"b64": _encode_sample(manifest, manifest.input)}]}
     row = choose_row(manifest)
-    if isinstance(manifest.input, TabularInput):
-        return {"instances": [dict(zip((feature.name for feature in manifest.input.features), row, strict=True))]}
-    return {"instances": [[int(value) if value in (0, 1) else value for value in row]]}
+    return {"instances": [dict(zip((feature.name for feature in manifest.input.features), row, strict=True))]}
+
+
+def _encode_sample(manifest: Manifest, spec: ImageInput) -> str:
+    """Return the first golden sample as base64 of a PNG, or a grey pixel if there is none or it is large or coloured.
+
+    A grey picture's numbers are in the order of its pixels, whatever the input's shape.
+    """
+    image, golden = spec.image, manifest.golden_rows
+    if golden is None or image.channels > 1 or max(image.width, image.height) > _LONGEST_SIDE:
+        return _PIXEL
+    pixels = np.round(255 * golden.inputs[0].reshape(image.height, image.width)).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def is_large_picture(manifest: Manifest) -> bool:
@@ -70,7 +87,7 @@ def choose_tensors(manifest: Manifest) -> dict[str, NDArray[Any]]:
 
 def build_answer(manifest: Manifest) -> Schema | None:
     """Return the response to `build_example`, from the golden outputs; None if that is not a golden sample."""
-    if manifest.golden_rows is None or is_large_picture(manifest):
+    if manifest.golden_rows is None or manifest.input.kind == "image":  # a PNG is fitted first
         return None
     outputs = manifest.golden_rows.outputs[:1]
     _, body = encode(outputs, manifest, Call(outputs))
@@ -148,6 +165,7 @@ def response_schema(manifest: Manifest) -> Schema:
 
 def _class_schema(manifest: Manifest) -> Schema:
     labels = list(manifest.output.labels)
+    many = len(labels) > _MOST_LABELS
     probability: Schema = {"type": "number", "minimum": 0, "maximum": 1}
     of = repr(labels[1]) if manifest.task == "binary" else "the predicted label"
     best: Schema = {
@@ -157,10 +175,11 @@ def _class_schema(manifest: Manifest) -> Schema:
             "maximum": len(labels) - 1,
             "description": "index of the label",
         },
-        "label": {"type": "string", "enum": labels},
+        "label": TEXT | ({"description": f"one of {len(labels)} labels"} if many else {"enum": labels}),
         "probability": probability | {"description": f"probability of {of}"},
     }
-    every = list_of(probability, len(labels)) | {"description": f"probabilities of {', '.join(labels)}; they sum to 1"}
+    named = "all labels, in order" if many else ", ".join(labels)
+    every = list_of(probability, len(labels)) | {"description": f"probabilities of {named}; they sum to 1"}
     properties = {**best, "probabilities": every}
     if manifest.task == "binary":
         return object_of(properties)

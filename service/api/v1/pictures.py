@@ -15,14 +15,16 @@ from service.model.backends import Array
 from service.model.manifest import ImageInput, Manifest
 
 MAX_PARTS = 1024
+_FORM_FIELDS = ("files", "parameters")
 _MAX_HEADER = 2**12  # bytes of a content type, or of a part's header
 
 
 class Part(NamedTuple):
-    """One part of a multipart body: its field name and content."""
+    """One part of a multipart body: its field name, its content, and whether it is a file."""
 
     name: str
     content: bytes
+    is_file: bool = True
 
 
 def is_picture(content_type: bytes) -> bool:
@@ -38,10 +40,11 @@ def is_multipart(content_type: bytes) -> bool:
 def read_pictures(body: bytes, spec: ImageInput, content_type: bytes, limits: ReadLimits) -> tuple[Array, bytes | None]:
     """Decode an image or form body into inputs, float32 (N, *shape), and the form's parameters.
 
-    In a form, the part named "parameters" is JSON and is returned undecoded; every other part is an image.
+    In a form, the part named "parameters" is JSON and is returned undecoded; the parts named "files", and files under
+    any other name, are images.
 
     Raises:
-        InvalidRequestError: The form or an image cannot be read.
+        InvalidRequestError: The form or an image cannot be read, or it has an unknown field.
         TooLargeError: It has too many images.
     """
     from service.model.preprocess import read_image, read_images  # noqa: PLC0415 - import Pillow only for images
@@ -49,6 +52,10 @@ def read_pictures(body: bytes, spec: ImageInput, content_type: bytes, limits: Re
     if not is_multipart(content_type):
         return read_image(body, spec), None
     parts = split_form(body, content_type)
+    for part in parts:
+        if not part.is_file and part.name not in _FORM_FIELDS:
+            shown = part.name[:60].encode("ascii", "replace").decode()
+            raise InvalidRequestError(f"the form has an unknown field {shown!r}; it takes files, and parameters as JSON")
     pictures = [part.content for part in parts if part.name != "parameters"]
     parameters = next((part.content for part in parts if part.name == "parameters"), None)
     if not pictures:
@@ -85,8 +92,10 @@ def _read_part(piece: bytes) -> Part:
     for line in head.split(b"\r\n"):
         field, _, value = line.decode("latin-1").partition(":")
         if field.strip().lower() == "content-disposition":
-            name = _parse_header(value.strip()).get_param("name", "", "content-type")
-            return Part(name if isinstance(name, str) else "", content)
+            disposition = _parse_header(value.strip())
+            name = disposition.get_param("name", "", "content-type")
+            is_file = disposition.get_param("filename", None, "content-type") is not None
+            return Part(name if isinstance(name, str) else "", content, is_file or not name)
     return Part("", content)
 
 

@@ -84,13 +84,7 @@ def read_json(data: object, datatype: str, shape: tuple[int, ...], where: str) -
     """
     if datatype == "FP16":
         raise InvalidRequestError(f"{where}.data cannot carry FP16 as JSON; send the tensor as binary data")
-    if not isinstance(data, list):
-        raise InvalidRequestError(f"{where}.data is {kind_of(data)}, expected a list")
-    flat = data if not data or not isinstance(data[0], list) else _flatten(data, shape, f"{where}.data")
-    if len(flat) != math.prod(shape):
-        raise InvalidRequestError(
-            f"{where}.data has {len(flat)} elements, its shape {list(shape)} has {math.prod(shape)}"
-        )
+    flat = _list_elements(data, shape, where)
     _check_elements(flat, datatype, f"{where}.data")
     if datatype == "BYTES":
         tensor = np.empty(len(flat), dtype=object)
@@ -102,6 +96,27 @@ def read_json(data: object, datatype: str, shape: tuple[int, ...], where: str) -
         index = int(np.flatnonzero(~np.isfinite(tensor.reshape(-1)))[0])
         raise InvalidRequestError(f"{where}.data[{index}] is not a finite number that {datatype} can hold")
     return tensor
+
+
+def read_values(data: object, shape: tuple[int, ...], where: str) -> Tensor:
+    """Return decoded JSON data, flat or nested, as objects: any JSON values, whatever the datatype.
+
+    Raises:
+        InvalidRequestError: count or nesting differ from the shape.
+    """
+    flat = _list_elements(data, shape, where)
+    return np.fromiter(flat, object, len(flat)).reshape(shape)
+
+
+def _list_elements(data: object, shape: tuple[int, ...], where: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise InvalidRequestError(f"{where}.data is {kind_of(data)}, expected a list")
+    flat = data if not data or not isinstance(data[0], list) else _flatten(data, shape, f"{where}.data")
+    if len(flat) != math.prod(shape):
+        raise InvalidRequestError(
+            f"{where}.data has {len(flat)} elements, its shape {list(shape)} has {math.prod(shape)}"
+        )
+    return flat
 
 
 def _flatten(data: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:

@@ -3,6 +3,7 @@
 Source: https://github.com/kserve/open-inference-protocol, and Triton's binary tensor data extension.
 """
 
+import base64
 import math
 import re
 from typing import NamedTuple
@@ -12,7 +13,8 @@ import numpy as np
 from service.api.headers import RequestHeaders
 from service.api.json_values import LARGE_BODY, parse_long_numbers, parse_numbers
 from service.api.limits import NO_LIMITS, ReadLimits
-from service.api.v2.datatypes import DATATYPES, Tensor, read_binary, read_json
+from service.api.v2.columns import read_rows
+from service.api.v2.datatypes import DATATYPES, Tensor, read_binary, read_json, read_values
 from service.api.v2.infer_request import (
     MAX_CACHED_BYTES,
     InputTensor,
@@ -78,7 +80,8 @@ def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders, limits: 
     request = parse_cached(header, manifest) if is_repeated else parse_request(header, manifest)
     if isinstance(manifest, Manifest) and request.inputs[0].shape:
         limits.check_rows(request.inputs[0].shape[0])
-    inputs = choose_inputs(_read_tensors(request.inputs, binary), manifest, limits)
+    tensors = _read_tensors(request.inputs, binary, request.by_column)
+    inputs = choose_inputs(tensors, manifest, limits, request.by_column)
     return InferCall(inputs, request.id, request.outputs, request.timeout)
 
 
@@ -110,7 +113,7 @@ def _decode_plain(body: bytes, manifest: AnyManifest, limits: ReadLimits) -> Inf
             return None
         tensors[name] = numbers
     has_one = isinstance(manifest, Manifest) and manifest.input.kind != "columns"
-    inputs = tensors[name] if has_one else choose_inputs(dict(tensors), manifest, limits)
+    inputs = tensors[name] if has_one else choose_inputs(dict(tensors), manifest, limits, request.by_column)
     return InferCall(inputs, request.id, request.outputs, request.timeout)
 
 
@@ -171,14 +174,16 @@ def _fill_shape(name: str, datatype: str, shape: list[int], length: int) -> list
     return [length // max(rest, 1) if size < 0 else size for size in shape]
 
 
-def _read_tensors(inputs: tuple[InputTensor, ...], binary: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a request by name; `binary` is the data after the JSON."""
+def _read_tensors(inputs: tuple[InputTensor, ...], binary: bytes, by_column: bool) -> dict[str, Tensor]:
+    """Return the tensors of a request by name; `binary` is the data after the JSON, whose columns may have nulls."""
     tensors: dict[str, Tensor] = {}
     position = 0
     for index, (name, datatype, shape, size, data) in enumerate(inputs):
         where = f"inputs[{index}]"
         if size is None:
-            tensors[name] = read_json(data, datatype, shape, where)
+            tensors[name] = (
+                read_values(data, shape, where) if by_column else read_json(data, datatype, shape, where)
+            )
             continue
         if position + size > len(binary):
             left = len(binary) - position
@@ -191,14 +196,24 @@ def _read_tensors(inputs: tuple[InputTensor, ...], binary: bytes) -> dict[str, T
     return tensors
 
 
-def choose_inputs(tensors: dict[str, Tensor], manifest: AnyManifest, limits: ReadLimits) -> Array | Tensors:
+def choose_inputs(
+    tensors: dict[str, Tensor], manifest: AnyManifest, limits: ReadLimits, by_column: bool = False
+) -> Array | Tensors:
     """Return what the model takes: its input float32 (N, *shape), rows of columns, or all tensors if it has no task.
+
+    Args:
+        tensors: by name.
+        manifest: of the model.
+        limits: for pictures.
+        by_column: whether the tensors are the model's columns; see `service.api.v2.columns`.
 
     Raises:
         InvalidRequestError: a number is not finite, or a picture cannot be read.
     """
     if not isinstance(manifest, Manifest):
         return Tensors(tensors)
+    if by_column:
+        return read_rows(tensors, manifest)
     if isinstance(manifest.input, ColumnsInput):
         return _join_columns(tensors, manifest.input)
     ((name, tensor),) = tensors.items()
@@ -241,6 +256,15 @@ def _join_columns(tensors: dict[str, Tensor], spec: ColumnsInput) -> Rows:
 def _read_pictures(tensor: Tensor, spec: ImageInput, limits: ReadLimits) -> Array:
     from service.model.preprocess import read_images  # noqa: PLC0415 - imports Pillow only when pictures are sent
 
-    if tensor.ndim != 1 or not tensor.size:
+    if tensor.shape[1:] not in ((), (1,)) or not tensor.size:
         raise InvalidRequestError(f"pictures as BYTES have shape [N] with N from 1, not {list(tensor.shape)}")
-    return read_images(list(tensor), spec, [f"picture {index}" for index in range(len(tensor))], limits.check)
+    pictures = [_decode_base64(element) for element in tensor.reshape(-1)]
+    return read_images(pictures, spec, [f"picture {index}" for index in range(len(pictures))], limits.check)
+
+
+def _decode_base64(element: bytes) -> bytes:
+    """Return a picture's file; in JSON it is base64, whose alphabet no file of a picture keeps to."""
+    try:
+        return base64.b64decode(element, validate=True)
+    except ValueError:
+        return element

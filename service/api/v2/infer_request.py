@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from service.api.json_values import kind_of, read_object
+from service.api.v2.columns import check_columns, is_by_column
 from service.api.v2.datatypes import read_datatype, read_shape
 from service.errors import InvalidRequestError
 from service.model.manifest import AnyManifest, ColumnsInput, Manifest
@@ -38,12 +39,16 @@ class InputTensor(NamedTuple):
 
 
 class InferRequest(NamedTuple):
-    """The JSON of a request, all but tensor data checked. `timeout` is in seconds."""
+    """The JSON of a request, all but tensor data checked.
+
+    `timeout` is in seconds. `by_column` says that the inputs are a model's columns; see `service.api.v2.columns`.
+    """
 
     id: str | None
     inputs: tuple[InputTensor, ...]
     outputs: tuple[RequestedOutput, ...]
     timeout: float | None
+    by_column: bool = False
 
 
 _cache: dict[tuple[int, bytes], tuple[AnyManifest, InferRequest]] = {}
@@ -66,12 +71,14 @@ def check_request(fields: dict[str, Any], manifest: AnyManifest) -> InferRequest
         raise InvalidRequestError(f"id is {kind_of(request_id)}, expected a string")
     parameters = _read_parameters(fields, "the request")
     inputs = _name_input(_read_inputs(fields.get("inputs")), manifest)
-    _check_inputs(inputs, manifest)
+    by_column = _check_columns(inputs, manifest)
+    if not by_column:
+        _check_inputs(inputs, manifest)
     binary = parameters.get("binary_data_output", False)
     if not isinstance(binary, bool):
         raise InvalidRequestError(f"parameters.binary_data_output is {kind_of(binary)}, expected true or false")
     outputs = _read_outputs(fields.get("outputs"), manifest, binary)
-    return InferRequest(request_id, inputs, outputs, _read_timeout(parameters))
+    return InferRequest(request_id, inputs, outputs, _read_timeout(parameters), by_column)
 
 
 def parse_cached(header: bytes, manifest: AnyManifest) -> InferRequest:
@@ -133,6 +140,17 @@ def _name_input(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> tuple
     if len(inputs) != 1 or len(specs) != 1 or not isinstance(manifest, Manifest):
         return inputs
     return (inputs[0]._replace(name=next(iter(specs))),)
+
+
+def _check_columns(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> bool:
+    """Tell whether the inputs are a model's columns, and check that."""
+    if not isinstance(manifest, Manifest) or not isinstance(manifest.input, ColumnsInput):
+        return False
+    described = {each.name: (each.datatype, each.shape) for each in inputs}
+    by_column = is_by_column(described, manifest.input)
+    if by_column:
+        check_columns(described)
+    return by_column
 
 
 def _check_inputs(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> None:

@@ -29,7 +29,12 @@ EXTENSIONS = (
     "model_configuration",
     "statistics",
 )
-_PLATFORMS = {"onnx": "onnx_onnxv1", "onnx-int8": "onnx_onnxv1", "torchscript": "pytorch_torchscript"}
+_PLATFORMS = {
+    "onnx": "onnx_onnxv1",
+    "onnx-int8": "onnx_onnxv1",
+    "torchscript": "pytorch_torchscript",
+    "torch-export": "pytorch_torchexport",
+}
 _VERSION = "/v2/models/{name}/versions/{version}"
 
 
@@ -135,7 +140,7 @@ def _configure(served: LoadedVersion, batch: int) -> dict[str, Any]:
     configuration = {
         "name": manifest.name,
         "platform": _PLATFORMS[backend.name],
-        "backend": "pytorch" if backend.name == "torchscript" else "onnxruntime",
+        "backend": "pytorch" if backend.name in TORCH_BACKENDS else "onnxruntime",
         "max_batch_size": batch if has_batch else 0,
         "input": tensors(input_specs(manifest)),
         "output": tensors(output_specs(manifest)),
