@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import responses
 from service.api.access import HIDDEN_PROBLEM, check_admin, check_key, check_path, hide_reason, is_known
-from service.api.headers import PredictRoute, RequestHeaders, match_route, read_headers
+from service.api.headers import PredictRoute, RequestHeaders, build_response_fields, match_route, read_headers
 from service.api.operations import build_routes
 from service.api.page import build_page, is_open
 from service.api.v2.operations import build_protocol_routes
@@ -139,7 +139,7 @@ class Application:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 more = web.build_fields(scope["method"], headers.origin)
-                own = responses.split_fields(headers.build_response_fields() + more)
+                own = responses.split_fields(build_response_fields(headers.request_id, headers.trace) + more)
                 message["headers"] = [*message["headers"], *own]
                 if path != "/metrics" and not is_open(path):
                     seconds, status = time.perf_counter() - began, message["status"]

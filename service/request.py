@@ -13,7 +13,14 @@ from typing import Any
 
 from service.api.access import WebRules, check_key, read_keys
 from service.api.content_coding import COMPRESS_FROM, compress, inflate
-from service.api.headers import JSON_TYPES, PredictRoute, RequestHeaders, check_call, check_media
+from service.api.headers import (
+    JSON_TYPES,
+    PredictRoute,
+    RequestHeaders,
+    build_response_fields,
+    check_call,
+    check_media,
+)
 from service.api.limits import ReadLimits
 from service.api.responses import Response, as_service_error, build_error_response
 from service.api.v1 import decode as v1_decode
@@ -99,7 +106,7 @@ class PredictRequest:
 
     __slots__ = (
         "_began", "_body", "_call", "_context", "_held", "_respond", "_task", "_version", "answered", "deadline",
-        "headers", "method", "route",
+        "headers", "method", "request_id", "route",
     )  # fmt: skip
 
     def __init__(self, context: RequestContext, respond: Callable[[Response], None]) -> None:
@@ -112,10 +119,18 @@ class PredictRequest:
         self._task: asyncio.Task[None] | None = None
         self.answered = False  # or given up: nobody waits any more
 
-    def start(self, method: str, route: PredictRoute, headers: RequestHeaders) -> None:
-        """Admit the request by its head; one that is refused gets its response here."""
+    def start(self, method: str, route: PredictRoute, headers: RequestHeaders, request_id: bytes = b"") -> None:
+        """Admit the request by its head; one that is refused gets its response here.
+
+        Args:
+            method: of HTTP.
+            route: what its path names.
+            headers: what was read of its header fields.
+            request_id: its own, if the headers were read for an earlier request that had the same.
+        """
         context = self._context
         self.method, self.route, self.headers = method, route, headers
+        self.request_id = request_id or headers.request_id
         timeout = context.settings.request_timeout
         self._began = time.perf_counter()
         self.deadline = asyncio.get_running_loop().time() + (
@@ -280,7 +295,9 @@ class PredictRequest:
         context.in_flight -= 1
         if self._held:
             self._held = context.hold(self._held, 0)
-        own = headers.build_response_fields() if headers.trace else b"x-request-id: %b\r\n" % headers.request_id
+        own = b"x-request-id: %b\r\n" % self.request_id
+        if headers.trace:
+            own = build_response_fields(self.request_id, headers.trace)
         if outputs is not None:
             assert version is not None
             try:
@@ -293,13 +310,13 @@ class PredictRequest:
         if encoded is not None:
             response = Response(200, encoded[0] + own, encoded[1])
         else:
-            found = as_service_error(error, headers.request_id)
+            found = as_service_error(error, self.request_id)
             response, message = build_error_response(found, own, closes), str(found)
         context.recorder.answered.append(
             Answered(
                 self.method,
                 self.route.path,
-                headers.request_id,
+                self.request_id,
                 response.status,
                 time.perf_counter() - self._began,
                 self.route.action != "preview" and self.method != "OPTIONS",

@@ -50,10 +50,11 @@ class RequestHeaders(NamedTuple):
         """
         return min(float(self.timeout), longest) if _SECONDS.fullmatch(self.timeout) else longest
 
-    def build_response_fields(self) -> bytes:
-        """Return the header lines that the response repeats: the request id, and a valid W3C trace context."""
-        fields = b"x-request-id: %b\r\n" % self.request_id
-        return fields + b"traceparent: %b\r\n" % self.trace if _TRACE.fullmatch(self.trace) else fields
+
+def build_response_fields(request_id: bytes, trace: bytes) -> bytes:
+    """Return the header lines that a response repeats: the request id, and the W3C trace context if it is valid."""
+    fields = b"x-request-id: %b\r\n" % request_id
+    return fields + b"traceparent: %b\r\n" % trace if trace and _TRACE.fullmatch(trace) else fields
 
 
 def read_headers(headers: Headers) -> RequestHeaders:

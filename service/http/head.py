@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import httptools
 
+from service.api.headers import PredictRoute, RequestHeaders, match_target, read_headers
 from service.errors import HeadTooLargeError, InvalidRequestError, ServiceError
 
 MAX_HEAD_BYTES = 2**16
@@ -49,12 +50,25 @@ END_OF_HEAD = b"\r\n\r\n"
 _LONGEST_KNOWN = 1024  # bytes
 _MOST_KNOWN = 1024
 _CHANGING_FIELDS = {b"x-request-id", b"traceparent", b"transfer-encoding"}  # with these, a head says nothing of others
-known_heads: dict[bytes, tuple[RequestHead, int]] = {}
-"""What was read of heads as they stand in a request, to the last byte, and how long a body they announce."""
+
+
+class KnownHead(NamedTuple):
+    """What was read of the head of a prediction; of `headers`, only the request id was for one request alone."""
+
+    head: RequestHead
+    route: PredictRoute
+    headers: RequestHeaders
+
+
+known_heads: dict[bytes, KnownHead] = {}
+"""By heads as they stand in a request, to the last byte."""
 
 
 def remember_head(data: bytes, head: RequestHead) -> None:
-    """Keep what was read of a head if `data` is just its request, since clients repeat them from request to request."""
+    """Keep what was read of a prediction's head if `data` is just its request, since clients repeat their heads."""
+    route = match_target(head.target)
+    if route is None:
+        return
     end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
     fields = dict(head.fields)
     is_plain = head.method == "POST" and head.version == "1.1" and head.keep_alive and not head.expects
@@ -63,7 +77,7 @@ def remember_head(data: bytes, head: RequestHead) -> None:
     if fields.get(b"content-length") == b"%d" % (len(data) - end):  # so the head ended there
         if len(known_heads) >= _MOST_KNOWN:
             known_heads.clear()
-        known_heads[data[:end]] = head, len(data) - end
+        known_heads[data[:end]] = KnownHead(head, route, read_headers(head.fields))
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ nothing more is read until they have been handled. Sources: RFC 9110 (semantics)
 
 import httptools
 
-from service.api.headers import match_target, read_headers
+from service.api.headers import PredictRoute, RequestHeaders, match_target, new_request_id, read_headers
 from service.app import Application
 from service.errors import HeadTooLargeError, InvalidRequestError, ServiceError
 from service.http.connection import CONTINUE, Connection, State
@@ -97,9 +97,9 @@ class HttpProtocol(Connection):
         """Take a whole request, and nothing else, if its head was read before: it means what it meant then."""
         end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
         known = known_heads.get(data[:end])
-        if known is None or known[1] != len(data) - end:
+        if known is None or known.headers.content_length != len(data) - end:
             return False
-        self._begin(known[0])
+        self._begin_prediction(*known, is_known=True)
         if not self._responded:
             assert self.current is not None
             self.state = State.WAITING
@@ -261,18 +261,27 @@ class HttpProtocol(Connection):
 
     def _begin(self, head: RequestHead) -> None:
         """Start a request by its head."""
+        route = match_target(head.target)
+        if route is not None:
+            self._begin_prediction(head, route, read_headers(head.fields))
+            if head.expects and not self._responded:
+                self.transport.write(CONTINUE)
+        else:
+            self._take_head(head)
+            self.current = AsgiExchange(self, head)
+
+    def _begin_prediction(
+        self, head: RequestHead, route: PredictRoute, headers: RequestHeaders, is_known: bool = False
+    ) -> None:
+        self._take_head(head)
+        request_id = new_request_id() if is_known else headers.request_id
+        request = self.current = PredictRequest(self.app.context, self._respond)
+        request.start(head.method, route, headers, request_id)
+
+    def _take_head(self, head: RequestHead) -> None:
         self._head, self._keep_alive, self._responded = head, head.keep_alive, False
         self.state, self.since = State.READING_BODY, self.loop.time()
         self._begun += 1
-        route = match_target(head.target)
-        if route is None:
-            self.current = AsgiExchange(self, head)
-            return
-        headers = read_headers(head.fields)
-        request = self.current = PredictRequest(self.app.context, self._respond)
-        request.start(head.method, route, headers)
-        if head.expects and not self._responded:
-            self.transport.write(CONTINUE)
 
     def _complete_request(self) -> None:
         chunk, self._chunk = self._chunk, b""
