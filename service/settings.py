@@ -44,8 +44,8 @@ class Settings(BaseModel):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="device to run on: auto, cpu, cuda, cuda:N or mps",
     )
-    backend: Literal["auto", "onnx", "torchscript", "onnx-int8"] = Field(
-        default="auto", description="artifact to run: auto, onnx, torchscript or onnx-int8"
+    backend: Literal["auto", "onnx", "torchscript", "torch-export", "onnx-int8"] = Field(
+        default="auto", description="artifact to run: auto, onnx, torchscript, torch-export or onnx-int8"
     )
     tf32: bool = Field(default=False, description="allow TF32 on NVIDIA GPUs: faster, less precise")
     placement: Placement = Field(

@@ -138,7 +138,7 @@ def load_any_predictor(  # noqa: PLR0913, PLR0917 - what is opened, where, and w
 
     Args:
         folder: The version folder, `<name>/<version>`.
-        backend: "auto", "onnx", "torchscript" or "onnx-int8".
+        backend: "auto", "onnx", "torchscript", "torch-export" or "onnx-int8".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         threads: CPU threads per backend call.
         preferred: The accelerator that "auto" and "cuda" choose when there are several.

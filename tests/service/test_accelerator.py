@@ -14,7 +14,7 @@ from service.model import predictor as predictor_module
 from service.model.backends import Array
 from service.model.backends.accelerator import AcceleratorBackend
 from service.model.backends.onnx_runtime import describe_failure, open_session
-from service.model.backends.torchscript import TorchScriptBackend, open_torchscript
+from service.model.backends.torchscript import TorchBackend, open_torchscript
 from service.model.manifest import BackendName
 from service.model.predictor import Predictor
 from tests import fakes
@@ -181,7 +181,7 @@ def test_lost_gpu_is_told_from_a_failed_call_in_torch(
             raise RuntimeError("CUDA error: device-side assert triggered")
         return torch.empty(*shape)
 
-    backend = TorchScriptBackend(FakeModule(error), torch.device("cpu"))  # type: ignore[arg-type]
+    backend = TorchBackend("torchscript", FakeModule(error), torch.device("cpu"))
     backend._device = torch.device("cuda:0")
     monkeypatch.setattr(torch, "zeros", zeros)
     monkeypatch.setattr(torch, "from_numpy", lambda inputs: SimpleNamespace(to=lambda device: inputs))

@@ -16,6 +16,7 @@ from service.api.json_values import kind_of, read_object
 from service.api.operations import Answer, OrjsonResponse, answer_ready, find_served, get_route, get_slow_route
 from service.api.v2.infer_request import input_specs, output_specs
 from service.errors import InvalidRequestError, NotFoundError
+from service.model.backends import TORCH_BACKENDS
 from service.model.manifest import Manifest
 from service.registry.reconciler import Reconciler
 from service.registry.registry import Registry

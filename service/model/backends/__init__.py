@@ -14,6 +14,7 @@ from service.errors import InferenceError, StartError
 from service.model.manifest import AnyManifest, BackendName, Manifest
 
 Array = NDArray[np.float32]
+TORCH_BACKENDS: tuple[BackendName, ...] = ("torchscript", "torch-export")
 
 
 class Backend(Protocol):
@@ -35,20 +36,20 @@ class Backend(Protocol):
 def choose_backends(manifest: AnyManifest, wanted: str) -> list[BackendName]:
     """Return the backends to try for a model, best first; empty if none of its artifacts can run here.
 
-    `wanted` is "auto", "onnx", "torchscript" or "onnx-int8". "auto" prefers ONNX, then TorchScript, then quantized
-    weights, among the artifacts the model has. "onnx-int8" falls back to the plain ONNX graph.
+    `wanted` is "auto" or a backend's name. "auto" prefers ONNX, then TorchScript, then a program of torch.export, then
+    quantized weights, among the artifacts the model has. "onnx-int8" falls back to the plain ONNX graph.
     """
     available: list[BackendName] = [name for name in manifest.artifacts if is_installed(name)]
     if wanted == "onnx-int8":
-        return sorted(set(available) - {"torchscript"}, key=("onnx-int8", "onnx").index)
+        return [name for name in ("onnx-int8", "onnx") if name in available]
     if wanted != "auto":
         available = [name for name in available if name == wanted]
-    return sorted(available, key=("onnx", "torchscript", "onnx-int8").index)
+    return sorted(available, key=("onnx", *TORCH_BACKENDS, "onnx-int8").index)
 
 
 def is_installed(name: BackendName) -> bool:
     """Return whether a backend's package is installed."""
-    return find_spec("torch" if name == "torchscript" else "onnxruntime") is not None
+    return find_spec("torch" if name in TORCH_BACKENDS else "onnxruntime") is not None
 
 
 def check_backend(wanted: str) -> None:
@@ -57,8 +58,8 @@ def check_backend(wanted: str) -> None:
     Raises:
         StartError: It is not installed; the message says what to install.
     """
-    if wanted == "torchscript" and not is_installed("torchscript"):
-        raise StartError("--backend torchscript needs torch, which is not installed: pip install '.[torch]'")
+    if wanted in TORCH_BACKENDS and not is_installed("torchscript"):
+        raise StartError(f"--backend {wanted} needs torch, which is not installed: pip install '.[torch]'")
 
 
 def open_backend(
@@ -83,14 +84,18 @@ def open_backend(
         from service.model.backends.rows import open_rows  # noqa: PLC0415 - as the others
 
         return open_rows(content, manifest, device, threads, name, tf32)
-    if name != "torchscript":
+    if name not in TORCH_BACKENDS:
         from service.model.backends.onnx_runtime import open_onnx  # noqa: PLC0415 - each backend is optional
 
         backend = open_onnx(content, manifest, device, threads, name, tf32)
-    else:
+    elif name == "torchscript":
         from service.model.backends.torchscript import open_torchscript  # noqa: PLC0415 - torch is optional
 
         backend = open_torchscript(content, device, threads, tf32)
+    else:
+        from service.model.backends.exported_program import open_program  # noqa: PLC0415 - its imports take seconds
+
+        backend = open_program(content, device, threads, tf32)
     if device == "cpu":
         return backend
     from service.model.backends.accelerator import AcceleratorBackend  # noqa: PLC0415 - it imports this module
@@ -163,6 +168,6 @@ def describe_unused_gpu(wanted: str) -> str:
     if wanted == "onnx-int8" or not has_nvidia_gpu() or not count_gpus():  # CUDA_VISIBLE_DEVICES may hide them all
         return ""
     cure = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'"
-    if wanted == "torchscript":
+    if wanted in TORCH_BACKENDS:
         cure = "install PyTorch's build for CUDA (https://pytorch.org/get-started/locally)"
     return f"this machine has an NVIDIA GPU, but no installed backend can use it; to use it: {cure}"

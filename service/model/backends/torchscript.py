@@ -1,7 +1,9 @@
-"""Run TorchScript graphs with PyTorch. The only module in the service that imports torch."""
+"""Run TorchScript graphs with PyTorch."""
 
 import io
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +13,13 @@ from service.model.backends import Array, as_rows
 from service.model.manifest import BackendName
 
 
-class TorchScriptBackend:
-    """A scripted or traced module in evaluation mode."""
+class TorchBackend:
+    """A function of one tensor, such as a TorchScript module in evaluation mode."""
 
-    name: BackendName = "torchscript"
-
-    def __init__(self, module: torch.jit.ScriptModule, device: torch.device, is_tf32: bool = False) -> None:
+    def __init__(
+        self, name: BackendName, module: Callable[[torch.Tensor], Any], device: torch.device, is_tf32: bool = False
+    ) -> None:
+        self.name = name
         self.device = str(device)
         self.provider = f"torch {torch.__version__}"
         self.is_tf32 = is_tf32
@@ -68,8 +71,12 @@ def list_devices() -> list[str]:
     return found
 
 
-def open_torchscript(content: bytes, device: str, threads: int, tf32: bool = False) -> TorchScriptBackend:
-    """Open a TorchScript archive whose `forward` takes one tensor and returns one. See `open_backend`."""
+def open_device(device: str, threads: int, tf32: bool) -> torch.device:
+    """Return a device after setting threads and TF32 for the whole process.
+
+    Raises:
+        StartError: PyTorch cannot use it.
+    """
     torch.set_num_threads(threads)
     try:
         target = torch.device(device)
@@ -79,6 +86,12 @@ def open_torchscript(content: bytes, device: str, threads: int, tf32: bool = Fal
     if target.type == "cuda":  # settings of the whole process, but all its models are opened alike
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
+    return target
+
+
+def open_torchscript(content: bytes, device: str, threads: int, tf32: bool = False) -> TorchBackend:
+    """Open a TorchScript archive whose `forward` takes one tensor and returns one. See `open_backend`."""
+    target = open_device(device, threads, tf32)
     try:
         with warnings.catch_warnings():
             # torch.jit is deprecated but still works, and this project requires it.
@@ -92,4 +105,4 @@ def open_torchscript(content: bytes, device: str, threads: int, tf32: bool = Fal
                 " save it with torch.jit.script(net.eval()).save(path)"
             ) from error
         raise ModelRefusedError(f"torch cannot load the graph: {str(error).splitlines()[0]}") from error
-    return TorchScriptBackend(module, target, tf32 and target.type == "cuda")
+    return TorchBackend("torchscript", module, target, tf32 and target.type == "cuda")

@@ -70,8 +70,8 @@ class Manifest(Part):
     @model_validator(mode="after")
     def _check_task(self) -> Self:
         self.output.check_task(self.task)
-        if self.has_rows and "torchscript" in self.artifacts:
-            raise ValueError("columns and several outputs need an ONNX graph: a TorchScript file does not name tensors")
+        if self.has_rows and not set(self.artifacts) <= {"onnx", "onnx-int8"}:
+            raise ValueError("columns and several outputs need an ONNX graph: PyTorch's files do not name tensors")
         if self.golden is not None and self.golden.file is None:
             self._check_golden(self.golden)
         return self
