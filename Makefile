@@ -92,10 +92,15 @@ lock: $(DEV) ## pin anew what the images install
 	$(LOCK) --extra train $(WITH_TORCH) --constraint deploy/requirements.lock --output-file deploy/requirements-train.lock
 	$(LOCK) --extra torch $(WITH_TORCH) --constraint deploy/requirements-train.lock --output-file deploy/requirements-torch.lock
 
-# Clients that pin packages older than ours.
-clients: $(DEV) ## install KServe's and MLServer's clients, each beside our environment, for their tests
-	for client in kserve mlserver; do $(PYTHON) -m venv $(VENV)/$$client && \
-	  $(VENV)/$$client/bin/pip install --quiet --disable-pip-version-check $$client || exit; done
+# Clients that pin packages older than ours, perf_analyzer with the two libraries that it leaves out, and those of npm.
+CLIENTS := kserve==0.21.0 mlserver==1.7.1 nvidia-pytriton==0.7.0 tritonclient==2.51.0
+NPM_CLIENTS := @redocly/cli@2 @stoplight/spectral-cli@6 openapi-fetch@0.17 openapi-typescript@7 typescript@5
+clients: $(DEV) ## install clients of other makers, each beside our environment, for their tests
+	for client in $(CLIENTS); do $(PYTHON) -m venv $(VENV)/$${client%%==*} && \
+	  $(VENV)/$${client%%==*}/bin/pip install --quiet --disable-pip-version-check $$client || exit; done
+	$(VENV)/tritonclient/bin/pip install --quiet --disable-pip-version-check 'nvidia-cuda-runtime-cu12<13'
+	-cd $(VENV)/tritonclient && apt-get download --quiet libb64-0d && dpkg --extract libb64-0d_*.deb .
+	-npm install --prefix $(VENV)/npm --silent --no-audit --no-fund --ignore-scripts --legacy-peer-deps $(NPM_CLIENTS)
 
 proto: $(DEV) ## compile the messages of gRPC
 	$(BIN)/python -m grpc_tools.protoc -I service/grpc --descriptor_set_out=service/grpc/open_inference.binpb \

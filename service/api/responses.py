@@ -76,7 +76,7 @@ def explain(method: str, path: str, error: HTTPException) -> ServiceError:
     """Return the failure that says in a sentence what Starlette says in a status."""
     model, _, action = path.partition(":")
     if action and model.startswith(("/v1/models/", "/v2/models/")):  # names have no colon, but the route takes any
-        return NotFoundError(f"there is no :{action[:40]} of a model; there are :predict and :preview, below /v1/models")
+        return NotFoundError(f"a model has no :{action[:40]}; below /v1/models it has :predict and :preview")
     if error.status_code == MethodNotAllowedError.status:
         named = (error.headers or {}).get("Allow", "GET, HEAD")
         allowed = ", ".join(sorted(named.split(", ")))  # Starlette joins a set, in an order of its own

@@ -118,7 +118,8 @@ def decode(body: bytes, manifest: AnyManifest, headers: RequestHeaders, limits: 
             raise InvalidRequestError(f"{where} has contents beside raw_input_contents; send one of them")
         read = _read_raw(raw[index], tensor, where) if raw else _read_contents(sent.contents, tensor, where)
         tensors[tensor.name] = read
-    return InferCall(choose_inputs(tensors, manifest, limits), request.id, request.outputs, request.timeout)
+    inputs = choose_inputs(tensors, manifest, limits, request.by_column)
+    return InferCall(inputs, request.id, request.outputs, request.timeout)
 
 
 def encode(outputs: Array | Tensors, manifest: AnyManifest, call: InferCall) -> tuple[bytes, bytes]:

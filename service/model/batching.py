@@ -87,7 +87,8 @@ class Batcher:
         predict: float32 (N, *shape) to float32 (N, K); raises ServiceError; safe in any thread.
         cost: of one `predict`; a call has no more rows than pay.
         max_batch_size: rows in one call; 1 where requests cannot share one, and each is answered as its call ends.
-        queue_size: rows that may wait or run; a request beyond it is refused with 503.
+        queue_size: rows that may wait or run, but for those that run and that nobody waits for; a request beyond it is
+            refused with 503.
         metrics: where backend calls and dropped requests are counted.
         niceness: of the thread beside the process's other threads. Linux.
     """
@@ -160,8 +161,9 @@ class Batcher:
         if self._rows + count > self._queue_size:
             if count > self._queue_size:
                 raise TooLargeError(f"the request has {count} instances; at most {self._queue_size} are taken at once")
-            self._metrics.dropped("full")
-            raise UnavailableError("the model's queue is full; try again in a moment")
+            if self._rows - self._count_abandoned() + count > self._queue_size:
+                self._metrics.dropped("full")
+                raise UnavailableError("the model's queue is full; try again in a moment")
         if count > self._inline_rows and self._running:
             self._check_wait(count, deadline)
         self._rows += count
@@ -174,6 +176,10 @@ class Batcher:
         else:
             self._threaded.append(entry)
             self._keep_thread_going()
+
+    def _count_abandoned(self) -> int:
+        """Return the rows in the thread's call that nobody waits for any more; `_sweep` drops those that wait."""
+        return sum(entry.rows for entry in self._running if entry.waiter.answered)
 
     def _check_wait(self, count: int, deadline: float) -> None:
         """Raise UnavailableError if rows could not be answered by their deadline because of those ahead of them."""

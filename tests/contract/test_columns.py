@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from tests import columns
@@ -153,6 +154,75 @@ def test_same_model_by_its_tensors(homes: Server) -> None:
     short = [inputs[0] | {"shape": [2, 1], "data": [1.0, 2.0]}, *inputs[1:]]
     refused = homes.post("/v2/models/house/infer", json={"inputs": short})
     assert (refused.status_code, "not equally many rows" in refused.json()["error"]) == (400, True)
+
+
+TABLE: dict[str, tuple[str, list[Any]]] = {
+    "age": ("FP64", [40.0, None]),
+    "garden": ("BOOL", [True, False]),
+    "city": ("BYTES", ["Oslo", "Bonn"]),
+    "remark": ("BYTES", ["fine", None]),
+    "since": ("BYTES", ["1970-01-03T12:00:00Z", "1970-01-01"]),
+}
+
+
+def tabulate(changes: dict[str, tuple[str, list[Any]]], *shape: int) -> dict[str, Any]:
+    """Return an infer request with an input for each column of `TABLE`."""
+    table = (TABLE | changes).items()
+    return {
+        "inputs": [
+            {"name": name, "datatype": datatype, "shape": [len(data), *shape], "data": data}
+            for name, (datatype, data) in table
+        ]
+    }
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_same_model_by_its_columns(homes: Server, shape: tuple[int, ...]) -> None:
+    """/v2 also takes a table: an input for each column, its values those of /v1, with nulls and defaults."""
+    answer = homes.post("/v2/models/house/infer", json=tabulate({}, *shape)).json()
+    first = list((ANSWER | {"rooms": 3.0}).values())
+    assert answer["outputs"][0]["data"] == [*first, -1.0, 3.0, 0.0, 6.0, -1.0, 0.0], answer
+    short = homes.post("/v2/models/house/infer", json=tabulate({"rooms": ("INT32", [2, 4])}, *shape)).json()
+    assert short["outputs"][0]["data"][1::6] == [2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"city": ("BYTES", ["Oslo", "Bon"])}, 'instances[1].city is "Bon"'),
+        ({"city": ("INT64", [2, 6])}, "instances[0].city is 2"),
+        ({"garden": ("BOOL", [True, None])}, "instances[1].garden is null"),
+        ({"rooms": ("FP32", [1.0, 2.5])}, "instances[1].rooms is 2.5"),
+        ({"age": ("FP64", [40.0])}, "the columns have 1, 2 rows"),
+        ({"town": ("BYTES", ["Oslo", "Bonn"])}, "the model has no input 'town'"),
+    ],
+)
+def test_refusal_names_the_value_of_a_table(homes: Server, changes: dict[str, Any], sentence: str) -> None:
+    """A table is refused as instances are."""
+    answer = homes.post("/v2/models/house/infer", json=tabulate(changes))
+    assert (answer.status_code, sentence in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_columns_as_binary_data(homes: Server) -> None:
+    """NaN is null there, and an infinity is refused."""
+    inputs, data = [], b""
+    values = {"age": np.array([40, np.nan]), "garden": np.array([True, False])}
+    for name, (datatype, column) in TABLE.items():
+        if datatype == "BYTES":
+            texts = ["none" if each is None else each for each in column]
+            binary = b"".join(len(text).to_bytes(4, "little") + text.encode() for text in texts)
+        else:
+            binary = values[name].tobytes()
+        size = {"binary_data_size": len(binary)}
+        inputs.append({"name": name, "datatype": datatype, "shape": [2, 1], "parameters": size})
+        data += binary
+    header = orjson.dumps({"inputs": inputs})
+    fields = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
+    answer = homes.post("/v2/models/house/infer", data=header + data, headers=fields).json()
+    assert answer["outputs"][0]["data"][::6] == [40.0, -1.0], answer
+    infinite = data.replace(np.array([np.nan]).tobytes(), np.array([np.inf]).tobytes())
+    refused = homes.post("/v2/models/house/infer", data=header + infinite, headers=fields)
+    assert (refused.status_code, "column 'age' has a number that is not finite" in refused.text) == (400, True)
 
 
 def test_example_of_the_document_works(homes: Server) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import select
 import time
 from pathlib import Path
@@ -188,6 +189,32 @@ def test_other_models_take_no_pictures(kind: str, server: Server, digits: list[b
     answer = server.post("/v1/models/coin:predict", data=digits[0], headers={"Content-Type": kind})
     assert (answer.status_code, "application/json" in answer.json()["error"]) == (415, True)
     assert server.predict("coin", [pack(digits[0])]).status_code == 400
+
+
+def test_unknown_field_of_a_form_is_named(server: Server, digits: list[bytes]) -> None:
+    """A field that is neither a file nor known is 400 and not a picture; `files` may come without a file's name."""
+    picture = {"picture": ("7.png", digits[7], "image/png")}
+    answer = server.post(PATH, files=picture, data={"parameter": '{"top_k": 3}'})
+    words = "the form has an unknown field 'parameter'; send files, and parameters as JSON"
+    assert (answer.status_code, answer.json()["error"]) == (400, words)
+    bare = b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\n%b\r\n--b--\r\n' % digits[7]
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert server.post(PATH, data=bare, headers=kind).json() == server.post(PATH, files=picture).json()
+
+
+def test_pictures_as_base64_in_tensors(server: Server, digits: list[bytes]) -> None:
+    """The tensor API takes pictures as BYTES: base64 in JSON, files or base64 as binary data, in [N] or [N, 1]."""
+    wanted = server.predict("canvas", [pack(file) for file in digits[:2]]).json()["predictions"]
+    encoded = [pack(file)["b64"] for file in digits[:2]]
+    for shape, name in (([2], "inputs"), ([2, 1], "picture")):
+        tensor = {"name": name, "shape": shape, "datatype": "BYTES", "data": encoded}
+        asked = {"inputs": [tensor], "outputs": [{"name": "label"}]}
+        answer = server.post("/v2/models/canvas/infer", json=asked)
+        assert answer.json()["outputs"][0]["data"] == [each["label"] for each in wanted], answer.text
+    for shape, sentence in (([2, 2], "have shape [N]"), ([1], "picture 0 is not a PNG")):
+        tensor = {"name": "inputs", "shape": shape, "datatype": "BYTES", "data": ["AAAA"] * math.prod(shape)}
+        refused = server.post("/v2/models/canvas/infer", json={"inputs": [tensor]})
+        assert (refused.status_code, sentence in refused.json()["error"]) == (400, True), refused.text
 
 
 def test_openapi_describes_every_way(server: Server) -> None:

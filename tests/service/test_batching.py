@@ -622,6 +622,26 @@ def test_room_of_those_who_have_gone_is_free_at_once() -> None:
     run(check)
 
 
+def test_room_of_those_who_are_late_is_free_while_their_call_runs() -> None:
+    """Rows of a call whose requests have all been answered 504 do not make the next request be refused."""
+
+    async def check() -> None:
+        double = Doubler()
+        double.gate.clear()
+        batcher = build(double, DEAR, max_batch_size=4, queue_size=4)
+        late = submit(batcher, rows(1, 2, 3, 4), seconds=0.05)
+        await double.hold()
+        assert [type(outcome) for outcome in await gather([late])] == [DeadlineExceededError]
+        following = submit(batcher, rows(5, 6, 7, 8))
+        with pytest.raises(UnavailableError, match="queue is full"):
+            submit(batcher, rows(9))
+        double.gate.set()
+        assert (await following).tolist() == [[10], [12], [14], [16]]
+        assert batcher.rows == 0
+
+    run(check)
+
+
 class Named:
     """Tensors by name, which count as one row and cannot be cut."""
 

@@ -4,12 +4,14 @@ import json
 import logging
 
 import pytest
+from starlette.exceptions import HTTPException
 
-from service.api.responses import as_service_error, encode_error, error_headers
+from service.api.responses import as_service_error, encode_error, error_headers, explain
 from service.errors import (
     InferenceError,
     InvalidRequestError,
     MethodNotAllowedError,
+    NotFoundError,
     UnauthorizedError,
     UnavailableError,
 )
@@ -41,3 +43,11 @@ def test_statuses_bring_the_header_fields_of_rfc_9110() -> None:
     assert error_headers(UnauthorizedError("no")) == [(b"www-authenticate", b"Bearer")]
     assert error_headers(UnavailableError("no")) == [(b"retry-after", b"1")]
     assert error_headers(InvalidRequestError("no")) == []
+
+
+def test_action_that_models_do_not_have_is_not_found() -> None:
+    """The route of models takes it for a name, and would say that it answers GET, which it does not."""
+    found = explain("POST", "/v1/models/house:explain", HTTPException(405, headers={"Allow": "GET, HEAD"}))
+    assert isinstance(found, NotFoundError)
+    assert str(found) == "a model has no :explain; below /v1/models it has :predict and :preview"
+    assert isinstance(explain("POST", "/v1/models/house", HTTPException(405)), MethodNotAllowedError)

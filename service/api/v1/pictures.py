@@ -55,7 +55,7 @@ def read_pictures(body: bytes, spec: ImageInput, content_type: bytes, limits: Re
     for part in parts:
         if not part.is_file and part.name not in _FORM_FIELDS:
             shown = part.name[:60].encode("ascii", "replace").decode()
-            raise InvalidRequestError(f"the form has an unknown field {shown!r}; it takes files, and parameters as JSON")
+            raise InvalidRequestError(f"the form has an unknown field {shown!r}; send files, and parameters as JSON")
     pictures = [part.content for part in parts if part.name != "parameters"]
     parameters = next((part.content for part in parts if part.name == "parameters"), None)
     if not pictures:

@@ -181,9 +181,7 @@ def _read_tensors(inputs: tuple[InputTensor, ...], binary: bytes, by_column: boo
     for index, (name, datatype, shape, size, data) in enumerate(inputs):
         where = f"inputs[{index}]"
         if size is None:
-            tensors[name] = (
-                read_values(data, shape, where) if by_column else read_json(data, datatype, shape, where)
-            )
+            tensors[name] = read_values(data, shape, where) if by_column else read_json(data, datatype, shape, where)
             continue
         if position + size > len(binary):
             left = len(binary) - position

@@ -156,9 +156,10 @@ def _check_columns(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> bo
 def _check_inputs(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> None:
     """Check that the tensors are the model's inputs, each with its datatype and shape."""
     specs = input_specs(manifest)
-    for name, datatype, shape, *_ in inputs:
+    for name, *_ in inputs:
         if name not in specs:
             raise InvalidRequestError(f"the model has no input {name[:60]!r}; it takes {', '.join(map(repr, specs))}")
+    for name, datatype, shape, *_ in inputs:
         expected_datatype, expected_shape = specs[name]
         if isinstance(manifest, Manifest) and datatype == "BYTES" and manifest.input.kind == "image":
             continue  # encoded pictures; their shape is checked when they are read
