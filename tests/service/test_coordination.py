@@ -14,6 +14,7 @@ import pytest
 from service.registry.coordination import Coordination, DesiredState, SingleProcess, WorkerGroup, WorkerStatus
 from service.registry.record import Record
 from service.registry.versions import FailedVersions, VersionKey
+from tests.wire import SECONDS
 
 _fork = multiprocessing.get_context("fork")
 
@@ -24,14 +25,18 @@ def group() -> WorkerGroup:
     return WorkerGroup(3)
 
 
-def run_forked(*targets: Callable[[], None]) -> None:
-    """Run functions at the same time, each in a process of its own."""
+def run_forked(*targets: Callable[[], object]) -> None:
+    """Run functions at the same time, each in a process of its own; all must end."""
     processes = [_fork.Process(target=target) for target in targets]
     for process in processes:
         process.start()
     for process in processes:
+        process.join(SECONDS)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
         process.join()
-        assert process.exitcode == 0
+    assert set(codes) == {0}
 
 
 def test_single_process_needs_no_group() -> None:
@@ -75,16 +80,50 @@ def test_changes_of_many_processes_are_all_kept(group: WorkerGroup) -> None:
     assert (state.generation, len(state.unloaded)) == (150, 150)
 
 
-def test_no_folder_is_needed(group: WorkerGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_that_has_changed_something_keeps_nobody_out(group: WorkerGroup) -> None:
+    """It goes on living, and so does one that became the leader or stopped listening; others can change then."""
+
+    async def take_part() -> None:
+        member = group.join(0)
+        with member.listen(asyncio.get_running_loop(), lambda: None):
+            assert member.is_leader()
+            assert member.change(lambda unloaded: unloaded) == 1
+
+    asyncio.run(take_part())
+    run_forked(lambda: group.join(1).change(lambda unloaded: unloaded | {"a"}), group.join(2).is_leader)
+    assert group.join(0).read_state() == DesiredState(2, frozenset({"a"}), debounce=False)
+
+
+def test_who_leads_is_known_while_somebody_is_stopped_in_a_change(group: WorkerGroup) -> None:
+    """Predictions go on in a worker that only looks whether it is the leader, whoever holds the lock."""
+    leader, other = group.join(0), group.join(1)
+    assert leader.is_leader()
+    with group.lock():
+        run_forked(lambda: sys.exit(other.is_leader() or not leader.is_leader()))
+
+
+def test_lock_is_a_temporary_file_where_there_are_none_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS, changes of several processes are all kept, too, and the file has no name that could be removed."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    group = WorkerGroup(2)
+    run_forked(*[lambda: group.join(0).change(lambda unloaded: unloaded)] * 3)
+    assert group.join(0).read_state().generation == 3
+    assert os.fstat(group._lock).st_nlink == 0
+
+
+def test_no_folder_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no file can be made at all, as on a full disk, workers coordinate as ever."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    one, other = group.join(0), group.join(1)
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("without files in memory, one is made at the start")
     with monkeypatch.context() as patch:
         for owner, name in ((os, "open"), (os, "mkdir"), (tempfile, "mkdtemp"), ("builtins", "open")):
             patch.setattr(owner, name, fail) if not isinstance(owner, str) else patch.setattr(f"{owner}.{name}", fail)
+        group = WorkerGroup(2)
+        one, other = group.join(0), group.join(1)
         one.report(WorkerStatus(0, 0))
         assert other.change(lambda unloaded: unloaded | {"a"}) == 1
         assert other.is_leader()
@@ -108,6 +147,7 @@ def test_every_living_worker_is_waited_for(group: WorkerGroup) -> None:
         assert not coordination.is_committed(1)
         other.communicate(b"\n")
     assert coordination.is_committed(1)
+    assert other.returncode == 0  # nobody has ended it
 
 
 def test_failures_of_all_workers_are_known(group: WorkerGroup) -> None:
@@ -199,16 +239,26 @@ def test_worker_that_does_not_listen_holds_nobody_up(group: WorkerGroup) -> None
     asyncio.run(run())
 
 
-def test_worker_that_stops_listening_leads_no_more(group: WorkerGroup) -> None:
-    """Then another worker of the same process may lead."""
-    one, other = group.join(0), group.join(1)
+def test_worker_that_stops_listening_leads_no_more_and_hears_nothing(group: WorkerGroup) -> None:
+    """Then another worker of the same process may lead, and one that did not lead takes nothing from it."""
+    one, other, third = (group.join(number) for number in range(3))
+    heard: list[str] = []
 
     async def run() -> None:
-        with one.listen(asyncio.get_running_loop(), lambda: None):
+        loop = asyncio.get_running_loop()
+        with one.listen(loop, lambda: heard.append("one")):
             assert one.is_leader()
             assert not other.is_leader()
+        assert other.is_leader()
+        with third.listen(loop, lambda: heard.append("third")):
+            group.notify()
+            await asyncio.sleep(0)
+            while not heard:
+                await asyncio.sleep(0.001)
+        assert not one.is_leader()
 
     asyncio.run(run())
+    assert set(heard) == {"third"}
     assert other.is_leader()
 
 
