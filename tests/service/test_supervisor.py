@@ -1,5 +1,6 @@
 """Tests of service.hosts.supervisor: workers are small functions, each supervisor runs in a process of its own."""
 
+import errno
 import logging
 import multiprocessing as mp
 import os
@@ -79,12 +80,26 @@ def run_engine(context: WorkerContext) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def fork_unless_told_not_to() -> int:
+    """Fork; fail as the system does where there are too many processes, while a file says so."""
+    marks = Path(os.environ["MARKS_DIR"])
+    if (marks / "no-forks").exists():
+        with (marks / "failures").open("a") as file:
+            file.write("x")
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return _real_fork()
+
+
+_real_fork = os.fork
+
+
 def supervise(run_worker: Callable[[WorkerContext], None], devices: list[str], log: Path, grace: float) -> None:
     """Run a supervisor with short times, in the process of its own; log to a file."""
     logging.basicConfig(filename=log, level=logging.INFO, format="%(message)s", force=True)
     logger = logging.getLogger("service")
     supervisor.CHECK_SECONDS = 0.2
     supervisor.FIRST_PAUSE = 0.01
+    os.fork = fork_unless_told_not_to
     timeouts = Timeouts(drain_delay=0.1, grace=grace, heartbeat=0.6)
     try:
         Supervisor(run_worker, devices, {"engine-test": run_engine}).run(
@@ -231,3 +246,31 @@ def test_engine_runs_when_it_is_requested_and_ends_nothing_else(start: Callable[
     assert supervised.lines().count("the one before ended with -11") == 6
     wait_until(lambda: [worker.name() for worker in supervised.workers()] == ["worker-0"])
     supervised.stop(signal.SIGTERM)
+
+
+def test_supervisor_that_cannot_fork_goes_on_trying(start: Callable[..., Supervised], tmp_path: Path) -> None:
+    """The other workers go on meanwhile, it is logged once, and no file stays open for what could not be started."""
+    supervised = start(beat, "cuda:0", "cuda:1")
+    supervised.wait_for("all ready")
+    victim, other = sorted(supervised.workers(), key=lambda process: process.pid)
+    process = psutil.Process(supervised.process.pid)
+    before = process.num_fds()
+    (tmp_path / "no-forks").touch()
+    victim.kill()
+    wait_until(lambda: (tmp_path / "failures").exists() and len((tmp_path / "failures").read_text()) >= 6)
+    assert supervised.workers() == [other]
+    assert process.num_fds() <= before
+    (tmp_path / "no-forks").unlink()
+    supervised.wait_for("cuda:0 is ready", 2)
+    sentence = f"worker-0 cannot be started: {os.strerror(errno.EAGAIN)}; retrying with increasing pauses"
+    assert supervised.lines().count(sentence) == 1
+    wait_until(lambda: process.num_fds() == before)
+    supervised.stop(signal.SIGTERM)
+
+
+def test_supervisor_that_cannot_fork_at_the_start_says_so(start: Callable[..., Supervised], tmp_path: Path) -> None:
+    """Whoever starts the service hears the reason, rather than waiting for it."""
+    (tmp_path / "no-forks").touch()
+    supervised = start(beat, "cpu")
+    supervised.process.join(20)
+    assert supervised.lines() == [f"start error: a worker could not be started: {os.strerror(errno.EAGAIN)}"]

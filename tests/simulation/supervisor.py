@@ -150,7 +150,7 @@ class Scenario:
             "wait": self._wait,
             "time": world.time,
             "signal": signals,
-            "os": SimpleNamespace(pipe=lambda: (0, 0)),
+            "os": SimpleNamespace(pipe=lambda: (0, 0), fork=lambda: 1, waitpid=lambda *_: None),
             "metrics": quiet,
             "shared_metrics": quiet,
         }.items():
