@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import Any
 
 from service.api.access import WebRules, check_key, read_keys
@@ -105,14 +106,15 @@ class PredictRequest:
     """
 
     __slots__ = (
-        "_began", "_body", "_call", "_context", "_held", "_respond", "_task", "_version", "answered", "deadline",
-        "headers", "method", "request_id", "route",
+        "_began", "_body", "_call", "_context", "_held", "_parts", "_respond", "_task", "_version", "answered",
+        "deadline", "headers", "method", "request_id", "route",
     )  # fmt: skip
 
     def __init__(self, context: RequestContext, respond: Callable[[Response], None]) -> None:
         self._context = context
         self._respond = respond
-        self._body: bytes | bytearray = b""
+        self._body = b""
+        self._parts: BytesIO | None = None
         self._held = 0
         self._version: LoadedVersion | None = None
         self._call: Any = None
@@ -162,13 +164,15 @@ class PredictRequest:
         """Take a part of the body, as long as it is within its limit and the worker's memory budget."""
         if self.answered:
             return
-        if not self._body:
+        if self._parts is not None:
+            self._parts.write(chunk)
+        elif not self._body:
             self._body = chunk
         else:  # a body in many parts is kept as one, for each object costs more than a short part
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += chunk
-        size = len(self._body)
+            self._parts = BytesIO()
+            self._parts.write(self._body)
+            self._parts.write(chunk)
+        size = len(self._body) if self._parts is None else self._parts.tell()
         if size > self._context.settings.max_request_bytes:
             self._refuse_body()
             return
@@ -183,8 +187,8 @@ class PredictRequest:
             self.feed(chunk)
         if self.answered:
             return
-        body = bytes(self._body)  # no copy of one that came as a whole
-        self._body = b""
+        body = self._body if self._parts is None else self._parts.getvalue()  # neither copies
+        self._body, self._parts = b"", None
         version, decoder = self._version, _DECODERS[self.route.api]
         assert version is not None
         if self.headers.content_encoding or self.route.action == "preview" or decoder.is_heavy(body, self.headers):
@@ -328,7 +332,7 @@ class PredictRequest:
         )
         # An idle connection must not keep a version that has been replaced, nor a body.
         self._version = self._call = None
-        self._body = b""
+        self._body, self._parts = b"", None
         self._respond(response)
         if len(context.recorder.answered) >= BATCH:
             context.recorder.write()
