@@ -62,7 +62,7 @@ class HttpProtocol(Connection):
             self._unparsed += data
             self.transport.pause_reading()
             return
-        self._begun = self._begun if self._is_replaying else 0
+        self._begun = 0
         is_between = not self._in_message and self.state in (State.IDLE, State.READING_HEAD)
         if is_between and self._take_known(data):
             return
@@ -156,7 +156,7 @@ class HttpProtocol(Connection):
         method, keep_alive = parser.get_method().decode("latin-1"), parser.should_keep_alive()
         expects = self._expects and version != "1.0"
         head = RequestHead(method, self._target, fields, version, keep_alive, expects)
-        if self._events or self.state is State.WAITING:
+        if self.state is State.WAITING:
             self._events.append(head)
         else:
             self._begin(head)
@@ -164,7 +164,7 @@ class HttpProtocol(Connection):
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
         self._body_bytes += len(body)
-        if self._events or self.state is State.WAITING:
+        if self.state is State.WAITING:
             self._events.append(body)
         else:
             self._chunk += body
@@ -175,7 +175,7 @@ class HttpProtocol(Connection):
             return
         self._in_message = self._in_body = False
         self._framing_bytes = 0
-        if self._events or self.state is State.WAITING:
+        if self.state is State.WAITING:
             self._events.append(None)
         else:
             self._complete_request()
@@ -215,7 +215,7 @@ class HttpProtocol(Connection):
 
     def _handle(self, event: Event) -> None:
         """Handle what the parser found, or keep it while an earlier request waits for its response."""
-        if self._events or self.state is State.WAITING:
+        if self.state is State.WAITING:
             self._events.append(event)
         else:
             self._dispatch(event)

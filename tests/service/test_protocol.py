@@ -219,6 +219,74 @@ def test_request_for_another_protocol_is_one_of_this(size: int, status: int, dou
     run(doubler_dir, drive)
 
 
+class NoParser:
+    """A parser that must not be used."""
+
+    def feed_data(self, data: bytes) -> None:
+        """Fail."""
+        raise AssertionError(f"{data!r} is parsed")
+
+
+def test_head_that_was_read_before_is_not_parsed_again(doubler_dir: Path) -> None:
+    """Parsing is half of what a small request costs, and clients repeat their heads to the byte."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        for value in (1.0, 2.0):
+            connection.data_received(build_predict("doubler", [value]))
+            await settle(connection)
+            connection._parser = NoParser()  # type: ignore[assignment]
+        assert values(wire) == [2.5, 5.0]
+
+    run(doubler_dir, drive)
+
+
+def test_what_follows_the_last_request_is_not_even_parsed(doubler_dir: Path) -> None:
+    """A client that goes on sending, whatever it is, costs nothing."""
+
+    def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(b"?")
+        assert (statuses(wire), connection.state) == ([400], State.DRAINING)
+        connection._parser = NoParser()  # type: ignore[assignment]
+        connection.data_received(PREDICT * 1000)
+        assert statuses(wire) == [400]
+
+    run(doubler_dir, drive)
+
+
+def test_what_comes_while_a_connection_waits_for_its_turn_stays_behind(doubler_dir: Path) -> None:
+    """A transport may deliver more before a connection's next turn: it is answered after what came before."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(REFUSED * 400)
+        assert not connection._events
+        connection.data_received(PREDICT)
+        connection.data_received(REFUSED)
+        async with asyncio.timeout(SECONDS):
+            while len(statuses(wire)) < 402:
+                await asyncio.sleep(0)
+        assert statuses(wire) == [404] * 400 + [200, 404]
+
+    run(doubler_dir, drive)
+
+
+def test_body_of_a_request_that_is_answered_already_is_read_to_its_end(doubler_dir: Path) -> None:
+    """However long it is, the next request on the connection gets its answer."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(b"POST /nosuch HTTP/1.1\r\nHost: x\r\nContent-Length: 400000\r\n\r\n")
+        async with asyncio.timeout(SECONDS):
+            while not statuses(wire):
+                await asyncio.sleep(0)
+        for _ in range(4):
+            connection.data_received(b" " * 100_000)
+        assert wire.reads
+        connection.data_received(PREDICT)
+        await settle(connection)
+        assert statuses(wire) == [404, 200]
+
+    run(doubler_dir, drive)
+
+
 def test_client_that_does_not_read_is_not_read(doubler_dir: Path) -> None:
     """While a client reads none of its answers, its further requests stay where they are."""
 
