@@ -441,6 +441,35 @@ def test_folder_that_vanishes_takes_nothing_away(empty_dir: Path, caplog: pytest
     run_all(reconciler, talk=talk)
 
 
+def test_unmounted_folder_takes_nothing_away(empty_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The empty folder that an unmount leaves in its place is no reason to stop; an emptied one, the same, is."""
+    fakes.write_version(empty_dir, fakes.doubler())
+    reconciler = build(empty_dir, interval=0.02)
+    disk = empty_dir.with_name("disk")
+
+    async def talk(reconciler: Reconciler) -> None:
+        empty_dir.rename(disk)
+        empty_dir.mkdir()  # what the disk was mounted on
+        await wait_for(lambda: "as after an unmount" in caplog.text)
+        await asyncio.sleep(0.1)
+        assert versions(reconciler) == [1]
+        fakes.write_version(disk, fakes.doubler(version=2))
+        empty_dir.rmdir()
+        disk.rename(empty_dir)
+        await wait_for(lambda: versions(reconciler) == [1, 2])
+        shutil.rmtree(empty_dir / "doubler")
+        await wait_for(lambda: not versions(reconciler))
+
+    run_all(reconciler, talk=talk)
+    assert caplog.text.count("as after an unmount") == 1
+
+
+async def wait_for(is_done: Callable[[], object]) -> None:
+    """Wait until something is true; `run_all` gives up in the end."""
+    while not is_done():
+        await asyncio.sleep(0.01)
+
+
 def test_change_that_cannot_read_the_folder_is_made_later(empty_dir: Path) -> None:
     """A caller is told that the folder cannot be read, and the change is made once it can be."""
     fakes.write_version(empty_dir, fakes.doubler())
