@@ -11,7 +11,7 @@ def columns_schema(spec: ColumnsInput) -> Schema:
     properties = {column.name: _column_schema(column) for column in spec.columns}
     required = tuple(column.name for column in spec.columns if column.default is None and not column.nullable)
     size = len(properties)
-    row = {"type": "array", "prefixItems": list(properties.values()), "minItems": size, "maxItems": size}
+    row = {"type": "array", "prefixItems": list(properties.values()), "items": {}, "minItems": size, "maxItems": size}
     row["description"] = f"the columns in order: {', '.join(properties)}"
     return {"anyOf": [object_of(properties, required), row]}
 

@@ -1,22 +1,16 @@
-"""gRPC clients whose packages cannot be installed beside ours: KServe's and MLServer's pin older ones.
-
-`make clients` installs each into an environment of its own; without, these tests are skipped.
-"""
+"""gRPC clients of other makers, unchanged: KServe's and MLServer's."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from tests import fakes
+from tests.contract.clients.environments import run_script
 from tests.contract.clients.grpc_server import GrpcServer
-from tests.servers import ROOT
 
-SECONDS = 120
 KSERVE = """
 import asyncio, json, sys
 import numpy as np
@@ -70,22 +64,10 @@ def server(models_dir: Path) -> Iterator[GrpcServer]:
         yield running
 
 
-def run_client(name: str, script: str, *arguments: str) -> list[Any]:
-    """Run a script in the environment of a client's package, and return the JSON that it prints."""
-    python = ROOT / ".venv" / name / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{name} is not installed; `make clients` installs it")
-    done = subprocess.run(
-        [python, "-c", script, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 @pytest.mark.parametrize(("name", "script"), [("kserve", KSERVE), ("mlserver", MLSERVER)])
 def test_client_works_unchanged(name: str, script: str, server: GrpcServer) -> None:
     """Health, and predictions with raw and with typed contents."""
     rows = [[0.0, 3.0], [5.0, 0.0]]
     logits = (np.array(rows, np.float32) @ fakes.COMPASS_WEIGHTS).tolist()
     expected = {"outputs": logits, "label": ["north", "east"]}
-    assert run_client(name, script, server.address, json.dumps(rows)) == [expected, expected]
+    assert run_script(name, script, server.address, json.dumps(rows)) == [expected, expected]
