@@ -18,7 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.model.manifest import BackendName, Manifest, digest
 
-FILES: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "onnx-int8": "model.int8.onnx"}
+FILES: dict[BackendName, str] = {
+    "onnx": "model.onnx",
+    "torchscript": "model.pt",
+    "torch-export": "model.pt2",
+    "onnx-int8": "model.int8.onnx",
+}
 ACTIVATIONS = {"": torch.nn.Identity(), "Sigmoid": torch.nn.Sigmoid(), "Softmax": torch.nn.Softmax(dim=1)}
 Weights = NDArray[np.float32]
 HEAVY_BYTES = 20 * 2**20  # of weights: too many for a copy in every worker
@@ -88,6 +93,14 @@ def build_torchscript(module: torch.nn.Module, example: torch.Tensor) -> bytes:
         warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, but the service reads this format
         traced = torch.jit.trace(module.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, buffer)
+    return buffer.getvalue()
+
+
+def build_program(module: torch.nn.Module, example: torch.Tensor) -> bytes:
+    """Export a module with a dynamic batch and return the archive of its program."""
+    buffer = io.BytesIO()
+    shapes = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(module.eval(), (example,), dynamic_shapes=shapes), buffer)
     return buffer.getvalue()
 
 

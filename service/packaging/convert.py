@@ -3,7 +3,6 @@
 Only `package` does this, on the machine of whoever has the model; the service never unpickles anything.
 """
 
-import io
 import json
 import pickle
 from collections.abc import Callable
@@ -14,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, ModelRefusedError
 from service.model.backends import open_backend
-from service.model.manifest import Manifest
+from service.model.manifest import BackendName, Manifest
 from service.packaging.table import find_type, read_table
 
 Predict = Callable[[Any], NDArray[Any]]
 TOLERANCE = 1e-4
 _SUFFIXES = (".pkl", ".pickle", ".joblib", ".json", ".ubj", ".txt", ".pt2")
-_PICKLES = (".pkl", ".pickle", ".joblib", ".pt2")  # the last has pickled parts and expressions that are evaluated
+_PICKLES = (".pkl", ".pickle", ".joblib")
 _ROWS = 1000
 _LOCALE = "C.UTF-8"  # the graph's default, en_US.UTF-8, is missing in most containers
 _HINT = "pip install 'model-service[convert]'"
@@ -30,16 +29,34 @@ _HINT = "pip install 'model-service[convert]'"
 
 @dataclass(frozen=True)
 class Converted:
-    """An ONNX graph, what the library knows of it as flags, and the library's own answers, (N, K) for N inputs."""
+    """An ONNX graph, what the library knows of it as flags, and the library's own answers, (N, K) for N inputs.
+
+    `beside` is the model itself, where it can be served beside the graph.
+    """
 
     content: bytes
     predict: Predict
     flags: dict[str, Any] = field(default_factory=dict)
+    beside: dict[BackendName, bytes] = field(default_factory=dict)
 
 
 def is_convertible(path: Path) -> bool:
     """Return whether a file is, by its name, a model of another library."""
     return path.suffix in _SUFFIXES
+
+
+def check_file(path: Path) -> None:
+    """Check that there is a file with something in it.
+
+    Raises:
+        InvalidRequestError: There is none, it is a folder, or it is empty.
+    """
+    if not path.exists():
+        raise InvalidRequestError(f"{path} does not exist; give the path of a model's file")
+    if not path.is_file():
+        raise InvalidRequestError(f"{path} is a folder, not a file; give the model's file")
+    if not path.stat().st_size:
+        raise InvalidRequestError(f"{path} is empty; write the model's file again")
 
 
 def convert(path: Path, options: dict[str, Any]) -> Converted:
@@ -49,15 +66,14 @@ def convert(path: Path, options: dict[str, Any]) -> Converted:
         InvalidRequestError: It cannot be read or converted, a library is missing, or it is a pickle and nobody has said
             that it is trusted.
     """
+    check_file(path)
     if path.suffix in _PICKLES and not options["trust_pickle"]:
         raise InvalidRequestError(
             f"reading {path} can run whatever code is in it, as with every pickle; if you trust it, say --trust-pickle"
         )
-    if not path.is_file():
-        raise InvalidRequestError(f"{path} cannot be read: no such file")
     try:
         if path.suffix == ".pt2":
-            return _convert_program(path)
+            return _convert_program(path, options)
         if path.suffix in (".json", ".ubj"):
             return _convert_xgboost_file(path)
         if path.suffix == ".txt":
@@ -69,6 +85,8 @@ def convert(path: Path, options: dict[str, Any]) -> Converted:
         ) from error
     except InvalidRequestError:
         raise
+    except ModelRefusedError as error:
+        raise InvalidRequestError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # each library raises its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidRequestError(f"{path} cannot be converted to ONNX: {reason}") from error
@@ -245,18 +263,14 @@ def _convert_lightgbm(booster: Any, classes: list[str] | None) -> Converted:  # 
     return Converted(graph.SerializeToString(), lambda rows: booster.predict(_as_array(rows)), flags)
 
 
-def _convert_program(path: Path) -> Converted:
-    """Convert an ExportedProgram with one input and a dynamic batch."""
-    import torch  # noqa: PLC0415 - an extra
+def _convert_program(path: Path, options: dict[str, Any]) -> Converted:
+    """Convert a program of torch.export with a dynamic batch; it is served itself, too, if it has one output."""
+    from service.model.backends.exported_program import convert_program  # noqa: PLC0415 - torch is optional
 
-    program = torch.export.load(path)
-    graph = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
-    assert graph is not None
-    buffer = io.BytesIO(graph.model_proto.SerializeToString())
-    module = program.module()
-
-    def predict(rows: Any) -> NDArray[Any]:  # noqa: ANN401 - float32 (N, *shape)
-        with torch.inference_mode():
-            return np.asarray(module(torch.from_numpy(np.ascontiguousarray(_as_array(rows)))))
-
-    return Converted(buffer.getvalue(), predict)
+    if options["mean"] is not None or options["std"] is not None:
+        raise InvalidRequestError("--mean and --std are for ONNX graphs; put them into the module before torch.export")
+    content = path.read_bytes()
+    graph, run = convert_program(content)
+    if run is None:
+        return Converted(graph, lambda rows: rows)  # several outputs, which are not compared
+    return Converted(graph, lambda rows: run(_as_array(rows)), beside={"torch-export": content})

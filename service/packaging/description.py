@@ -56,7 +56,7 @@ def describe(contents: dict[BackendName, bytes], found: Understood, version: int
     options = found.options
     if options["task"] is None:
         raise InvalidRequestError("give --task; a TorchScript file alone does not say what it predicts")
-    files: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+    files: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "torch-export": "model.pt2"}
     fields = {
         "name": options["name"],
         "version": version,

@@ -12,13 +12,19 @@ from service.model.golden import write_golden
 from service.model.manifest import AnyManifest, BackendName, Manifest
 from service.model.predictor import load_any_predictor
 from service.model.version_folder import MANIFEST_FILE
-from service.packaging.convert import check_parity, convert, is_convertible
+from service.packaging.convert import check_file, check_parity, convert, is_convertible
 from service.packaging.description import describe, describe_tensors, read_flagged_samples
 from service.packaging.graph import normalize, strip_zipmap
 from service.packaging.proof import add_golden, add_golden_rows
 from service.packaging.understand import Understood, understand
 
-_BACKENDS: dict[str, BackendName] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}
+_BACKENDS: dict[str, BackendName] = {
+    ".onnx": "onnx",
+    ".pt": "torchscript",
+    ".pth": "torchscript",
+    ".pt2": "torch-export",
+}
+_KNOWN = ".onnx, .pt, .pt2, .pkl, .joblib, .json, .ubj or .txt"
 
 
 def package_model(root: Path, options: dict[str, Any]) -> Path:
@@ -43,6 +49,8 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     found = understand(contents["onnx"], options) if "onnx" in contents else Understood(options)
     version = options["model_version"] or next_version(root / options["name"])
     manifest: AnyManifest
+    if converted is not None and found.columns is None and found.options["task"] not in ("outputs", "tensors"):
+        contents |= converted.beside
     if found.options["task"] == "tensors":
         manifest = describe_tensors(contents, found.options, version)
     else:
@@ -138,9 +146,10 @@ def next_version(folder: Path) -> int:
 def _read_artifacts(paths: list[Path]) -> dict[BackendName, bytes]:
     contents: dict[BackendName, bytes] = {}
     for path in paths:
+        check_file(path)
         name = _BACKENDS.get(path.suffix)
         if name is None:
-            raise InvalidRequestError(f"{path} ends in neither .onnx nor .pt")
+            raise InvalidRequestError(f"{path} is not a model that can be packaged; its name must end in {_KNOWN}")
         if name in contents:
             raise InvalidRequestError(f"{path} is a second {name} artifact; give one file per backend")
         if not is_installed(name):

@@ -98,7 +98,7 @@ def test_pictures_are_ink_only_where_that_is_said(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("nosuch.onnx --name m --task regression --features x", "nosuch.onnx cannot be read: No such file"),
+        ("nosuch.onnx --name m --task regression --features x", "nosuch.onnx does not exist; give the path"),
         (
             "model.pkl --name m --task regression --features x",
             "can run whatever code is in it",

@@ -149,20 +149,49 @@ def test_pipeline_has_a_typed_column_for_each_of_its_frame(tmp_path: Path) -> No
     assert manifest.output.labels == ("False", "True")
 
 
-def test_exported_program_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A program of torch.export becomes an ONNX graph that gives what the program gives, if its file is trusted."""
+def test_exported_program_is_converted_and_served_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program with one output is an ONNX graph and a program in the same version, which agree."""
     net = torch.nn.Linear(3, 1)
-    batch = torch.export.Dim("batch")
-    torch.export.save(
-        torch.export.export(net, (torch.zeros(2, 3),), dynamic_shapes=({0: batch},)), tmp_path / "line.pt2"
-    )
-    flags = ["--task", "regression", "--features", "a,b,c"]
-    assert package(tmp_path / "models", tmp_path / "line.pt2", *flags) == 1
-    assert "if you trust it, say --trust-pickle" in capsys.readouterr().err
-    assert package(tmp_path / "models", tmp_path / "line.pt2", *flags, "--trust-pickle") == 0
+    (tmp_path / "line.pt2").write_bytes(fakes.build_program(net, torch.zeros(2, 3)))
+    assert package(tmp_path / "models", tmp_path / "line.pt2") == 0, capsys.readouterr().err
     rows = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
-    served = load_predictor(tmp_path / "models" / "line" / "1").predict(rows)
-    assert served == pytest.approx(net(torch.from_numpy(rows)).detach().numpy(), abs=1e-5)
+    for backend in ("onnx", "torch-export"):
+        served = load_predictor(tmp_path / "models" / "line" / "1", backend).predict(rows)
+        assert served == pytest.approx(net(torch.from_numpy(rows)).detach().numpy(), abs=1e-5)
+    assert package(tmp_path / "models", tmp_path / "line.pt2", "--mean", "0.5") == 1
+    assert "--mean and --std are for ONNX graphs; put them into the module" in capsys.readouterr().err
+
+
+def test_exported_program_with_a_picture_is_converted_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named outputs need an ONNX graph."""
+    graph = write(tmp_path / "larger.onnx", "Identity", [1, 4, 4], 1).read_bytes()
+    converted = convert.Converted(graph, lambda rows: rows, beside={"torch-export": b"a program"})
+    monkeypatch.setattr("service.packaging.package.convert", lambda path, options: converted)
+    assert package(tmp_path / "models", tmp_path / "larger.pt2") == 0
+    assert list(load_manifest(tmp_path / "models" / "larger" / "1").artifacts) == ["onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("model.pkl", None, "model.pkl does not exist; give the path of a model's file"),
+        ("model.onnx", None, "model.onnx does not exist; give the path of a model's file"),
+        ("model.onnx", b"", "model.onnx is empty; write the model's file again"),
+        ("", None, "is a folder, not a file; give the model's file"),
+        ("picture.png", b"\x89PNG", "picture.png is not a model that can be packaged; its name must end in .onnx"),
+        ("model.pt2", b"\x89PNG", "model.pt2 cannot be read: the file is not a program of torch.export"),
+    ],
+)
+def test_wrong_file_is_told_in_a_sentence(
+    name: str, content: bytes | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong, and what to do."""
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert package(tmp_path / "models", tmp_path / name) == 1
+    message = capsys.readouterr().err
+    assert reason in message
+    assert message.count("\n") == 1
 
 
 def test_pickle_is_read_only_if_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.export.passes import move_to_device_pass
 
 from service.errors import ModelRefusedError
+from service.model.backends import Array
 from service.model.backends.program_archive import clean_archive
 from service.model.backends.torchscript import TorchBackend, open_device
 
@@ -40,6 +41,23 @@ def load_program(content: bytes) -> ExportedProgram:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelRefusedError(f"torch cannot load the program: {reason}") from error
+
+
+def convert_program(content: bytes) -> tuple[bytes, Callable[[Array], Array] | None]:
+    """Convert a program to ONNX; also return what runs the program itself, None if it has several outputs.
+
+    Raises:
+        ModelRefusedError: As for `load_program`.
+        ImportError: The package onnxscript is not installed.
+    """
+    program = load_program(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
+    assert graph is not None
+    outputs = [spec for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    run = TorchBackend("torch-export", _build_call(program), torch.device("cpu")).run if len(outputs) == 1 else None
+    return graph.model_proto.SerializeToString(), run
 
 
 def _build_call(program: ExportedProgram) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -66,6 +66,8 @@ def clean_archive(content: bytes) -> bytes:
 
 def _read_parts(content: bytes) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if not any(name.endswith(f"/{_GRAPH}") for name in archive.namelist()):
+            raise KeyError(_GRAPH)
         for entry in archive.infolist():
             name = entry.filename.partition("/")[2]  # without the archive's own folder
             if name == _EXAMPLES or _DROPPED.fullmatch(name):
@@ -108,5 +110,5 @@ def _check_tree(text: str) -> None:
     while nodes:
         node = nodes.pop()
         if node["type"] not in _TREES or node["context"] not in (None, "null", "[]"):
-            raise ModelRefusedError(f"the program takes or gives a {node['type']}; one tensor is served")
+            raise ModelRefusedError(f"the program takes or gives {node['type']}; only tensors are served")
         nodes.extend(node["children_spec"])
