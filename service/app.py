@@ -77,7 +77,7 @@ class Application:
             return
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         headers = read_headers(scope["headers"])
-        route = match_route(path)
+        route = match_route(path, scope.get("query_string", b""))
         if route is None:
             await self._operate(path, headers, scope, receive, send)
         else:

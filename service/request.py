@@ -26,6 +26,7 @@ from service.api.limits import ReadLimits
 from service.api.responses import Response, as_service_error, build_error_response
 from service.api.v1 import decode as v1_decode
 from service.api.v1 import encode as v1_encode
+from service.api.v1 import tfserving_url
 from service.api.v2 import decode as v2_decode
 from service.api.v2 import encode as v2_encode
 from service.errors import ClientClosedError, DeadlineExceededError, ServiceError, TooLargeError, UnavailableError
@@ -39,8 +40,8 @@ from service.telemetry.recorder import BATCH, Answered, Recorder
 READERS = 2  # threads of a worker that decode heavy bodies and encode large outputs, however many cores there are
 LARGE_OUTPUTS = 2**16  # bytes; to write them would hold the event loop for some milliseconds
 MAX_HELD_BYTES = 256 * 2**20  # of bodies and inputs that are not answered yet, and of answers that are not sent
-_DECODERS: dict[str, Any] = {"v1": v1_decode, "v2": v2_decode}
-_ENCODERS: dict[str, Any] = {"v1": v1_encode, "v2": v2_encode}
+_DECODERS: dict[str, Any] = {"v1": v1_decode, "v2": v2_decode, "tfserving": tfserving_url}
+_ENCODERS: dict[str, Any] = {"v1": v1_encode, "v2": v2_encode, "tfserving": tfserving_url}
 
 
 def add_api(name: str, codec: Any) -> None:  # noqa: ANN401 - a module

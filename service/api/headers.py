@@ -91,8 +91,8 @@ def read_headers(headers: Headers) -> RequestHeaders:
 class PredictRoute(NamedTuple):
     """What a predict path names.
 
-    `api` is "v1" or "v2", `key` the model with its version or label (None: the latest), `action` "predict", "preview"
-    or "infer", and `path` the decoded path.
+    `api` is "v1" or "v2", or "tfserving" for the former with answers of that form, `key` the model with its version or
+    label (None: the latest), `action` "predict", "preview" or "infer", and `path` the decoded path.
     """
 
     api: str
@@ -107,20 +107,27 @@ def decode_path(target: bytes) -> str:
     return (unquote_to_bytes(path) if b"%" in path else path).decode("utf-8", "replace")
 
 
-def match_route(path: str) -> PredictRoute | None:
+def match_route(path: str, query: bytes = b"") -> PredictRoute | None:
     """Return what the path of a prediction names, or None for any other path."""
     match = _PREDICT.fullmatch(path) or _INFER.fullmatch(path)
-    return PredictRoute(path[1:3], (match[1], match[2]), match[3], path) if match else None
+    if match is None:
+        return None
+    is_tensorflow = path[1:3] == "v1" and b"format=tfserving" in query.split(b"&")
+    return PredictRoute("tfserving" if is_tensorflow else path[1:3], (match[1], match[2]), match[3], path)
 
 
 @lru_cache(maxsize=1024)
 def _match_cached(target: bytes) -> PredictRoute | None:
-    return match_route(decode_path(target))
+    return match_route(decode_path(target), target.partition(b"?")[2])
 
 
 def match_target(target: bytes) -> PredictRoute | None:
     """Do `match_route` for a request target as it stands in the request line."""
-    return _match_cached(target) if len(target) <= _CACHED_LENGTH else match_route(decode_path(target))
+    return (
+        _match_cached(target)
+        if len(target) <= _CACHED_LENGTH
+        else match_route(decode_path(target), target.partition(b"?")[2])
+    )
 
 
 def check_call(method: str, headers: RequestHeaders) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from service.api.content_coding import compress
 from service.api.openapi import build_openapi
+from service.api.tfserving import build_metadata, list_status
 from service.model.manifest import AnyManifest, Manifest, drop_empty
 from service.model.postprocess import choose_threshold
 from service.registry.registry import Registry
@@ -19,6 +21,7 @@ from service.settings import Settings
 from service.telemetry import metrics
 
 Answer = Callable[[Request], Response]
+_VERSION_KINDS = ("versions", "labels")
 
 
 class OrjsonResponse(Response):
@@ -37,8 +40,11 @@ def build_routes(registry: Registry, settings: Settings, problem: Callable[[Requ
         get_route("/health/live", lambda _: OrjsonResponse({"live": True})),
         get_route("/health/ready", lambda request: answer_ready(problem(request), registry.cold)),
         get_route("/v1/models", lambda _: OrjsonResponse({"models": describe_all(registry)})),
-        get_route("/v1/models/{name}", lambda request: _answer_model(registry, request)),
-        get_route("/v1/models/{name}/versions/{version}", lambda request: _answer_model(registry, request)),
+        *[
+            get_route(path + suffix, partial(answer, registry))
+            for path in ("/v1/models/{name}", *(f"/v1/models/{{name}}/{kind}/{{version}}" for kind in _VERSION_KINDS))
+            for suffix, answer in (("", _answer_model), ("/metadata", _answer_metadata))
+        ],
         get_slow_route("/metrics", lambda _: Response(metrics.render(), media_type=metrics.CONTENT_TYPE)),
         get_slow_route("/openapi.json", lambda request: _answer_openapi(registry, settings, request)),
     ]
@@ -51,13 +57,15 @@ def describe_all(registry: Registry) -> list[dict[str, Any]]:
 
 def describe_model(model: Model, served: LoadedVersion | None = None) -> dict[str, Any]:
     """Describe a model for API responses: its latest version, unless `served` is given."""
+    status = list_status(model, served)
     served = served or model.latest
-    # The first three keys after "name" are KServe's and TensorFlow Serving's words for the same.
+    # "ready" is for clients of KServe, "model_version_status" for those of TensorFlow Serving.
     answer: dict[str, Any] = {
         "name": model.name,
         "ready": served is not None,
         "versions": sorted(model.versions),
         "refused": dict(sorted(model.refused.items())),
+        "model_version_status": status,
     }
     if served is None:
         return answer
@@ -103,10 +111,13 @@ def answer_ready(problem: str, cold: int = 0) -> Response:
 
 def _answer_model(registry: Registry, request: Request) -> Response:
     name = request.path_params["name"]
-    if "version" not in request.path_params and name in registry.models:
-        return OrjsonResponse(describe_model(registry.models[name]))
-    served = find_served(registry, request)
+    has_version = "version" in request.path_params or name not in registry.models
+    served = find_served(registry, request) if has_version else None
     return OrjsonResponse(describe_model(registry.models[name], served))
+
+
+def _answer_metadata(registry: Registry, request: Request) -> Response:
+    return OrjsonResponse(build_metadata(find_served(registry, request).manifest))
 
 
 def _answer_openapi(registry: Registry, settings: Settings, request: Request) -> Response:

@@ -199,6 +199,15 @@ def form_schema(manifest: Manifest) -> Schema:
     return object_of(properties, required=("files",)) | {"additionalProperties": file}
 
 
+_VERSION_STATUS = object_of(
+    {
+        "version": TEXT,
+        "state": {"type": "string", "enum": ["AVAILABLE", "END"]},
+        "status": object_of({"error_code": TEXT, "error_message": TEXT}),
+    }
+)
+
+
 def model_schema() -> Schema:
     """Return the schema of a model's description. Optional properties are absent if no version is served."""
     strings, numbers = {"additionalProperties": TEXT}, {"additionalProperties": NUMBER}
@@ -229,6 +238,7 @@ def model_schema() -> Schema:
             "enum": ["inline", "engine"],
             "description": "in every worker, or in one engine process",
         },
+        "model_version_status": {"type": "array", "items": _VERSION_STATUS, "description": "as TensorFlow Serving's"},
     }
     return object_of(properties, required=("name", "ready", "versions", "refused"))
 

@@ -18,6 +18,7 @@ from service.api.json_values import LARGE_BODY, kind_of, parse_numbers, read_obj
 from service.api.limits import MAX_VALUES, NO_LIMITS, ReadLimits, check_values
 from service.api.v1 import pictures
 from service.api.v1.instances import read_instances
+from service.api.v1.tfserving import read_form, unwrap
 from service.errors import InvalidRequestError
 from service.model.backends import Array
 from service.model.manifest import AnyManifest, ImageInput, Manifest
@@ -36,12 +37,14 @@ class Parameters(NamedTuple):
     threshold: float | None
     top_k: int | None
     is_base64: bool
+    form: str = ""
 
 
 class Call(NamedTuple):
     """One decoded predict request: inputs float32 (N, *shape), and its parameters where they were sent.
 
-    `is_base64` says how an embedding is written. `timeout` is always None: a request of this API sets it by the header
+    `is_base64` says how an embedding is written, and `form` which of TensorFlow Serving's forms the answer has, if any;
+    see `service.api.v1.tfserving`. `timeout` is always None: a request of this API sets it by the header
     field `X-Request-Timeout`.
     """
 
@@ -49,6 +52,7 @@ class Call(NamedTuple):
     threshold: float | None = None
     top_k: int | None = None
     is_base64: bool = False
+    form: str = ""
     timeout: float | None = None
 
 
@@ -139,7 +143,7 @@ def _read_piece(piece: bytes, manifest: Manifest, first: int) -> Array:
         raise InvalidRequestError(f"the body is not JSON: {error.msg}, in instances[{first}] or behind it") from error
     if first and not instances:
         raise InvalidRequestError(f"the body is not JSON: there is a comma, and no instances[{first}] behind it")
-    return read_instances(instances, manifest, first)
+    return read_instances(unwrap(instances, manifest), manifest, first)
 
 
 def _decode_object(body: bytes, manifest: Manifest, limits: ReadLimits) -> Call:
@@ -148,19 +152,21 @@ def _decode_object(body: bytes, manifest: Manifest, limits: ReadLimits) -> Call:
     instances = fields["instances"]
     if isinstance(instances, list):
         limits.check_rows(len(instances))
+        instances = unwrap(instances, manifest) if instances else instances
         if isinstance(manifest.input, ImageInput) and any(isinstance(instance, dict) for instance in instances):
             return Call(pictures.read_encoded(instances, manifest, limits), *parameters)
     return Call(read_instances(instances, manifest), *parameters)
 
 
 def _read_fields(fields: dict[str, Any], manifest: Manifest) -> Parameters:
-    """Check the fields of a body, and return its parameters."""
+    """Check the fields of a body, and return its parameters; what is TensorFlow Serving's becomes ours."""
+    form = read_form(fields, manifest)
     for name in fields:
         if name not in _FIELDS:
             raise InvalidRequestError(f"unknown field {name[:60]!r}; a predict body has instances and parameters")
     if "instances" not in fields:
         raise InvalidRequestError('the body has no "instances"; send {"instances": [...]}')
-    return _read_parameters(fields.get("parameters", {}), manifest)
+    return _read_parameters(fields.get("parameters", {}), manifest)._replace(form=form)
 
 
 def _decode_pictures(body: bytes, manifest: Manifest, content_type: bytes, limits: ReadLimits) -> Call:

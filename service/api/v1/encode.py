@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 
 from service.api.v1.decode import Call
+from service.api.v1.tfserving import build_answer
 from service.errors import TooLargeError
 from service.model import postprocess
 from service.model.backends import Array
@@ -32,6 +33,8 @@ def encode(outputs: Array, manifest: AnyManifest, call: Call) -> tuple[bytes, by
         call: what was asked.
     """
     assert isinstance(manifest, Manifest)
+    if call.form:
+        return _JSON, orjson.dumps(build_answer(outputs, manifest, call.form), option=_NUMPY)
     predictions = build_predictions(outputs, manifest, call)
     answer = {"model": manifest.name, "version": manifest.version, "predictions": predictions}
     return _JSON, orjson.dumps(answer, option=_NUMPY)

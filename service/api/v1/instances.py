@@ -55,6 +55,8 @@ def _read_instance(instance: object, manifest: Manifest, where: str) -> Sequence
     if isinstance(instance, dict):
         return _read_features(instance, [feature.name for feature in features], where)
     if not isinstance(instance, list):
+        if len(features) == 1 and type(instance) in _NUMBERS:  # as TensorFlow Serving's clients send it
+            return [_read_number(instance, where)]
         names = ", ".join(feature.name for feature in features)
         raise InvalidRequestError(f"{where} is {kind_of(instance)}, expected a list of numbers or an object of {names}")
     _check_length(instance, len(features), where, "values")

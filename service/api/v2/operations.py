@@ -128,15 +128,14 @@ def _configure(served: LoadedVersion, batch: int) -> dict[str, Any]:
     has_batch = all(shape[:1] == [-1] for _, shape in specs)
 
     def tensors(specs: dict[str, tuple[str, list[int]]]) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": name,
-                "data_type": "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}",
-                # Triton's configuration has no scalars, and PyTriton refuses empty dims; the metadata has the shapes.
-                "dims": (shape[1:] or [1]) if has_batch else shape,
-            }
-            for name, (datatype, shape) in specs.items()
-        ]
+        described = []
+        for name, (datatype, shape) in specs.items():
+            data_type = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+            dims = shape[1:] if has_batch else shape
+            # Triton's way to say that a row has a scalar; PyTriton refuses empty dims.
+            fields = {"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}
+            described.append({"name": name, "data_type": data_type, **fields})
+        return described
 
     configuration = {
         "name": manifest.name,
