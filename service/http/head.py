@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import httptools
 
-from service.api.headers import PredictRoute, RequestHeaders, match_target, read_headers
+from service.api.headers import PredictRoute, RequestHeaders
 from service.errors import HeadTooLargeError, InvalidRequestError, ServiceError
 
 MAX_HEAD_BYTES = 2**16
@@ -64,11 +64,8 @@ known_heads: dict[bytes, KnownHead] = {}
 """By heads as they stand in a request, to the last byte."""
 
 
-def remember_head(data: bytes, head: RequestHead) -> None:
+def remember_head(data: bytes, head: RequestHead, route: PredictRoute, headers: RequestHeaders) -> None:
     """Keep what was read of a prediction's head if `data` is just its request, since clients repeat their heads."""
-    route = match_target(head.target)
-    if route is None:
-        return
     end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
     fields = dict(head.fields)
     is_plain = head.method == "POST" and head.version == "1.1" and head.keep_alive and not head.expects
@@ -77,7 +74,7 @@ def remember_head(data: bytes, head: RequestHead) -> None:
     if fields.get(b"content-length") == b"%d" % (len(data) - end):  # so the head ended there
         if len(known_heads) >= _MOST_KNOWN:
             known_heads.clear()
-        known_heads[data[:end]] = KnownHead(head, route, read_headers(head.fields))
+        known_heads[data[:end]] = KnownHead(head, route, headers)
 
 
 @lru_cache(maxsize=1024)

@@ -90,8 +90,9 @@ class HttpProtocol(Connection):
             self._framing_bytes = 0 if self._body_bytes else self._framing_bytes + len(piece)
             if self._framing_bytes > MAX_HEAD_BYTES and not self._is_last:
                 self._handle(HeadTooLargeError(CHUNKS_TOO_LONG if self._in_body else TOO_LONG))
-        if is_between and self._begun == 1 and not (self._is_replaying or self._in_message):
-            remember_head(data, self._head)
+        is_alone = is_between and self._begun == 1 and not (self._is_replaying or self._in_message)
+        if is_alone and isinstance(self.current, PredictRequest):
+            remember_head(data, self._head, self.current.route, self.current.headers)
 
     def _take_known(self, data: bytes) -> bool:
         """Take a whole request, and nothing else, if its head was read before: it means what it meant then."""

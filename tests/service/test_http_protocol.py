@@ -11,6 +11,7 @@ from service.app import create_app
 from service.hosts.litserve import open_listener
 from service.http.server import HttpServer
 from service.settings import Settings
+from tests.fuzz.connection import converse
 from tests.wire import Wire, build_predict, build_request
 
 
@@ -40,3 +41,15 @@ def test_idle_connection_is_closed(kind: str, more: bytes, url: str) -> None:
         began = time.monotonic()
         assert wire.send(more).is_closed()
         assert 0.9 < time.monotonic() - began < 5
+
+
+def test_http_1_0_stays_open_for_those_who_ask() -> None:
+    """`ab -k` sends HTTP/1.0 and asks to keep the connection; without that, its response is the last."""
+    fields = b"Connection: Keep-Alive\r\nHost: x\r\nUser-Agent: ApacheBench/2.3\r\nContent-type: application/json"
+    body = b'{"instances": [[1]]}'
+    head = b"POST /v1/models/doubler:predict HTTP/1.0\r\n%b\r\nContent-length: %d\r\n\r\n" % (fields, len(body))
+    written, end = converse([head + body] * 3, False)
+    assert (written.count(b"HTTP/1.1 200 OK"), written.count(b"connection: keep-alive\r\n"), end) == (3, 3, "usable")
+    closing = (head + body).replace(b"Connection: Keep-Alive\r\n", b"")
+    written, end = converse([closing, head + body], False)
+    assert (written.count(b"HTTP/1.1 200 OK"), written.count(b"connection: close\r\n"), end) == (1, 1, "closed")
