@@ -1,10 +1,14 @@
 """HTML pages: the playground at `/`, with each version's card and training plots, and Swagger UI at `/docs`."""
 
+import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -13,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from service.api.operations import OrjsonResponse, compress_for, find_served
 from service.errors import NotFoundError, StartError
 from service.model.columns import read_row
-from service.model.manifest import ColumnsInput, Manifest
+from service.model.manifest import ColumnsInput, ImageInput, Manifest
 from service.registry.registry import Registry
 from service.registry.versions import LoadedVersion
 
@@ -32,6 +36,8 @@ _DOCS_HEADERS = HEADERS | {  # Swagger UI uses inline styles
 }
 _PROBES = re.compile(r"/health/(live|ready)|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 _SAMPLES = 8
+_MOST_PICTURES = 12
+SAMPLES_FILE = "samples.npy"
 _PLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.png")
 
 
@@ -57,6 +63,8 @@ class PageFiles(StaticFiles):
 
 def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
     """Return the routes of the pages and of each version's card and plots.
+
+    `/playground/revision` changes with what is served; it needs no key, and tells no name.
 
     Args:
         registry: The models being served.
@@ -87,8 +95,15 @@ def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
             raise NotFoundError(f"version {served.manifest.version} of {served.manifest.name} has no such plot")
         return FileResponse(folder / file, headers=HEADERS, media_type="image/png")
 
+    async def answer_revision(request: Request) -> Response:
+        del request
+        served = [(name, sorted(model.versions), sorted(model.refused)) for name, model in registry.models.items()]
+        latest = [model.latest.manifest.version if model.latest else 0 for model in registry.models.values()]
+        return OrjsonResponse({"revision": crc32(repr((served, latest)).encode())})
+
     return [
         Route("/", answer_page, methods=["GET"]),
+        Route("/playground/revision", answer_revision, methods=["GET"]),
         Mount("/playground", PageFiles(directory=FOLDER)),
         Route("/docs", answer_docs, methods=["GET"]),
         Mount("/docs", StaticFiles(directory=_find_docs_assets())),
@@ -101,7 +116,9 @@ def build_page(registry: Registry, models_dir: Path) -> list[BaseRoute]:
 def describe_card(served: LoadedVersion, folder: Path) -> dict[str, Any]:
     """Return a version's training details and golden samples from its manifest, and the names of its plots."""
     manifest = served.manifest
-    training, samples = (manifest.training, _list_samples(manifest)) if isinstance(manifest, Manifest) else (None, None)
+    training, samples = (
+        (manifest.training, _list_samples(manifest, folder)) if isinstance(manifest, Manifest) else (None, None)
+    )
     return {
         "name": manifest.name,
         "version": manifest.version,
@@ -111,9 +128,14 @@ def describe_card(served: LoadedVersion, folder: Path) -> dict[str, Any]:
     }
 
 
-def _list_samples(manifest: Manifest) -> dict[str, Any] | None:
-    """Return the first golden samples, as many as the page shows: flattened, or values by column."""
-    golden = manifest.golden_rows
+def _list_samples(manifest: Manifest, folder: Path) -> dict[str, Any] | None:
+    """Return the samples that the page offers: of `samples.npy`, else the first golden samples, flattened or by column.
+
+    `samples.npy` has bytes, (N, numbers of an input), that stand for 0 to 1: for models of pictures, one of each class.
+    """
+    golden, pictures = manifest.golden_rows, _read_samples(folder / SAMPLES_FILE, manifest)
+    if pictures is not None:
+        return {"inputs": [[round(value / 255, 4) for value in row] for row in pictures.tolist()]}
     if golden is None:
         return None
     inputs, outputs = golden.inputs[:_SAMPLES], golden.outputs[:_SAMPLES]
@@ -121,6 +143,19 @@ def _list_samples(manifest: Manifest) -> dict[str, Any] | None:
         return {"inputs": [read_row(manifest.input, row) for row in inputs]}
     shown = {"inputs": inputs.reshape(len(inputs), -1)}
     return shown if outputs.dtype.names else shown | {"outputs": outputs}
+
+
+def _read_samples(file: Path, manifest: Manifest) -> NDArray[np.uint8] | None:
+    """Return the bytes of a samples file, (N, numbers of an input), or None if there is none that fits the input."""
+    if not isinstance(manifest.input, ImageInput) or not file.is_file() or file.is_symlink():
+        return None
+    try:
+        pictures = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    if pictures.dtype != np.uint8 or pictures.ndim != 2 or pictures.shape[1] != math.prod(manifest.input.shape):  # noqa: PLR2004
+        return None
+    return np.array(pictures[:_MOST_PICTURES])
 
 
 def list_plots(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ import { h } from "./dom.js";
 const STORED = "playground-key";
 let key = sessionStorage.getItem(STORED) ?? "";
 let asking = null;
+let lost = null; // the timer that asks whether the service is back
 
 /** A failure with a sentence fit for the page. */
 export class Problem extends Error {}
@@ -56,6 +57,7 @@ async function reach(path, options) {
   try {
     answer = await fetch(address(path), { ...options, headers });
   } catch {
+    lose();
     throw new Problem("The service does not answer. Is it still running?");
   }
   if (answer.ok) return answer;
@@ -63,6 +65,28 @@ async function reach(path, options) {
   if (answer.status !== 401) throw new Problem(sentence);
   if (key === used) await askKey(sentence);
   return reach(path, options);
+}
+
+/** Say that the connection is lost, ask every two seconds, and dispatch `recovered` once the service answers. */
+function lose() {
+  if (lost) return;
+  const banner = document.getElementById("banner");
+  const show = (text) => {
+    if (banner) banner.textContent = text;
+    document.body.classList.toggle("lost", text !== "");
+  };
+  show("Connection lost, retrying…");
+  lost = setInterval(async () => {
+    try {
+      await fetch(address("health/live"), { cache: "no-store" });
+    } catch {
+      return;
+    }
+    clearInterval(lost);
+    lost = null;
+    show("");
+    document.dispatchEvent(new Event("recovered"));
+  }, 2000);
 }
 
 async function readError(answer) {
@@ -75,22 +99,31 @@ async function readError(answer) {
   return `The service answered ${answer.status} without saying why.`;
 }
 
-/** Ask for the key; all requests that need one wait for the same answer. */
+/** Tell whether the user is being asked for the key. */
+export function isAsking() {
+  return asking !== null;
+}
+
+/** Ask for the key; all requests that need one wait for the same answer. Throws a Problem if the user gives none. */
 export function askKey(reason) {
-  asking ??= new Promise((resolve) => {
+  asking ??= new Promise((resolve, reject) => {
     document.getElementById("key-button")?.removeAttribute("hidden");
     const input = h("input", { id: "key-input", type: "password", autocomplete: "off", spellcheck: "false", required: true });
     const take = (event) => {
       event.preventDefault();
       key = input.value.trim();
       sessionStorage.setItem(STORED, key);
+      resolve();
+      dialog.close();
+    };
+    const leave = () => {
       dialog.remove();
       asking = null;
-      resolve();
+      reject(new Problem("This service needs an API key.")); // nothing happens if there is one by now
     };
     const dialog = h("dialog", {
       id: "key-dialog", "aria-labelledby": "key-title",
-      oncancel: (event) => event.preventDefault(), // nothing works without a key
+      onclose: leave,
     }, h("form", { onsubmit: take },
       h("h2", { id: "key-title" }, "This service asks for a key"),
       h("p", { id: "key-reason" }, reason),

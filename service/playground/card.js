@@ -3,6 +3,22 @@
 import { getPicture } from "./api.js";
 import { h, show } from "./dom.js";
 
+const MEANINGS = {
+  accuracy: "share of test rows with the right label",
+  loss: "mean cross-entropy; lower is better",
+  ece: "expected calibration error: how far probabilities are from how often they are right",
+  auc: "chance that a positive row is ranked above a negative one",
+  brier: "mean squared error of the probability",
+  mse: "mean squared error",
+  rmse: "root of the mean squared error, in the output's unit",
+  mae: "mean absolute error, in the output's unit",
+  r2: "share of the variance that is explained",
+  temperature: "divides the logits, so that probabilities are calibrated",
+  int8_accuracy: "accuracy of the quantized file",
+  accuracy_low: "95 % interval over seeds, lower end",
+  accuracy_high: "95 % interval over seeds, upper end",
+};
+
 /** Return the card of a model's version. */
 export function buildCard(model, card) {
   return h("aside", { class: "card", "aria-label": "Model card" },
@@ -43,7 +59,9 @@ function nameOutputs(output) {
 function buildMetrics(model) {
   const metrics = Object.entries(model.metrics);
   if (!metrics.length) return null;
-  const row = ([name, value]) => h("tr", null, h("th", { scope: "row" }, name.replaceAll("_", " ")), h("td", null, show(value)));
+  const row = ([name, value]) => h("tr", null,
+    h("th", { scope: "row" }, name.replaceAll("_", " "), MEANINGS[name] ? h("span", { class: "hint" }, MEANINGS[name]) : null),
+    h("td", null, show(value)));
   return h("section", { class: "panel" }, h("h2", null, "Metrics"),
     h("table", null, h("caption", { class: "unseen" }, "Figures on the test data"), h("tbody", null, metrics.map(row))));
 }

@@ -15,9 +15,12 @@ export function buildChart(model, features, setValues) {
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
   const cache = { key: null, values: null };
 
+  const element = h("figure", { class: "panel chart" }, view.element, problem, h("figcaption", null, view.caption));
   return {
-    element: h("figure", { class: "panel chart" }, view.element, problem, h("figcaption", null, view.caption)),
+    element,
     async show(state, prediction) {
+      element.hidden = features.some(({ low }, index) => low === null && (two || index === state.active));
+      if (element.hidden) return; // there is no range to draw
       const key = two ? "map" : JSON.stringify([state.active, state.values.filter((_, index) => index !== state.active)]);
       try {
         if (cache.key !== key) {

@@ -1,12 +1,12 @@
 // Trying a model with typed columns: a field for every column, by its type.
 
 import { post } from "./api.js";
-import { h, oneAtATime, show } from "./dom.js";
+import { h, oneAtATime, onRecovered, show } from "./dom.js";
 import { buildResult } from "./result.js";
 import { buildThreshold } from "./tabular.js";
 
 /** Return the panels to try `model` with. */
-export function buildColumnsPlay(model, card, wire) {
+export function buildColumnsPlay(model, card, wire, compare) {
   const result = buildResult(model);
   const { columns } = model.input;
   const samples = card.golden?.inputs ?? [];
@@ -19,6 +19,7 @@ export function buildColumnsPlay(model, card, wire) {
       const { answer, text, ms } = await post(`${model.path}:predict`, JSON.stringify(body));
       result.show(answer.predictions[0], ms);
       wire.exchange({ body }, text);
+      compare.show(JSON.stringify({ instances: body.instances }));
     } catch (problem) {
       result.problem(problem.message);
     }
@@ -42,12 +43,13 @@ export function buildColumnsPlay(model, card, wire) {
     }, shown.slice(0, 4).join(", ") + (shown.length > 4 ? ", …" : ""));
   });
   update();
+  onRecovered(result.element, update);
   return h("div", { class: "play" },
     h("section", { class: "panel features", "aria-label": "Input" },
       fields.map((field) => field.element),
       model.task === "binary" ? buildThreshold(model, state, update) : null,
       chips.length ? h("div", { class: "samples", role: "group", "aria-label": "Samples" }, chips) : null),
-    result.element);
+    h("div", { class: "column" }, result.element, compare.element));
 }
 
 function showValue(value) {

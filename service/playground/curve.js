@@ -1,6 +1,6 @@
 // The value, or the probability of each label, along one feature.
 
-import { h, percent, show, svg } from "./dom.js";
+import { buildLegend, classColour, h, onScheme, percent, show, svg } from "./dom.js";
 
 const [WIDE, TALL] = [360, 260];
 const ROOM = { left: 46, right: 12, top: 12, bottom: 40 };
@@ -13,6 +13,7 @@ export function buildCurve(model, features) {
   const many = features.length > 1 ? " Move a feature to see the curve along it; the others stay." : "";
   const what = regression ? model.output.name : model.task === "binary" ? `probability of “${model.labels[1]}”` : "probability of each label";
 
+  const legend = h("div", null);
   const draw = (values, state, prediction) => {
     const feature = features[state.active];
     const lines = chooseLines(model, values);
@@ -25,19 +26,27 @@ export function buildCurve(model, features) {
     drawing.replaceChildren(
       ...drawAxes(at, [feature.low, feature.high], [low, high], feature),
       ...(model.task === "binary" ? drawThreshold(at, feature, state.threshold) : []),
-      ...lines.map(({ points, index }) => drawLine(at, feature, points, index)),
+      ...lines.map((line) => drawLine(at, feature, line, lines.length > 1)),
       ...drawPoint(at, here, feature, lines, prediction),
     );
+    if (lines.length > 1) legend.replaceChildren(buildLegend(lines.map(({ index }) => [index, model.labels[index]])));
     const value = regression ? show(prediction.prediction) : percent(prediction.probability);
     drawing.setAttribute("aria-label", `Curve of ${what} over ${feature.name}; at ${show(here)} it is ${value}`);
   };
-  return { element: h("div", { class: "chart-box" }, drawing), caption: `How ${regression ? "" : "the "}${what} changes with the input, from live predictions.${many}`, draw };
+  let again = null;
+  onScheme(drawing, () => again?.());
+  return { element: h("div", { class: "chart-box" }, drawing, legend), caption: `How ${regression ? "" : "the "}${what} changes with the input, from live predictions.${many}`, draw(...given) {
+    again = () => draw(...given);
+    again();
+  } };
 }
 
 function chooseLines(model, values) {
-  const count = model.task === "multiclass" ? Math.min(MOST, model.labels.length) : 1;
-  const shift = model.task === "binary" ? 1 : 0;
-  return Array.from({ length: count }, (_, index) => ({ index, points: values.map((row) => row[index + shift]) }));
+  const line = (index) => ({ index, points: values.map((row) => row[index]) });
+  if (model.task !== "multiclass") return [line(model.task === "binary" ? 1 : 0)];
+  const highest = model.labels.map((_, index) => Math.max(...values.map((row) => row[index])));
+  const chosen = [...highest.keys()].sort((a, b) => highest[b] - highest[a]).slice(0, MOST);
+  return chosen.sort((a, b) => a - b).map(line);
 }
 
 function widen(points) {
@@ -79,10 +88,12 @@ function drawThreshold(at, feature, threshold) {
   ];
 }
 
-function drawLine(at, feature, points, index) {
+function drawLine(at, feature, { points, index }, coloured) {
   const step = (feature.high - feature.low) / (points.length - 1);
   const path = points.map((value, n) => `${n ? "L" : "M"}${at.x(feature.low + n * step).toFixed(1)} ${at.y(value).toFixed(1)}`);
-  return svg("path", { class: `line line-${index}`, d: path.join("") });
+  const line = svg("path", { class: "line", d: path.join("") });
+  if (coloured) line.style.stroke = `rgb(${classColour(index).join(" ")})`;
+  return line;
 }
 
 function drawPoint(at, here, feature, lines, prediction) {

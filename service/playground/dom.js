@@ -36,8 +36,8 @@ export function percent(value) {
   return `${(100 * value).toFixed(1)} %`;
 }
 
-/** Return a function that runs `work`, one run at a time, and once more when it was called meanwhile. */
-export function oneAtATime(work) {
+/** Return a function that runs `work`, one run at a time, and once more after `pause()` ms when it was called meanwhile. */
+export function oneAtATime(work, pause = () => 0) {
   let running = false;
   let again = false;
   return async () => {
@@ -49,6 +49,7 @@ export function oneAtATime(work) {
     do {
       again = false;
       await work();
+      if (pause()) await new Promise((resolve) => setTimeout(resolve, pause()));
     } while (again);
     running = false;
   };
@@ -73,6 +74,31 @@ export function colour(name) {
 export function channels(name) {
   const hex = colour(name).slice(1);
   return [0, 2, 4].map((start) => parseInt(hex.slice(start, start + 2), 16));
+}
+
+/** Call `update` when the service is back after it was lost, as long as `element` is on the page. */
+export function onRecovered(element, update) {
+  const listen = () => (element.isConnected ? update() : document.removeEventListener("recovered", listen));
+  document.addEventListener("recovered", listen);
+}
+
+/** Return the colour of a class as three numbers: the theme's for the first six, then hues far from each other. */
+export function classColour(index) {
+  if (index < 6) return channels(`class-${index}`);
+  const [hue, part] = [(index * 137.508) % 360, 0.42 + 0.16 * (index % 3)];
+  return [0, 8, 4].map((n) => {
+    const k = (n + hue / 30) % 12;
+    return Math.round(255 * (part - 0.55 * Math.min(part, 1 - part) * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+  });
+}
+
+/** Return a list of classes with their colours; `entries` are pairs of index and label. */
+export function buildLegend(entries) {
+  return h("ul", { class: "legend" }, entries.map(([index, label]) => {
+    const swatch = h("span", { class: "swatch" });
+    swatch.style.background = `rgb(${classColour(index).join(" ")})`;
+    return h("li", null, swatch, label);
+  }));
 }
 
 /** Call `draw` when the scheme turns light or dark, as long as `element` is on the page. */

@@ -1,40 +1,49 @@
 // Trying an image model: draw, drop, paste or choose a picture, or take a sample.
 
 import { post, Problem } from "./api.js";
-import { h, oneAtATime } from "./dom.js";
+import { buildCrop } from "./crop.js";
+import { h, oneAtATime, onRecovered } from "./dom.js";
 import { buildPad } from "./pad.js";
 import { buildResult } from "./result.js";
 
 const TYPES = ["image/png", "image/jpeg", "image/webp", "image/bmp"];
+const PAUSE = 150; // ms between two predictions while a stroke is drawn: each is a request, and a line of the log
+let kept = null; // what was on the pad last, for the next model of pictures of the same size
 
-/** Return the panels to try `model` with. */
-export function buildImagePlay(model, card, wire) {
+/** Return the panels to try `model` with; `isFirst`: begin with a sample. */
+export function buildImagePlay(model, card, wire, compare, isFirst) {
   const { width, height, channels } = model.input.image;
+  const size = `${width} ${height} ${channels}`;
   const result = buildResult(model);
   const saw = h("canvas", { class: "saw", width, height, role: "img", "aria-label": "What the model saw" });
   let sent = null; // a request's {body} or {file}; null: what is on the pad
 
   const update = oneAtATime(async () => {
+    kept = { size, sent, state: pad.state };
+    crop.element.hidden = !sent?.file;
     if (pad.empty && !sent) {
       paintSaw(saw, null, model.input);
       result.clear("Draw something on the pad.");
+      compare.clear();
       return;
     }
-    const request = sent ?? { body: { instances: [{ b64: pad.encode() }] } };
+    const isMoving = pad.busy;
+    const request = sent ?? { file: await pad.encode(), isDrawn: true };
     const [content, type] = request.file ? [request.file, request.file.type] : [JSON.stringify(request.body), "application/json"];
     try {
       const [predicted, seen] = await Promise.all([
-        post(`${model.path}:predict`, content, type), post(`${model.path}:preview`, content, type),
+        post(`${model.path}:predict`, content, type), isMoving ? null : post(`${model.path}:preview`, content, type),
       ]);
       result.show(predicted.answer.predictions[0], predicted.ms);
-      paintSaw(saw, seen.answer.instances[0].flat(Infinity), model.input);
+      if (seen) paintSaw(saw, seen.answer.instances[0].flat(Infinity), model.input);
+      if (!isMoving) compare.show(content, type);
       wire.exchange(request, predicted.text);
     } catch (problem) {
       result.clear("There is no prediction for this picture.");
       paintSaw(saw, null, model.input);
       result.problem(problem instanceof Problem ? problem.message : "This picture cannot be shown.");
     }
-  });
+  }, () => (pad.busy ? PAUSE : 0));
   const pad = buildPad(width, height, () => {
     sent = null;
     update();
@@ -55,27 +64,33 @@ export function buildImagePlay(model, card, wire) {
     }
     update();
   };
+  const crop = buildCrop(pad, take);
   const takeSample = (row) => {
     sent = { body: { instances: [row] } };
-    pad.lay(paintRow(row, model.input), model.input.image.polarity === "light-on-dark" ? "#fff" : "#000");
+    pad.lay(paintRow(row, model.input), model.input.image.polarity === "light-on-dark" ? "#fff" : "#000", true);
     update();
   };
-  const samples = (card.golden?.inputs ?? []).map((row, index) => buildSample(row, index, model.input, takeSample));
+  const rows = card.golden?.inputs ?? [];
+  const samples = rows.map((row, index) => buildSample(row, index, model.input, takeSample));
   const input = h("section", { class: "panel draw", "aria-label": "Picture" },
     pad.element,
-    buildTools(pad, take, result.readout),
+    buildTools(pad, take, crop.element),
     samples.length ? h("div", { class: "samples", role: "group", "aria-label": "Samples" }, samples) : null,
-    h("p", { id: "pad-help", class: "hint" },
-      "Draw with mouse, pen or finger, or drop or paste a picture. On the keyboard, arrow keys move the pen and the space bar puts it down."),
+    h("p", { class: "hint", id: "pad-help" }, "Draw with a mouse, pen or finger; or with the arrow keys, and the space bar to lift the pen. Or open, drop or paste a picture."),
   );
   listenToFiles(input, pad, take);
+  if (kept?.size === size) {
+    ({ sent } = kept);
+    pad.restore(kept.state);
+  } else if (isFirst && rows.length) takeSample(rows.at(-3) ?? rows[0]);
   update();
+  onRecovered(input, update);
   const figure = h("figure", { class: "saw-figure" }, saw, h("figcaption", null, `What the model saw: ${width} × ${height}${channels > 1 ? " in colour" : ""}`));
   result.element.append(figure);
-  return h("div", { class: "play" }, input, result.element);
+  return h("div", { class: "play" }, input, h("div", { class: "column" }, result.element, compare.element));
 }
 
-function buildTools(pad, take, readout) {
+function buildTools(pad, take, more) {
   const chooser = h("input", {
     type: "file", id: "file-input", class: "unseen", accept: TYPES.join(","),
     onchange: (event) => {
@@ -87,7 +102,7 @@ function buildTools(pad, take, readout) {
     h("button", { type: "button", onclick: () => pad.clear() }, "Clear"),
     h("button", { type: "button", onclick: () => pad.undo() }, "Undo"),
     chooser, h("label", { class: "button", for: "file-input" }, "Open a file"),
-    readout,
+    more,
   );
 }
 

@@ -1,6 +1,6 @@
-// What a model answers that is neither one number nor one class: in words, and in rows of name and value.
+// What a model answers, in words, and in rows of name and value.
 
-import { show } from "./dom.js";
+import { percent, show } from "./dom.js";
 
 const MOST = 8; // numbers of a vector that are shown
 const unitOf = ({ unit }) => (unit ? ` ${unit}` : "");
@@ -8,6 +8,11 @@ const unitOf = ({ unit }) => (unit ? ` ${unit}` : "");
 /** Return `{big, small, rows}` of a prediction: the headline, what is below it, and pairs of name and text. */
 export function describeOutput(model, prediction) {
   const { output } = model;
+  if (model.task === "multilabel") return { big: prediction.labels.join(", ") || "none", small: `of ${model.labels.length} labels`, rows: [] };
+  if (prediction.label !== undefined) {
+    return { big: prediction.label, small: `with probability ${percent(prediction.probabilities[prediction.prediction])}`, rows: [] };
+  }
+  if (output.kind === "value") return { big: `${show(prediction.prediction)}${unitOf(output)}`, small: output.name, rows: [] };
   if (output.kind === "values") {
     const rows = output.values.map((value) => [value.name, `${show(prediction.prediction[value.name])}${unitOf(value)}`]);
     return { big: rows.length > 2 ? `${rows.length} values` : rows.map(([, text]) => text).join(", "), small: rows.map(([name]) => name).join(", "), rows };

@@ -19,6 +19,7 @@ export function buildPad(width, height, onchange) {
   let strokes = []; // each a list of [x, y]
   let under = null; // a picture below the strokes
   let drawing = null;
+  let covered = false; // whether the picture below is a sample, which the first stroke replaces
 
   function paint() {
     context.fillStyle = "#fff";
@@ -28,11 +29,16 @@ export function buildPad(width, height, onchange) {
     for (const stroke of strokes) paintStroke(stroke);
   }
 
-  function paintUnder() {
+  /** Return the scale of the picture below, and where its left upper corner is. */
+  function fitUnder() {
     const fit = Math.min(canvas.width / under.width, canvas.height / under.height);
-    const [wide, tall] = [under.width * fit, under.height * fit];
+    return [fit, (canvas.width - under.width * fit) / 2, (canvas.height - under.height * fit) / 2];
+  }
+
+  function paintUnder() {
+    const [fit, left, top] = fitUnder();
     context.imageSmoothingEnabled = fit < 4;
-    context.drawImage(under, (canvas.width - wide) / 2, (canvas.height - tall) / 2, wide, tall);
+    context.drawImage(under, left, top, under.width * fit, under.height * fit);
   }
 
   function paintStroke(stroke) {
@@ -51,6 +57,8 @@ export function buildPad(width, height, onchange) {
   }
 
   function begin(point) {
+    if (covered) under = null;
+    covered = false;
     drawing = [point];
     strokes.push(drawing);
     paint();
@@ -74,8 +82,13 @@ export function buildPad(width, height, onchange) {
     const events = event.getCoalescedEvents?.() ?? [];
     extend((events.length ? events : [event]).map(place));
   });
-  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (drawing = null));
-  listenToKeys(canvas, pen, begin, extend, () => drawing, () => (drawing = null));
+  const lift = () => {
+    if (!drawing) return;
+    drawing = null;
+    onchange();
+  };
+  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, lift);
+  listenToKeys(canvas, pen, begin, extend, () => drawing, lift);
 
   paint();
   return {
@@ -86,6 +99,18 @@ export function buildPad(width, height, onchange) {
     },
     get drawn() {
       return strokes.length > 0;
+    },
+    /** Whether a stroke is being drawn. */
+    get busy() {
+      return drawing !== null;
+    },
+    /** What is on the pad, for `restore` of another pad. */
+    get state() {
+      return { strokes, under, covered };
+    },
+    restore(state) {
+      ({ strokes, under, covered } = state);
+      paint();
     },
     clear() {
       strokes = [];
@@ -100,19 +125,33 @@ export function buildPad(width, height, onchange) {
       paint();
       onchange();
     },
-    /** Put a picture under an empty pad; `ink` is the colour that is drawn on it with. */
-    lay(picture, ink) {
+    /** Put a picture under an empty pad; `ink` is the colour that is drawn on it with. A sample is not drawn on. */
+    lay(picture, ink, isSample = false) {
       strokes = [];
       drawing = null;
       under = picture;
       under.ink = ink;
+      covered = isSample;
       paint();
     },
-    /** Return the pad as base64 of a PNG file. */
-    encode() {
-      return canvas.toDataURL("image/png").split(",")[1];
+    /** Return the pad as a PNG file. */
+    encode: () => encode(canvas, "drawing.png"),
+    /** Return a part of the picture below, at its own resolution, as a PNG file; [start, size] across and down, of 1. */
+    cut([[x, wide], [y, tall]]) {
+      const [fit, left, top] = fitUnder();
+      const part = h("canvas", { width: Math.max(1, (wide * canvas.width) / fit), height: Math.max(1, (tall * canvas.height) / fit) });
+      const paper = part.getContext("2d");
+      paper.fillStyle = "#fff";
+      paper.fillRect(0, 0, part.width, part.height);
+      paper.drawImage(under, (left - x * canvas.width) / fit, (top - y * canvas.height) / fit);
+      return encode(part, "crop.png");
     },
   };
+}
+
+async function encode(canvas, name) {
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  return new File([blob], name, { type: "image/png" });
 }
 
 /** Arrow keys move a pen; the space bar puts it down and lifts it. */

@@ -1,6 +1,6 @@
 // The answer in words and bars.
 
-import { announce, h, percent, show } from "./dom.js";
+import { announce, h, percent } from "./dom.js";
 import { describeOutput } from "./outputs.js";
 
 const MOST = 12; // bars; with more labels than this, the most probable ones are shown
@@ -14,50 +14,54 @@ export function buildResult(model) {
   const latency = h("p", { class: "latency" });
   const facts = h("dl", { class: "facts-list", hidden: true });
   const rows = makeRows(model.labels, bars);
-  const unit = model.output.unit ? ` ${model.output.unit}` : "";
+  const peek = buildPeek(headline);
+  const element = h("section", { class: "panel result", "aria-label": "Prediction" }, problem, headline, detail, bars, facts, latency, peek.element);
 
   const say = (big, small) => {
     headline.textContent = big;
-    readout.textContent = big === "?" ? "" : big;
     detail.textContent = small;
     problem.hidden = true;
+    element.classList.remove("stale");
+    peek.say(big, small);
   };
-  const readout = h("span", { class: "readout", "aria-hidden": "true" }); // beside the pad, where the panel is below it
   return {
-    readout,
-    element: h("section", { class: "panel result", "aria-label": "Prediction" }, headline, detail, bars, facts, problem, latency),
+    element,
     show(prediction, ms) {
-      if (model.task === "multilabel") {
-        say(prediction.labels.join(", ") || "none", `of ${model.labels.length} labels`);
-        fillRows(rows, { ...prediction, labels: model.labels });
-        announce(prediction.labels.join(", ") || "no label");
-      } else if (["values", "interval", "vector", "tensors"].includes(model.output.kind)) {
-        const { big, small, rows: pairs } = describeOutput(model, prediction);
-        say(big, small);
-        facts.hidden = !pairs.length;
-        facts.replaceChildren(...pairs.map(([name, text]) => h("div", null, h("dt", null, name), h("dd", null, text))));
-        announce(`${big}; ${small}`);
-      } else if (model.task === "regression") {
-        say(`${show(prediction.prediction)}${unit}`, model.output.name);
-        announce(`${model.output.name}: ${show(prediction.prediction)}${unit}`);
-      } else {
-        const own = prediction.probabilities[prediction.prediction];
-        say(prediction.label, `with probability ${percent(own)}`);
-        fillRows(rows, { ...prediction, labels: model.labels });
-        announce(`${prediction.label}, ${percent(own)}`);
-      }
+      const { big, small, rows: pairs } = describeOutput(model, prediction);
+      say(big, small);
+      if (prediction.probabilities) fillRows(rows, { ...prediction, labels: model.labels });
+      facts.hidden = !pairs.length;
+      facts.replaceChildren(...pairs.map(([name, text]) => h("div", null, h("dt", null, name), h("dd", null, text))));
+      announce(`${big}, ${small}`);
       headline.classList.remove("faint");
       latency.textContent = `Answered in ${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms, there and back.`;
     },
     problem(sentence) {
       problem.textContent = sentence;
       problem.hidden = false;
+      latency.textContent = "";
+      element.classList.add("stale"); // the answer, if any, is not to what was asked last
+      peek.say("", sentence);
     },
     clear(text) {
       say("?", text);
       headline.classList.add("faint");
       for (const row of rows) setRow(row, row.index, row.label, 0, false);
       latency.textContent = "";
+    },
+  };
+}
+
+/** Return a bar at the window's bottom that repeats the answer while `headline` is out of view. */
+function buildPeek(headline) {
+  const [big, small] = [h("strong", null), h("span", null)];
+  const element = h("div", { class: "peek", "aria-hidden": "true", hidden: true }, big, small);
+  new IntersectionObserver(([{ isIntersecting }]) => (element.hidden = isIntersecting)).observe(headline);
+  return {
+    element,
+    say(text, more) {
+      big.textContent = text;
+      small.textContent = more;
     },
   };
 }

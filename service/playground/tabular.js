@@ -2,20 +2,24 @@
 
 import { post } from "./api.js";
 import { buildChart } from "./charts.js";
-import { h, oneAtATime, show } from "./dom.js";
+import { h, oneAtATime, onRecovered, show } from "./dom.js";
 import { buildResult } from "./result.js";
 
 /** Return the panels to try `model` with. */
-export function buildTabularPlay(model, card, wire) {
+export function buildTabularPlay(model, card, wire, compare) {
   const result = buildResult(model);
-  const features = model.input.features.map((feature, index) => ({ ...feature, ...chooseRange(feature, index, card.golden) }));
+  const features = model.input.features.map((feature) => ({ ...feature, ...chooseRange(feature) }));
   const state = {
-    values: features.map(({ low, high }) => Number(show((low + high) / 2))),
+    values: features.map(({ low, high }) => (low === null ? null : Number(show((low + high) / 2)))),
     threshold: model.threshold,
     active: 0, // the feature moved last, which a curve is drawn along
   };
 
   const update = oneAtATime(async () => {
+    if (state.values.includes(null)) {
+      result.clear(`Enter a number for ${features.filter((_, index) => state.values[index] === null).map(({ name }) => name).join(", ")}.`);
+      return;
+    }
     const instance = Object.fromEntries(features.map((feature, index) => [feature.name, state.values[index]]));
     const body = { instances: [instance] };
     if (model.task === "binary" && state.threshold !== model.threshold) body.parameters = { threshold: state.threshold };
@@ -23,6 +27,7 @@ export function buildTabularPlay(model, card, wire) {
       const { answer, text, ms } = await post(`${model.path}:predict`, JSON.stringify(body));
       result.show(answer.predictions[0], ms);
       wire.exchange({ body }, text);
+      compare.show(JSON.stringify({ instances: body.instances }));
       await chart?.show(state, answer.predictions[0]);
     } catch (problem) {
       result.problem(problem.message);
@@ -47,24 +52,23 @@ export function buildTabularPlay(model, card, wire) {
     model.task === "binary" ? buildThreshold(model, state, update) : null,
     card.golden ? buildSamples(card.golden.inputs, features, setValues) : null,
   );
+  if (chart) chart.element.hidden = true;
   update();
-  return h("div", { class: "play tabular" }, h("div", { class: "column" }, input, result.element), chart?.element);
+  onRecovered(input, update);
+  return h("div", { class: "play tabular" }, h("div", { class: "column" }, input, result.element, compare.element), chart?.element);
 }
 
-/** Return the range of a slider: what the training data covered, or what the golden samples cover, or 0 to 1. */
-function chooseRange(feature, index, golden) {
-  const seen = (golden?.inputs ?? []).map((row) => row[index]);
-  const [least, most] = seen.length ? [Math.min(...seen), Math.max(...seen)] : [0, 1];
-  const low = feature.minimum ?? Math.min(least, feature.maximum ?? least);
-  const high = feature.maximum ?? Math.max(most, low + 1);
-  return { low, high: high > low ? high : low + 1 };
+/** Return the range of a slider, which the training data covered; nulls where it is not known. */
+function chooseRange({ minimum, maximum }) {
+  if (typeof minimum !== "number" || typeof maximum !== "number") return { low: null, high: null };
+  return { low: minimum, high: maximum > minimum ? maximum : minimum + 1 };
 }
 
 function buildFeature(feature, index, value, onchange) {
   const { name, unit, description, low, high } = feature;
   const id = `feature-${index}`;
   const step = 10 ** Math.floor(Math.log10((high - low) / 100));
-  const slider = h("input", {
+  const slider = low === null ? null : h("input", {
     type: "range", id: `${id}-slider`, min: low, max: high, step, "aria-label": `${name}, slider`,
     oninput: () => {
       number.value = slider.value;
@@ -75,21 +79,21 @@ function buildFeature(feature, index, value, onchange) {
     type: "number", id, step: "any", inputmode: "decimal", "aria-describedby": `${id}-range`,
     oninput: () => {
       if (number.value === "" || !Number.isFinite(number.valueAsNumber)) return;
-      slider.value = number.value;
+      if (slider) slider.value = number.value;
       onchange(number.valueAsNumber);
     },
   });
   const set = (given) => {
     number.value = Number(given.toPrecision(6));
-    slider.value = given;
+    if (slider) slider.value = given;
   };
-  set(value);
+  if (value !== null) set(value);
   const about = description && description !== name ? `${description}; ` : "";
   return {
     set,
     element: h("div", { class: "feature" },
       h("label", { for: id }, name), h("span", { class: "entry" }, number, unit ? h("span", { class: "unit" }, unit) : null),
-      slider, h("p", { class: "hint", id: `${id}-range` }, `${about}${show(low)} to ${show(high)}${unit ? ` ${unit}` : ""}`)),
+      slider, h("p", { class: "hint", id: `${id}-range` }, low === null ? `${about}any number` : `${about}${show(low)} to ${show(high)}${unit ? ` ${unit}` : ""}`)),
   };
 }
 

@@ -9,6 +9,7 @@ export function buildWire(model) {
   const texts = { curl: "", Python: "", Answer: "" };
   const code = h("code", null);
   const box = h("pre", { tabindex: "0", role: "tabpanel", id: "wire-text", "aria-labelledby": "wire-curl" }, code);
+  const save = h("a", { class: "button quiet", hidden: true });
   const copy = h("button", { type: "button", class: "quiet copy", onclick: () => copyText(texts[chosen], copy) }, "Copy");
   let chosen = "curl";
 
@@ -36,14 +37,25 @@ export function buildWire(model) {
   choose("curl");
   return {
     element: h("section", { class: "panel wire", "aria-label": "Request and answer" },
-      h("div", { class: "wire-head" }, h("div", { role: "tablist", "aria-label": "Request and answer" }, tabs), copy), box),
+      h("div", { class: "wire-head" }, h("div", { role: "tablist", "aria-label": "Request and answer" }, tabs), h("div", null, save, copy)), box),
     exchange(request, text) {
+      offer(save, request);
       texts.curl = writeCurl(url, request);
       texts.Python = writePython(url, request);
       texts.Answer = layOut(text);
       choose(chosen);
     },
   };
+}
+
+/** Offer the picture that was drawn as the file that the commands name. */
+function offer(save, { file, isDrawn }) {
+  save.hidden = !isDrawn;
+  if (!isDrawn) return;
+  URL.revokeObjectURL(save.href);
+  save.href = URL.createObjectURL(file);
+  save.download = file.name;
+  save.textContent = `Save ${file.name}`;
 }
 
 async function copyText(text, button) {
@@ -62,23 +74,30 @@ const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 export function writeCurl(url, { body, file }) {
   const lines = [`curl ${quote(url)}`];
   if (hasKey()) lines.push('-H "X-API-Key: $API_KEY"');
-  if (file) lines.push(`-H ${quote(`Content-Type: ${file.type}`)}`, `--data-binary ${quote(`@${file.name}`)}`);
+  if (file) lines.push(`-X POST -H ${quote(`Content-Type: ${file.type}`)} -T ${quote(file.name)}`);
   else lines.push("-H 'Content-Type: application/json'", `-d ${quote(JSON.stringify(body))}`);
   return lines.join(" \\\n  ");
 }
 
+/** Return a request as a Python program that needs no package. */
 function writePython(url, { body, file }) {
-  const headers = [];
-  if (hasKey()) headers.push('"X-API-Key": os.environ["API_KEY"]');
-  if (file) headers.push(`"Content-Type": ${JSON.stringify(file.type)}`);
-  const given = [
-    JSON.stringify(url),
-    file ? `data=Path(${JSON.stringify(file.name)}).read_bytes()` : `json=${JSON.stringify(body)}`,
-    ...(headers.length ? [`headers={${headers.join(", ")}}`] : []),
+  const type = JSON.stringify(file ? file.type : "application/json");
+  const lines = [
+    "import json", ...(hasKey() ? ["import os"] : []), ...(file ? ["from pathlib import Path"] : []), "from urllib.request import Request, urlopen", "",
+    file ? `body = Path(${JSON.stringify(file.name)}).read_bytes()` : `body = json.dumps(${toPython(body)}).encode()`,
+    `headers = {"Content-Type": ${type}${hasKey() ? ', "X-API-Key": os.environ["API_KEY"]' : ""}}`,
+    `with urlopen(Request(${JSON.stringify(url)}, body, headers)) as answer:`,
+    "    print(json.load(answer))",
   ];
-  const imports = [...(hasKey() ? ["import os"] : []), ...(file ? ["from pathlib import Path"] : [])];
-  const head = [...imports, ...(imports.length ? [""] : []), "import requests", ""];
-  return [...head, "answer = requests.post(", ...given.map((line) => `    ${line},`), ")", "print(answer.json())"].join("\n");
+  return lines.join("\n");
+}
+
+/** Return a JSON value as Python writes it. */
+function toPython(value) {
+  if (value === null || typeof value === "boolean") return { null: "None", true: "True", false: "False" }[value];
+  if (Array.isArray(value)) return `[${value.map(toPython).join(", ")}]`;
+  if (typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.entries(value).map(([name, each]) => `${JSON.stringify(name)}: ${toPython(each)}`).join(", ")}}`;
 }
 
 /** Return JSON text with line breaks; no token of it is changed, and a list of numbers stays on one line. */
