@@ -123,8 +123,10 @@ class Settings(BaseModel):
         return value.strip()
 
 
-def add_flags(parser: argparse.ArgumentParser, names: list[str] | None = None) -> None:
-    """Add a flag to a parser for each setting, or for those in `names`."""
+def add_flags(
+    parser: argparse.ArgumentParser, names: list[str] | None = None, helps: Mapping[str, str] | None = None
+) -> None:
+    """Add a flag to a parser for each setting, or for those in `names`; `helps` are other descriptions of some."""
     for name, field in Settings.model_fields.items():
         if names is None or name in names:
             shown = str("" if field.default is None else field.default) or "none"
@@ -133,7 +135,7 @@ def add_flags(parser: argparse.ArgumentParser, names: list[str] | None = None) -
                 dest=name,
                 default=None,
                 metavar=name.rsplit("_", maxsplit=1)[-1].upper(),
-                help=f"{field.description} (default: {shown}; environment: {variable(name)})",
+                help=f"{(helps or {}).get(name, field.description)} (default: {shown}; environment: {variable(name)})",
             )
 
 

@@ -196,4 +196,8 @@ def package(settings: Settings, flags: dict[str, Any]) -> int:
 
     folder = package_model(settings.models_dir, flags)
     print(f"packaged {folder}; it is served as {folder.parent.name} version {folder.name}")
+    manifest = load_any_manifest(folder)
+    features = manifest.input.features if isinstance(manifest, Manifest) and manifest.input.kind == "tabular" else ()
+    if any(feature.minimum is None for feature in features):
+        print("the features' ranges are unknown, so its page has no sliders; --samples rows.csv tells them")
     return 0

@@ -16,6 +16,7 @@ import pytest
 from service import __version__
 from service.__main__ import main
 from service.cli.commands import find_version
+from service.cli.demo import DEMO
 from service.errors import NotFoundError
 from tests import fakes
 from tests.servers import ROOT, clean_environment
@@ -219,6 +220,83 @@ def test_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -
             main(arguments)
         assert caught.value.code == 2
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["srve"],
+            "there is no 'srve' here; there are serve, init, verify, predict, models, sign, package, completion;"
+            " did you mean serve?",
+        ),
+        (["serve", "--prot", "9"], "serve takes no --prot; did you mean --port?"),
+        (["models", "lst"], "did you mean list?"),
+        (["verify", "--zzz"], "verify takes no --zzz; see"),
+    ],
+)
+def test_mistyped_words_get_a_suggestion(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line says what is wrong, what is close, and where the help is."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert "--help`" in error
+
+
+def test_help_of_models_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Port and keys are those of the service that is asked, not of one that starts."""
+    with pytest.raises(SystemExit):
+        main(["models", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "port of the service, on this machine" in text
+    assert "0 picks a free one" not in text
+
+
+def test_init_makes_a_folder_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example verifies where it was put, and what is there already is left alone."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0
+    assert "model-service serve --models-dir models" in capsys.readouterr().out
+    assert main(["verify", "--models-dir", "models"]) == 0
+    assert main(["init"]) == 1
+    assert "models exists and is not an empty folder" in capsys.readouterr().err
+
+
+def test_demo_is_what_is_published() -> None:
+    """The installed models are copies of published ones, and verify."""
+    assert main(["verify", "--models-dir", str(DEMO)]) == 0
+    for copy, file in (("mnist-cnn/3", "model.int8.onnx"), ("logistic-hours/1", "model.onnx")):
+        assert (DEMO / copy / "model.onnx").read_bytes() == (ROOT / "models" / copy / file).read_bytes()
+
+
+def test_completion_names_commands_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    """In bash, `mod` becomes models, and `serve --work` becomes --workers."""
+    assert main(["completion"]) == 0
+    script = capsys.readouterr().out
+    for words, found in (("mod", "models"), ("serve --work", "--workers")):
+        typed = words.split()
+        ask = f"COMP_WORDS=(model-service {words}); COMP_CWORD={len(typed)}; _model_service; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(
+            ["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True, timeout=30
+        )
+        assert done.stdout.split() == [found]
+
+
+def test_missing_packages_are_one_line() -> None:
+    """Outside the environment, a command says what to do and shows no traceback."""
+    command = [sys.executable, "-S", "-m", "service", "serve"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert ".venv/bin/python" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_bad_setting_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
