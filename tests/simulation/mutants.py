@@ -95,6 +95,7 @@ _RECONCILER = (
     ("old failures are not told", Loader, "prepare", "(refused | complete).items()", "complete.items()"),
     ("an unreadable folder counts as read", Reconciler, "_prepare", ", _FOLDER: str(error)", ""),
     ("a value is replaced in place", Record, "_place", "number % 2", "0"),
+    ("the dead are waited for", GroupMember, "read_statuses", '_is_alive(fields.pop("pid"))', 'fields.pop("pid")'),
     ("nobody takes over from a dead leader", GroupMember, "is_leader", "or not _is_alive(leader[0])", ""),
     ("different folders count as settled", Coordination, "is_settled", "len(digests) <= 1", "True"),
 )

@@ -28,7 +28,8 @@ from tests.simulation.world import Executor, Process, ViolationError, World
 
 ROOT = Path("/models")
 CHANGE_SECONDS = 12.0  # after which workers go on without one that hangs
-QUIET = CHANGE_SECONDS + 10.0  # seconds after the last fault, in which all must come to agree
+LONGEST_PAUSE = CHANGE_SECONDS + 4.0  # before a worker is started again, as where the supervisor cannot fork
+QUIET = LONGEST_PAUSE + 6.0  # seconds after the last fault, in which all must come to agree
 STABLE = "stable"  # a model that nobody touches
 
 
@@ -123,7 +124,7 @@ class Worker:
     def _end(self) -> None:
         self.reconciler = None
         self.requests.clear()
-        self.world.at(self.world.random.random(), self.start)
+        self.world.at(self.world.random.random() * self.scenario.pause, self.start)
 
     async def _run(self) -> None:
         member = self.scenario.group.join(self.number)
@@ -182,6 +183,7 @@ class Scenario:
         draw = self.random = world.random
         self.world = world
         self.crashes, self.hangs = draw.choice((False, True)), draw.random() < 0.2
+        self.pause = draw.choice((1.0, 1.0, LONGEST_PAUSE))  # seconds at most until a dead worker's successor starts
         self.flaky = 0.0  # of all openings fail
         self.slow = draw.choice((0.01, 0.3, 1.0))  # seconds that opening takes at most
         system = System(world)
