@@ -123,7 +123,7 @@ def _add_package(package: Parser) -> None:
     package.add_argument("--name", help="lower-case letters, digits, - and _; default: the file's name")
     package.add_argument(
         "--task",
-        choices=["regression", "binary", "multiclass", "outputs", "tensors"],
+        choices=["regression", "binary", "multiclass", "multilabel", "outputs", "tensors"],
         help="what the graph predicts; default: as understood from it",
     )
     package.add_argument("--model-version", type=int, metavar="N", help="default: the next free one")

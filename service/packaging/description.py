@@ -10,7 +10,9 @@ from service.model.manifest import Artifact, BackendName, ColumnsInput, Manifest
 from service.packaging.samples import Samples, read_samples
 from service.packaging.understand import Understood
 
-_KINDS = {"regression": "value", "binary": "probability", "multiclass": "probabilities"}
+_KINDS = {
+    "regression": "value", "binary": "probability", "multiclass": "probabilities", "multilabel": "probabilities",
+}  # fmt: skip
 _FOR_IMAGES = ("input_shape", "polarity", "fitting")
 _FOR_TASKS = (
     "features", "samples", "image", *_FOR_IMAGES, "labels", "threshold", "output_kind", "input_tensor", "output_tensor",

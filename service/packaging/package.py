@@ -12,10 +12,10 @@ from service.model.golden import write_golden
 from service.model.manifest import AnyManifest, BackendName, Manifest
 from service.model.predictor import load_any_predictor
 from service.model.version_folder import MANIFEST_FILE
-from service.packaging.convert import check_file, check_parity, convert, is_convertible
+from service.packaging.convert import check_file, convert, is_convertible
 from service.packaging.description import describe, describe_tensors, read_flagged_samples
 from service.packaging.graph import normalize, strip_zipmap
-from service.packaging.proof import add_golden, add_golden_rows
+from service.packaging.proof import add_golden, add_golden_rows, check_parity
 from service.packaging.understand import Understood, understand
 
 _BACKENDS: dict[str, BackendName] = {
@@ -44,6 +44,7 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     contents: dict[BackendName, bytes] = {"onnx": converted.content} if converted else _read_artifacts(paths)
     if converted is not None:
         options |= {flag: value for flag, value in converted.flags.items() if options[flag] is None}
+        options["column_types"] = converted.types
     if "onnx" in contents:
         contents["onnx"] = _adapt(contents["onnx"], options)
     found = understand(contents["onnx"], options) if "onnx" in contents else Understood(options)
@@ -56,7 +57,8 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     else:
         manifest = _describe_and_prove(contents, found, version, kind_given=options["output_kind"] is not None)
         if converted is not None:
-            check_parity(manifest, contents["onnx"], converted, found.rows)
+            samples = read_flagged_samples(found.options) if found.columns is None else None
+            check_parity(manifest, contents["onnx"], converted, samples.rows if samples else found.exact)
     print_lines(manifest.name, found.lines)
     target = root / manifest.name / str(manifest.version)
     if target.exists():

@@ -1,4 +1,4 @@
-"""Check that a user's graph matches its manifest, and record golden samples from it."""
+"""Check that a graph matches its manifest, and answers as its library does, and record golden samples from it."""
 
 import math
 import sys
@@ -11,6 +11,7 @@ from service.errors import InvalidRequestError, ServiceError
 from service.model.backends import Array, Backend, open_backend
 from service.model.manifest import BackendName, GoldenRows, Manifest
 from service.model.predictor import PROBABILITY_TOLERANCE, Predictor, check_alone, worst_excess
+from service.packaging.converted import Converted
 from service.packaging.samples import Samples
 
 Rows = NDArray[Any]  # (N, *shape): float64 from a file, or random float32
@@ -18,6 +19,9 @@ Rows = NDArray[Any]  # (N, *shape): float64 from a file, or random float32
 _GOLDEN_ROWS = 3
 _PROBES = 8  # random rows per scale
 _SAMPLE_ROWS = 256
+_PARITY_ROWS = 1000
+_TOLERANCE = 1e-4  # between a graph and the library
+_MOST_OFF = 0.01  # of the rows may differ by more: those that lie on a split of a tree
 
 
 def add_golden_rows(manifest: Manifest, contents: dict[BackendName, bytes], rows: Rows | None) -> Manifest:
@@ -74,6 +78,63 @@ def add_golden(
     _check_meaning(many, manifest)
     _warn_of_probabilities(many, manifest)
     return manifest.with_golden_rows(None, GoldenRows(inputs, outputs[0]))
+
+
+def check_parity(manifest: Manifest, content: bytes, converted: Converted, samples: Rows | None) -> None:
+    """Check that the graph answers as the library does: numbers within 1e-4, and equal labels.
+
+    A graph scales numbers in float32, so one may fall on another side of a tree's split than in the library's float64:
+    up to 1 % of the rows may differ by more, and are reported.
+
+    Args:
+        manifest: With golden samples.
+        content: The graph.
+        converted: It, with the library's own answers.
+        samples: Inputs as exact as they were given, (N, *shape) or with a field for each tensor of columns. The library
+            takes them so, and the graph as float32: a tree may split between the two. None takes random ones.
+
+    Raises:
+        InvalidRequestError: It does not.
+    """
+    golden = manifest.golden_rows
+    if converted.predict is None or golden is None:
+        return
+    rows: Rows = golden.inputs if samples is None else samples
+    if samples is None and manifest.input.kind == "tabular":
+        noise = np.random.default_rng(0).standard_normal((_PARITY_ROWS, *rows.shape[1:])).astype(np.float32)
+        rows = np.concatenate([rows, (noise * np.abs(rows).max(axis=0))])
+    rows = rows[:_PARITY_ROWS]
+    actual: NDArray[Any] = open_backend("onnx", content, manifest, "cpu", 1).run(rows.astype(golden.inputs.dtype))
+    try:
+        expected = np.asarray(converted.predict(rows), np.float64).reshape(len(rows), -1)
+    except Exception as error:  # whatever the library raises
+        raise InvalidRequestError(f"the library does not predict for the samples: {error}") from error
+    if actual.dtype.names:
+        if "label" in actual.dtype.names and not np.array_equal(actual["label"].reshape(-1), expected.reshape(-1)):
+            raise InvalidRequestError("the graph and the library give different labels; nothing was written")
+        return
+    if expected.shape[1] == 1 and actual.shape[1] == 2:  # noqa: PLR2004 - a probability of the second label
+        expected = np.concatenate([1 - expected, expected], axis=1)
+    if expected.shape != actual.shape:
+        raise InvalidRequestError(f"the library answers {list(expected.shape)}, the graph {list(actual.shape)}")
+    difference = np.abs(actual - expected)
+    is_off = (difference > _TOLERANCE * np.maximum(1, np.abs(expected))).any(axis=1)
+    if is_off.mean() > _MOST_OFF:
+        row = int(np.argmax(difference.max(axis=1)))
+        raise InvalidRequestError(
+            f"the graph differs from the library by {difference.max():.2g} in row {row + 1}; nothing was written"
+        )
+    if is_off.any():
+        print(
+            f"warning: {is_off.sum()} of {len(rows)} rows differ from the library by up to {difference.max():.2g}:"
+            " a number lies so near a split of a tree that float32 falls on the other side",
+            file=sys.stderr,
+        )
+    if manifest.task in ("binary", "multiclass") and actual.shape[1] > 1:
+        best = np.sort(expected, axis=1)
+        is_clear = ~is_off & (best[:, -1] - best[:, -2] > 2 * _TOLERANCE)
+        if (actual.argmax(axis=1) != expected.argmax(axis=1))[is_clear].any():
+            raise InvalidRequestError("the graph and the library give different labels; nothing was written")
 
 
 def _choose_rows(manifest: Manifest, samples: Samples | None) -> Rows:
@@ -148,7 +209,7 @@ def _check_meaning(outputs: Array, manifest: Manifest) -> None:
             f"the graph gives {outside[0]:g}, not a probability; are its outputs {two}--output-kind logits?"
         )
     odd = [total for total in outputs.sum(axis=1) if abs(total - 1) > PROBABILITY_TOLERANCE]
-    if kind == "probabilities" and odd:
+    if kind == "probabilities" and manifest.task != "multilabel" and odd:
         raise InvalidRequestError(f"the graph gives probabilities that sum to {odd[0]:g}, not to 1")
 
 

@@ -47,9 +47,9 @@ class Table:
         return Table({name: self.columns[name] for name in names})
 
     @property
-    def has_nulls(self) -> bool:
-        """Whether a cell is null."""
-        return any("" in cells for cells in self.columns.values())
+    def is_plain(self) -> bool:
+        """Whether no cell is null, and no column boolean."""
+        return not any("" in cells or find_type(cells) == "boolean" for cells in self.columns.values())
 
 
 def read_table(path: Path, features: list[str]) -> Table:
@@ -115,13 +115,14 @@ def find_type(cells: list[str]) -> str:
     return "boolean" if all(cell.lower() in ("true", "false") for cell in filled) else "text"
 
 
-def describe_column(name: str, tensor_type: str, cells: list[str]) -> dict[str, Any]:
+def describe_column(name: str, tensor_type: str, cells: list[str], known: str | list[str] = "") -> dict[str, Any]:
     """Return the manifest's fields of a column that goes into a tensor of this type.
 
     Args:
         name: The column's name.
         tensor_type: As onnxruntime names it, such as "tensor(float)".
         cells: What the samples have in this column, if anything.
+        known: The column's type, or a category's values, where the tensor's type does not say it.
 
     Raises:
         InvalidRequestError: No column goes into such a tensor, or a cell is no value of its type.
@@ -129,30 +130,44 @@ def describe_column(name: str, tensor_type: str, cells: list[str]) -> dict[str, 
     kind = _TYPES.get(tensor_type)
     if kind is None:
         raise InvalidRequestError(f"input {name} is {tensor_type}; only --task tensors takes that")
-    column: dict[str, Any] = {"name": name, "type": kind}
+    if isinstance(known, list):
+        return {"name": name, "type": "category", "values": known, "nullable": True}
+    if kind == "number" and not known and cells and find_type(cells) == "boolean":
+        known = "boolean"
+    column: dict[str, Any] = {"name": name, "type": known or kind}
     if tensor_type in _DATATYPES:
         column["datatype"] = _DATATYPES[tensor_type]
+    elif known:
+        column["datatype"] = "FP32"
     if "" in cells and kind in ("number", "text"):
         column["nullable"] = True
     filled = [cell for cell in cells if cell]
     if kind == "text" and filled and len(set(filled)) <= min(_MOST_VALUES, len(filled) // 2):
         return column | {"type": "category", "values": sorted(set(filled))}
-    if kind in ("number", "integer") and filled:
-        values = [_parse(kind, cell, name) for cell in filled]
+    if column["type"] in ("number", "integer") and filled:
+        values = [_parse(column["type"], cell, name) for cell in filled]
         if min(values) < max(values):
             column |= {"minimum": min(values), "maximum": max(values)}
     return column
 
 
 def build_rows(spec: ColumnsInput, table: Table, most: int) -> NDArray[Any]:
-    """Return the first `most` rows of a table as the graph takes them; see `service.model.columns`."""
-    rows = np.empty(min(len(table), most), spec.row_dtype)
+    """Return the first `most` rows of a table as the graph takes them, but with float64 for float32.
+
+    See `service.model.columns`.
+    """
+    fields = [(name, spec.row_dtype[name]) for name in spec.row_dtype.names or ()]
+    exact = [(name, np.float64 if field.base == np.float32 else field.base, field.shape) for name, field in fields]
+    rows = np.empty(min(len(table), most), exact)
     for tensor in spec.tensors:
-        for index, column in enumerate(tensor.columns):
-            cells = table.columns[column.name][: len(rows)]
+        for index, (column, codes) in enumerate(zip(tensor.columns, tensor.codes, strict=True)):
+            values = [_read_cell(column, cell) for cell in table.columns[column.name][: len(rows)]]
+            if unknown := set(values) - set(codes or values):
+                raise InvalidRequestError(f"--samples has {unknown.pop()!r} in column {column.name}, no value of it")
             null = column.missing if tensor.datatype == "BYTES" else np.nan
-            values = [_read_cell(column, cell) for cell in cells]
-            rows[tensor.name][:, index] = [null if value is None else value for value in values]
+            rows[tensor.name][:, index] = [
+                codes[value] if codes else null if value is None else value for value in values
+            ]
     return rows
 
 

@@ -22,6 +22,7 @@ Outputs = dict[str, NDArray[Any]]
 MOST_ROWS = 1000
 _FLOATS = ("tensor(float)", "tensor(double)")
 _CHANNELS = (1, 3)
+_SHOWN = 4  # values of a category
 _TABLE, _MAPS, _PICTURE = 2, 3, 4  # ranks of inputs, with the batch
 _DATATYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "object": "BYTES"}
 _SUM_ERROR = 1e-3
@@ -37,6 +38,7 @@ class Understood:
         columns: The manifest's input, where it is typed columns.
         output: The manifest's output, where flags cannot say it.
         rows: The samples as the graph takes them, where the input is columns.
+        exact: The same with float64 for float32.
     """
 
     options: dict[str, Any]
@@ -44,6 +46,7 @@ class Understood:
     columns: ColumnsInput | None = None
     output: dict[str, Any] | None = None
     rows: NDArray[Any] | None = None
+    exact: NDArray[Any] | None = None
 
     def guess(self, flag: str, value: Any, shown: str) -> None:  # noqa: ANN401 - of any flag
         """Take a value for a flag that was not given."""
@@ -84,7 +87,8 @@ def _understand_input(session: ort.InferenceSession, found: Understood) -> bool:
         return bool(options["image"]) or _understand_picture(node, found)
     if any(len(each.shape) > _TABLE for each in nodes):
         return False
-    if len(nodes) == 1 and is_float and not (table and table.has_nulls):
+    known = options.get("column_types")
+    if len(nodes) == 1 and is_float and not known and (table is None or table.is_plain):
         width = node.shape[-1]
         if not options["features"] and not options["samples"] and isinstance(width, int):
             names = [f"x{index}" for index in range(width)]
@@ -93,11 +97,13 @@ def _understand_input(session: ort.InferenceSession, found: Understood) -> bool:
     if len(nodes) == 1 and node.type not in ("tensor(string)", *_FLOATS) and table is None:
         return False  # such as the numbers of words
     found.columns = _describe_columns(nodes, found, table)
-    found.rows = build_rows(found.columns, table, MOST_ROWS) if table else build_row(found.columns)
+    found.exact = build_rows(found.columns, table, MOST_ROWS) if table else build_row(found.columns)
+    found.rows = found.exact.astype(found.columns.row_dtype)
     found.options["features"] = None
     for column in found.columns.columns:
         kind = f"{column.type}{' or null' if column.nullable else ''}"
-        shown = f"{kind}: {', '.join(map(str, column.values[:4]))}, …" if column.values else kind
+        values = [*map(str, column.values[:_SHOWN]), *(["…"] if len(column.values) > _SHOWN else [])]
+        shown = f"{kind}: {', '.join(values)}" if values else kind
         found.lines.append((f"column {column.name}", shown, "--samples"))
     return True
 
@@ -142,18 +148,21 @@ def _understand_picture(node: Any, found: Understood) -> bool:  # noqa: ANN401 -
 
 
 def _describe_columns(nodes: list[Any], found: Understood, table: Table | None) -> ColumnsInput:
+    known = found.options.get("column_types", {})
     if len(nodes) > 1:
         if table is not None:
             table = table.pick([node.name for node in nodes])
         cells = {} if table is None else table.columns
-        columns = [describe_column(node.name, node.type, cells.get(node.name, [])) for node in nodes]
+        columns = [
+            describe_column(node.name, node.type, cells.get(node.name, []), known.get(node.name, "")) for node in nodes
+        ]
         return ColumnsInput.model_validate({"kind": "columns", "columns": columns})
     node = nodes[0]
     width = node.shape[-1] if len(node.shape) == _TABLE and isinstance(node.shape[-1], int) else 1
     names = _split(found.options["features"]) or ([*table.columns] if table else [])
     names = names or ([node.name] if width == 1 else [f"x{index}" for index in range(width)])
     cells = {} if table is None else table.columns
-    columns = [describe_column(name, node.type, cells.get(name, [])) for name in names]
+    columns = [describe_column(name, node.type, cells.get(name, []), known.get(name, "")) for name in names]
     feed = {"tensor(string)": "strings", "tensor(float)": "floats"}.get(node.type, "columns")
     if feed == "columns":
         columns = [column | {"tensor": node.name} for column in columns]
@@ -163,9 +172,13 @@ def _describe_columns(nodes: list[Any], found: Understood, table: Table | None) 
 
 def _understand_output(content: bytes, session: ort.InferenceSession, found: Understood) -> None:
     options, outputs = found.options, _try(session, found)
-    is_pair = len(outputs) == 2 and not options["output_tensor"]  # noqa: PLR2004 - scikit-learn's label and table
+    is_pair = len(outputs) == 2 and not options["output_tensor"] and options["task"] != "outputs"  # noqa: PLR2004 - scikit-learn's label and table
     floats = [name for name, output in outputs.items() if output.dtype.kind == "f"]
     labels = [name for name, output in outputs.items() if output.dtype.kind in "iOU" and output.ndim == 1]
+    tables = [name for name, output in outputs.items() if output.dtype.kind == "i" and output.ndim == _TABLE]
+    if is_pair and len(floats) == len(tables) == 1 and outputs[floats[0]].shape == outputs[tables[0]].shape:
+        _describe_labels(outputs[floats[0]].shape[1], floats[0], found)
+        return
     if is_pair and len(floats) == len(labels) == 1:
         found.guess("output_tensor", floats[0], f"{floats[0]}, beside the class in {labels[0]}")
     elif not options["output_tensor"] and (len(outputs) > 1 or next(iter(outputs.values())).ndim > _TABLE):
@@ -216,6 +229,16 @@ def _describe_outputs(outputs: Outputs, found: Understood) -> None:
         found.options["task"] = "outputs"
     if found.options["task"] == "outputs":
         found.output = {"kind": "tensors", "outputs": named}
+
+
+def _describe_labels(width: int, name: str, found: Understood) -> None:
+    """Take a table of probabilities beside one of yes and no as several labels that each apply or not."""
+    if found.options["task"] is None:
+        found.guess("task", "multilabel", f"multilabel, with {width} labels that each apply or not")
+    if not found.options["labels"]:
+        found.guess("labels", [str(index) for index in range(width)], f"0 to {width - 1}; @FILE has one a line")
+    if found.options["task"] == "multilabel":
+        found.output = {"kind": "probabilities", "labels": _split(found.options["labels"]), "tensor": name}
 
 
 def _understand_table(table: NDArray[np.float32], classes: list[str], has_labels: bool, found: Understood) -> None:
