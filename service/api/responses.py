@@ -74,13 +74,12 @@ def split_fields(lines: bytes) -> list[tuple[bytes, bytes]]:
 
 def explain(method: str, path: str, error: HTTPException) -> ServiceError:
     """Return the failure that says in a sentence what Starlette says in a status."""
-    model, _, action = path.partition(":")
-    if action and model.startswith(("/v1/models/", "/v2/models/")):  # names have no colon, but the route takes any
-        return NotFoundError(f"a model has no :{action[:40]}; below /v1/models it has :predict and :preview")
+    is_action = ":" in path and path.startswith(("/v1/models/", "/v2/models/"))  # the route takes it for a name
+    if is_action or error.status_code == NotFoundError.status:
+        hint = "models below /v1 have :predict and :preview" if is_action else "see /docs for what there is"
+        return NotFoundError(f"there is nothing at {path}; {hint}")
     if error.status_code == MethodNotAllowedError.status:
         named = (error.headers or {}).get("Allow", "GET, HEAD")
         allowed = ", ".join(sorted(named.split(", ")))  # Starlette joins a set, in an order of its own
         return MethodNotAllowedError(f"{method} is not answered at {path}; it answers {allowed}", allow=allowed)
-    if error.status_code == NotFoundError.status:
-        return NotFoundError(f"there is nothing at {path}; see /docs for what there is")
     return InvalidRequestError(f"the request to {path} cannot be answered ({error.status_code})")

@@ -65,6 +65,8 @@ def build_predictions() -> list[Row]:
         row("v1 in chunks", ask(V1, None, CHUNKED) + chunk(GOOD[:9], GOOD[9:]), 200),
         row("v1 heavy in chunks", ask(V1, None, CHUNKED) + chunk(*parts), 200),
         row("v1 and close", ask(V1, GOOD, CLOSE), 200, 0),
+        row("v1 in TensorFlow Serving's form", ask(f"{V1}?format=tfserving", GOOD), 200),
+        row("v1 by column", ask(V1, b'{"inputs": {"inputs": [2.5]}}'), 200),
         row("PNG", ask(CANVAS, picture, kind="image/png"), 200),
         row("multipart", ask(CANVAS, form, kind="multipart/form-data; boundary=b"), 200),
         row("base64", ask(CANVAS, b64), 200),
@@ -120,7 +122,7 @@ def build_heads() -> list[Row]:
         "/v2/models/doubler/infer?%64=/": 200, "http://test/v1/models/doubler:predict": 200,
         "/v1/models/doubler:predict/": 404, "/v2/models/doubler/infer/": 404, "/v1/models/nosuch:predict": 404,
         "/v1/models/doubler/versions/9:predict": 404, "/v1/models/doubler/versions/x:predict": 404,
-        "/v2/models/nosuch/infer": 404, "/v1/models/:predict": 405, "/v1/models/doubler:other": 405,
+        "/v2/models/nosuch/infer": 404, "/v1/models/:predict": 404, "/v1/models/doubler:other": 404,
         "/V1/models/doubler:predict": 404,
     }  # fmt: skip
     bearer = f"Authorization: Bearer {KEY}"

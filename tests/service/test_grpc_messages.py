@@ -18,7 +18,7 @@ from service.errors import InvalidRequestError, ServiceError, TooLargeError
 from service.grpc import messages
 from service.model.manifest import TensorManifest
 from service.model.tensor_model import Tensors
-from tests import fakes
+from tests import columns, fakes
 from tests.servers import ROOT
 
 COMPASS = fakes.compass().manifest()
@@ -54,6 +54,26 @@ def build(raw: bytes | None = ROWS.tobytes(), shape: tuple[int, ...] = (2, 2), *
 def decode(request: Any, manifest: Any = COMPASS) -> Any:
     """Decode a request."""
     return messages.decode(request.SerializeToString(), manifest, HEAD)
+
+
+def test_tables_have_an_input_for_each_column() -> None:
+    """As over HTTP: another datatype than the graph's, texts for dates, and NaN for what is not known."""
+    request = messages.get_message("ModelInferRequest")(model_name="house")
+    for name, datatype, field, values in (
+        ("age", "FP64", "fp64_contents", [40.0, np.nan]),
+        ("garden", "BOOL", "bool_contents", [True, False]),
+        ("city", "BYTES", "bytes_contents", [b"Oslo", b"Bonn"]),
+        ("remark", "BYTES", "bytes_contents", [b"fine", b"none"]),
+        ("since", "BYTES", "bytes_contents", [b"1970-01-02", b"1970-01-01"]),
+    ):
+        tensor = request.inputs.add(name=name, datatype=datatype, shape=[2, 1])
+        getattr(tensor.contents, field).extend(values)
+    rows = decode(request, columns.house().manifest()).inputs
+    np.testing.assert_array_equal(rows["age"].ravel(), [40, np.nan])
+    assert (rows["city"].ravel().tolist(), rows["since"].ravel().tolist()) == (["Oslo", "Bonn"], [1.0, 0.0])
+    request.inputs[2].contents.bytes_contents[0] = b"\xff"
+    with pytest.raises(InvalidRequestError, match="city"):
+        decode(request, columns.house().manifest())
 
 
 def describe_tensor(datatype: str) -> TensorManifest:

@@ -49,5 +49,5 @@ def test_action_that_models_do_not_have_is_not_found() -> None:
     """The route of models takes it for a name, and would say that it answers GET, which it does not."""
     found = explain("POST", "/v1/models/house:explain", HTTPException(405, headers={"Allow": "GET, HEAD"}))
     assert isinstance(found, NotFoundError)
-    assert str(found) == "a model has no :explain; below /v1/models it has :predict and :preview"
+    assert str(found) == "there is nothing at /v1/models/house:explain; models below /v1 have :predict and :preview"
     assert isinstance(explain("POST", "/v1/models/house", HTTPException(405)), MethodNotAllowedError)
