@@ -57,3 +57,29 @@ def test_memory_of_a_burst_is_returned_once_it_has_passed() -> None:
     kept, left = map(int, done.stdout.split())
     assert kept > 200_000_000
     assert left < 10_000_000
+
+
+COUNT_HEAPS = """
+import ctypes, threading
+from service.model.memory import keep_freed_memory
+
+def work():
+    held = [bytes(2000) for _ in range(100)]
+    barrier.wait()
+
+keep_freed_memory()
+barrier = threading.Barrier(9)
+for _ in range(8):
+    threading.Thread(target=work).start()
+barrier.wait()
+library = ctypes.CDLL(None)
+library.malloc_info(0, ctypes.c_void_p.in_dll(library, "stdout"))
+library.fflush(None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library is another one")
+def test_threads_share_the_heaps_of_a_worker() -> None:
+    """What a thread has freed serves the others; with a heap of its own, as by default, it would stay there."""
+    done = subprocess.run([sys.executable, "-c", COUNT_HEAPS], check=True, capture_output=True, text=True)
+    assert done.stdout.count("<heap") <= 2
