@@ -67,7 +67,7 @@ class HttpProtocol(Connection):
         if is_between and self._take_known(data):
             return
         for start in range(0, len(data), PIECE_BYTES):
-            if self._is_last or self.state in (State.DRAINING, State.CLOSING):
+            if self._is_last:
                 return
             if self._events or self._begun > TURN_REQUESTS:
                 self._unparsed = data[start:]

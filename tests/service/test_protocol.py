@@ -119,6 +119,32 @@ def test_continue_is_sent_to_who_asks(doubler_dir: Path) -> None:
     run(doubler_dir, drive)
 
 
+@pytest.mark.parametrize("field", ["Expect: nothing", "X-Expect: 100-continue"])
+def test_continue_is_not_sent_to_who_asks_for_something_else(field: str, doubler_dir: Path) -> None:
+    """An expectation that nobody knows is ignored, and so is its value in another field."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(build_predict("doubler", [1.0], fields=(field,)))
+        await settle(connection)
+        assert statuses(wire) == [200]
+
+    run(doubler_dir, drive)
+
+
+def test_requests_with_the_same_head_have_ids_of_their_own(doubler_dir: Path) -> None:
+    """A head that was read before says nothing of who asks now; one that names its request keeps that name."""
+
+    async def drive(connection: HttpProtocol, wire: Wire) -> None:
+        for request in (PREDICT, PREDICT, PREDICT, build_predict("doubler", [1.0], fields=("X-Request-ID: mine",))):
+            connection.data_received(request)
+            await settle(connection)
+        ids = re.findall(rb"x-request-id: (\S+)", wire.written)
+        assert len(ids) == len(set(ids)) == 4
+        assert ids[-1] == b"mine"
+
+    run(doubler_dir, drive)
+
+
 def test_body_is_no_head(doubler_dir: Path) -> None:
     """A body may be longer than a head, and a chunked one too, unless its chunks are all but empty."""
 
