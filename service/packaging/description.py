@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from service.errors import InvalidRequestError, describe_invalid
 from service.model.manifest import Artifact, BackendName, ColumnsInput, Manifest, TensorManifest, digest
 from service.packaging.samples import Samples, read_samples
-from service.packaging.understand import Understood
+from service.packaging.understand import Understood, read_picture
 
 _KINDS = {
     "regression": "value", "binary": "probability", "multiclass": "probabilities", "multilabel": "probabilities",
@@ -107,26 +107,11 @@ def _describe_columns(options: dict[str, Any], samples: Samples | None) -> dict[
 
 
 def _describe_image(options: dict[str, Any]) -> dict[str, Any]:
-    if options["features"]:
-        raise InvalidRequestError("give --features for a tabular model or --image for an image model, one of the two")
-    size = _read_numbers(options["image"], "x", "--image")
-    if len(size) not in (2, 3):
-        raise InvalidRequestError(f"--image {options['image']} is not WIDTHxHEIGHT or WIDTHxHEIGHTxCHANNELS")
-    width, height, channels = [*size, 1][:3]
-    shape = [channels, height, width]
-    if options["input_shape"]:
-        shape = _read_numbers(options["input_shape"], ",", "--input-shape")
+    (width, height, channels), shape = read_picture(options)
     fitting = options["fitting"] or "stretch"
     polarity = options["polarity"] or ("light-on-dark" if fitting == "mnist" else "as-is")
     image = {"width": width, "height": height, "channels": channels, "polarity": polarity, "fitting": fitting}
     return {"kind": "image", "shape": shape, "image": image, "tensor": options["input_tensor"]}
-
-
-def _read_numbers(text: str, separator: str, flag: str) -> list[int]:
-    try:
-        return [int(part) for part in text.lower().split(separator)]
-    except ValueError as error:
-        raise InvalidRequestError(f"{flag} {text} is not whole numbers separated by {separator}") from error
 
 
 def _split(given: str | list[str] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
             samples = read_flagged_samples(found.options) if found.columns is None else None
             check_parity(manifest, contents["onnx"], converted, samples.rows if samples else found.exact)
     print_lines(manifest.name, found.lines)
+    if isinstance(manifest, Manifest) and manifest.input.kind != "image" and not options["samples"]:
+        print(
+            "warning: the ranges of the inputs are unknown, and the golden samples are random; give real rows with"
+            " --samples",
+            file=sys.stderr,
+        )
     target = root / manifest.name / str(manifest.version)
     if target.exists():
         raise InvalidRequestError(f"{target} exists; choose another --model-version")

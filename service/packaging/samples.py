@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequestError
+from service.packaging.table import read_parquet
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Samples:
 
 
 def read_samples(path: Path, features: list[str]) -> Samples:
-    """Read a CSV file, with or without a header, or an .npy file of shape (N, …).
+    """Read a CSV file, with or without a header, a Parquet file, or an .npy file of shape (N, …).
 
     Args:
         path: The file.
@@ -33,6 +34,9 @@ def read_samples(path: Path, features: list[str]) -> Samples:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False).astype(np.float64)
             samples = Samples(tuple(features), array.reshape(len(array), -1))
+        elif path.suffix == ".parquet":
+            names, lines = read_parquet(path)
+            samples = _read_table([names, *lines], features)
         else:
             with path.open(newline="", encoding="utf-8-sig") as file:
                 samples = _read_table([line for line in csv.reader(file) if any(line)], features)

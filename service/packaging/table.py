@@ -62,8 +62,6 @@ def read_table(path: Path, features: list[str]) -> Table:
         names, rows = _READERS.get(path.suffix, _read_csv)(path)
     except OSError as error:
         raise InvalidRequestError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ImportError as error:
-        raise InvalidRequestError(f"{path} cannot be read without {error.name}: pip install pandas pyarrow") from error
     except (ValueError, csv.Error) as error:
         raise InvalidRequestError(f"{path} is not a table: {error}") from error
     width = len(rows[0]) if rows else 0
@@ -83,10 +81,19 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     return ([cell.strip() for cell in lines[0]], lines[1:]) if is_header else ([], lines)
 
 
-def _read_parquet(path: Path) -> tuple[list[str], list[list[str]]]:
-    import pandas  # noqa: PLC0415 - only for this kind of file
+def read_parquet(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the names of a Parquet file's columns, and its rows as text; a null is "".
 
-    frame = pandas.read_parquet(path)
+    Raises:
+        InvalidRequestError: pandas or pyarrow is not installed.
+    """
+    try:
+        import pandas  # noqa: PLC0415 - only for this kind of file
+
+        with path.open("rb") as file:
+            frame = pandas.read_parquet(file)
+    except ImportError as error:  # pandas names pyarrow in a sentence only
+        raise InvalidRequestError(f"{path} cannot be read without pandas and pyarrow: pip install them") from error
     text = frame.astype(object).where(frame.notna(), "").astype(str)
     return [str(name) for name in frame.columns], text.to_numpy().tolist()
 
@@ -97,7 +104,7 @@ def _read_npy(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 _READERS: dict[str, Callable[[Path], tuple[list[str], list[list[str]]]]] = {
-    ".parquet": _read_parquet,
+    ".parquet": read_parquet,
     ".npy": _read_npy,
 }
 

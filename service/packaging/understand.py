@@ -71,7 +71,7 @@ def understand(content: bytes, options: dict[str, Any]) -> Understood:
                 "task", "tensors", "tensors: served by /v2 alone, since the inputs are neither a table nor a picture"
             )
         return found
-    is_said = bool(options["task"] and options["labels"]) or options["task"] == "regression"
+    is_said = bool(options["task"] and options["labels"])
     if found.columns is None and is_said and (options["output_tensor"] or len(session.get_outputs()) == 1):
         return found
     _understand_output(content, session, found)
@@ -147,6 +147,31 @@ def _understand_picture(node: Any, found: Understood) -> bool:  # noqa: ANN401 -
     return True
 
 
+def read_picture(options: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Return width, height and channels by `--image`, and the shape of a picture's tensor.
+
+    Raises:
+        InvalidRequestError: The flags say no size, or contradict each other.
+    """
+    if options["features"]:
+        raise InvalidRequestError("give --features for a tabular model or --image for an image model, one of the two")
+    size = _read_numbers(options["image"], "x", "--image")
+    if len(size) not in (_TABLE, _MAPS):
+        raise InvalidRequestError(f"--image {options['image']} is not WIDTHxHEIGHT or WIDTHxHEIGHTxCHANNELS")
+    width, height, channels = [*size, 1][:3]
+    shape = [channels, height, width]
+    if options["input_shape"]:
+        shape = _read_numbers(options["input_shape"], ",", "--input-shape")
+    return [width, height, channels], shape
+
+
+def _read_numbers(text: str, separator: str, flag: str) -> list[int]:
+    parts = [part.strip() for part in text.lower().split(separator)]
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise InvalidRequestError(f"{flag} {text} is not whole numbers separated by {separator}")
+    return [int(part) for part in parts]
+
+
 def _describe_columns(nodes: list[Any], found: Understood, table: Table | None) -> ColumnsInput:
     known = found.options.get("column_types", {})
     if len(nodes) > 1:
@@ -202,10 +227,8 @@ def _try(session: ort.InferenceSession, found: Understood) -> Outputs:
         rows = split_rows(found.rows[:64])
         fed = {name: tensor.reshape(-1) if ranks.get(name) == 1 else tensor for name, tensor in rows.items()}
     elif found.options["image"]:
-        sizes = found.options["image"].lower().split("x")
-        channels = sizes[2] if len(sizes) > _TABLE else "1"
-        shape = _split(found.options["input_shape"]) or [channels, sizes[1], sizes[0]]
-        fed = {node.name: np.random.default_rng(0).random((2, *map(int, shape)), dtype=np.float32)}
+        _, shape = read_picture(found.options)
+        fed = {node.name: np.random.default_rng(0).random((2, *shape), dtype=np.float32)}
     else:
         width = node.shape[-1] if isinstance(node.shape[-1], int) else len(_split(found.options["features"])) or 1
         fed = {node.name: np.random.default_rng(0).standard_normal((8, width)).astype(np.float32)}

@@ -22,7 +22,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from service.__main__ import main
 from service.model.columns import split_rows
-from service.model.manifest import ColumnsInput, ImageInput, Manifest, TensorManifest
+from service.model.manifest import ColumnsInput, ImageInput, Manifest, TabularInput, TensorManifest
 from service.model.predictor import load_predictor
 from service.model.version_folder import load_any_manifest, load_manifest
 from service.packaging import convert
@@ -205,6 +205,62 @@ def test_pickle_is_read_only_if_trusted(tmp_path: Path, capsys: pytest.CaptureFi
     assert package(tmp_path / "models", tmp_path / "model.pkl") == 1
     assert "if you trust it, say --trust-pickle" in capsys.readouterr().err
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy"])
+def test_samples_of_numbers_come_from_each_kind_of_file(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names (an .npy file has none), ranges and golden samples are those of the file."""
+    rows = pd.DataFrame({"long": [1.5, 2.5, 0.5], "wide": [10.0, 30.0, 20.0]}, dtype="float32")
+    samples = tmp_path / f"rows{suffix}"
+    {".csv": lambda: rows.to_csv(samples, index=False), ".parquet": lambda: rows.to_parquet(samples)}.get(
+        suffix, lambda: np.save(samples, rows.to_numpy())
+    )()
+    flags = ["--features", "long,wide"] if suffix == ".npy" else []
+    graph = write(tmp_path / "pair.onnx", "Identity", 2, 2)
+    assert package(tmp_path / "models", graph, "--task", "regression", "--samples", samples, *flags) == 0
+    assert "warning: the ranges" not in capsys.readouterr().err
+    manifest = load_manifest(tmp_path / "models" / "pair" / "1")
+    assert isinstance(manifest.input, TabularInput)
+    assert [(each.name, each.minimum, each.maximum) for each in manifest.input.features] == [
+        ("long", 0.5, 2.5), ("wide", 10, 30)
+    ]  # fmt: skip
+    assert manifest.golden_rows is not None
+    assert (manifest.golden_rows.inputs == rows.to_numpy()[: len(manifest.golden_rows.inputs)]).all()
+
+
+def test_parquet_gives_the_columns_that_csv_gives(tmp_path: Path) -> None:
+    """Types, values, ranges and nulls."""
+    model, csv = build_pipeline(tmp_path)
+    pd.read_csv(csv).to_parquet(tmp_path / "rows.parquet")
+    for name, samples in (("one", csv), ("two", tmp_path / "rows.parquet")):
+        flags = ["--trust-pickle", "--name", name, "--samples", samples]
+        assert package(tmp_path / "models", model, *flags) == 0
+    one, two = (load_manifest(tmp_path / "models" / name / "1") for name in ("one", "two"))
+    assert one.input == two.input
+    assert one.output == two.output
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy"])
+def test_samples_that_cannot_be_read_are_told_with_their_name(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, whether they are missing or no table."""
+    graph = write(tmp_path / "pair.onnx", "Identity", 2, 2)
+    samples = tmp_path / f"rows{suffix}"
+    for reason in ("cannot be read: No such file", "is not a table of numbers: "):
+        assert package(tmp_path / "models", graph, "--task", "regression", "--samples", samples) == 1
+        message = capsys.readouterr().err
+        assert f"rows{suffix} {reason}" in message
+        assert message.count("\n") == 1
+        samples.write_bytes(b"\x00\xff\x00\xff")
+
+
+def test_ranges_without_samples_are_told_to_be_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The page then has nothing to show but fields for any number."""
+    assert package(tmp_path / "models", write(tmp_path / "pair.onnx", "Identity", 2, 2), "--task", "regression") == 0
+    assert "warning: the ranges of the inputs are unknown" in capsys.readouterr().err
 
 
 def test_graph_that_differs_from_its_library_is_not_written(
