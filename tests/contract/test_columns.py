@@ -203,6 +203,24 @@ def test_refusal_names_the_value_of_a_table(homes: Server, changes: dict[str, An
     assert (answer.status_code, sentence in answer.json()["error"]) == (400, True), answer.text
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64"])
+def test_features_as_inputs_of_their_own(homes: Server, datatype: str) -> None:
+    """A model of plain features takes a table, too."""
+    tensors = [
+        {"name": name, "datatype": datatype, "shape": [2], "data": data}
+        for name, data in (("b", [3, 4]), ("a", [1, 2]))
+    ]
+    answer = homes.post("/v2/models/box/infer", json={"inputs": tensors}).json()
+    assert answer["outputs"][0]["data"] == [1.0, 3.0, 2.0, 4.0], answer
+    for changed, sentence in (
+        ({"data": [1, None]}, "instances[1].a is null"),
+        ({"data": [1], "shape": [1]}, "the columns have 1, 2 rows"),
+        ({"name": "c"}, "the model has no input 'b'; it takes 'inputs'"),
+    ):
+        refused = homes.post("/v2/models/box/infer", json={"inputs": [tensors[0], tensors[1] | changed]})
+        assert (refused.status_code, sentence in refused.json()["error"]) == (400, True), refused.text
+
+
 def test_columns_as_binary_data(homes: Server) -> None:
     """NaN is null there, and an infinity is refused."""
     inputs, data = [], b""

@@ -1,4 +1,4 @@
-"""Requests that send each column of a model as an input of its own, as tables are sent (MLServer's PandasCodec).
+"""Requests that send each column or feature as an input of its own, as tables are sent (MLServer's PandasCodec).
 
 The graph's own inputs may take several columns in one tensor, codes for categories and days for dates. Here values are
 those of `/v1`: texts for categories and dates, and null, or NaN as binary data, for what is not known.
@@ -9,18 +9,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.api.v1.columns import read_columns
+from service.api.v1.instances import read_instances
 from service.api.v2.datatypes import Tensor
 from service.errors import InvalidRequestError
+from service.model.backends import Array
 from service.model.columns import Rows
-from service.model.manifest import ColumnsInput, Manifest
+from service.model.manifest import AnyManifest, ColumnsInput, Manifest, TabularInput
 from service.model.tensor_model import as_text
 
 Described = Mapping[str, tuple[str, tuple[int, ...]]]
 """Datatype and shape of each input of a request, by name."""
 
 
-def is_by_column(inputs: Described, spec: ColumnsInput) -> bool:
-    """Tell whether the inputs of a request are columns, and are not just what the graph takes."""
+def is_by_column(inputs: Described, manifest: AnyManifest) -> bool:
+    """Tell whether the inputs of a request are columns or features, and are not just what the graph takes."""
+    spec = manifest.input if isinstance(manifest, Manifest) else None
+    if isinstance(spec, TabularInput):
+        return len(inputs) > 1 and inputs.keys() <= {feature.name for feature in spec.features}
+    if not isinstance(spec, ColumnsInput):
+        return False
     graph = {each.name: (each.datatype, (len(each.columns),)) for each in spec.tensors}
     own = {name: (datatype, shape[1:]) for name, (datatype, shape) in inputs.items()}
     return own != graph and own.keys() <= {column.name for column in spec.columns}
@@ -41,15 +48,16 @@ def check_columns(inputs: Described) -> None:
         raise InvalidRequestError(f"the columns have {', '.join(map(str, sorted(counts)))} rows; send equally many")
 
 
-def read_rows(tensors: Mapping[str, Tensor], manifest: Manifest) -> Rows:
-    """Return the rows of columns that were sent as inputs of their own.
+def read_rows(tensors: Mapping[str, Tensor], manifest: Manifest) -> Rows | Array:
+    """Return the rows of columns that were sent as inputs of their own, or float32 (N, features).
 
     Raises:
         InvalidRequestError: a value cannot be used; the sentence says which and why.
     """
-    assert isinstance(manifest.input, ColumnsInput)
     columns = [_list_values(name, tensor.reshape(-1)) for name, tensor in tensors.items()]
     instances = [dict(zip(tensors, row, strict=True)) for row in zip(*columns, strict=True)]
+    if not isinstance(manifest.input, ColumnsInput):
+        return read_instances(instances, manifest)
     return read_columns(instances, manifest.input, (manifest.name, manifest.version))
 
 

@@ -112,8 +112,8 @@ def _decode_plain(body: bytes, manifest: AnyManifest, limits: ReadLimits) -> Inf
         if numbers is None:
             return None
         tensors[name] = numbers
-    has_one = isinstance(manifest, Manifest) and manifest.input.kind != "columns"
-    inputs = tensors[name] if has_one else choose_inputs(dict(tensors), manifest, limits, request.by_column)
+    is_input = isinstance(manifest, Manifest) and manifest.input.kind != "columns" and not request.by_column
+    inputs = tensors[name] if is_input else choose_inputs(dict(tensors), manifest, limits, request.by_column)
     return InferCall(inputs, request.id, request.outputs, request.timeout)
 
 
@@ -203,7 +203,7 @@ def choose_inputs(
         tensors: by name.
         manifest: of the model.
         limits: for pictures.
-        by_column: whether the tensors are the model's columns; see `service.api.v2.columns`.
+        by_column: whether the tensors are the model's columns or features; see `service.api.v2.columns`.
 
     Raises:
         InvalidRequestError: a number is not finite, or a picture cannot be read.

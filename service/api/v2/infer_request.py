@@ -41,7 +41,8 @@ class InputTensor(NamedTuple):
 class InferRequest(NamedTuple):
     """The JSON of a request, all but tensor data checked.
 
-    `timeout` is in seconds. `by_column` says that the inputs are a model's columns; see `service.api.v2.columns`.
+    `timeout` is in seconds. `by_column` says that the inputs are a model's columns or features; see
+    `service.api.v2.columns`.
     """
 
     id: str | None
@@ -143,11 +144,9 @@ def _name_input(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> tuple
 
 
 def _check_columns(inputs: tuple[InputTensor, ...], manifest: AnyManifest) -> bool:
-    """Tell whether the inputs are a model's columns, and check that."""
-    if not isinstance(manifest, Manifest) or not isinstance(manifest.input, ColumnsInput):
-        return False
+    """Tell whether the inputs are a model's columns or features, and check that they fit one another."""
     described = {each.name: (each.datatype, each.shape) for each in inputs}
-    by_column = is_by_column(described, manifest.input)
+    by_column = is_by_column(described, manifest)
     if by_column:
         check_columns(described)
     return by_column

@@ -59,6 +59,8 @@ print(json.dumps(NumpyCodec.decode_output(answer.outputs[0]).tolist()))
 table = pd.DataFrame(json.loads(sys.argv[3])).astype({name: object for name in ("city", "remark", "since")})
 answer = infer("house", PandasCodec.encode_request(table, use_bytes=False))
 print(json.dumps(NumpyCodec.decode_output(answer.outputs[0]).tolist()))
+answer = infer("box", PandasCodec.encode_request(pd.DataFrame({"a": [1.0, 2.0], "b": [3, 4]})))
+print(json.dumps(NumpyCodec.decode_output(answer.outputs[0]).tolist()))
 picture = Base64Codec.encode_input("picture", [base64.b64decode(sys.argv[4])], use_bytes=False)
 answer = infer("canvas", InferenceRequest(inputs=[picture]))
 print(json.dumps([output.shape for output in answer.outputs if output.name == "prediction"]))
@@ -83,7 +85,7 @@ with ModelClient(sys.argv[1], "compass") as client:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrpcServer]:
     """A server with gRPC and a model each of numbers, columns and pictures."""
     root = tmp_path_factory.mktemp("others") / "models"
-    for fake in (fakes.compass(), fakes.canvas(), columns.house()):
+    for fake in (fakes.compass(), fakes.canvas(), columns.house(), columns.box()):
         fakes.write_version(root, fake)
     with GrpcServer(root, "--workers", "1") as running:
         yield running
@@ -105,7 +107,7 @@ def test_mlserver(server: GrpcServer) -> None:
     picture = base64.b64encode(file.getvalue()).decode()
     answers = run_script("mlserver", MLSERVER, server.url, json.dumps(ROWS), json.dumps(table), picture)
     houses = [[40.0, 2.0, 1.0, 2.0, 1.0, 2.5], [-1.0, 4.0, 0.0, 6.0, -1.0, 0.0]]
-    assert answers == [LOGITS, houses, [[1]]]
+    assert answers == [LOGITS, houses, [[1.0, 3.0], [2.0, 4.0]], [[1]]]
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
