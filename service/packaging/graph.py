@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import InvalidRequestError
+from service.model.manifest.parts import find_dtype
 
 _CLASSES = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
 
@@ -32,6 +33,51 @@ def strip_zipmap(content: bytes) -> bytes:
         graph.node.remove(node)
     result: bytes = model.SerializeToString()
     return result
+
+
+def free_batch(content: bytes) -> tuple[bytes, int]:
+    """Return a graph that takes any number of rows, and how many it took if that was fixed.
+
+    Exports fix the batch at the size of their example unless they are told not to. The graph stays as it is, and the
+    number is 0, if no batch is fixed, or if the graph does not run with another.
+    """
+    if find_spec("onnx") is None:
+        return content, 0
+    from google.protobuf.message import DecodeError  # noqa: PLC0415 - comes with onnx
+
+    try:
+        model = _parse(content, "")
+    except DecodeError:  # onnxruntime says so, too
+        return content, 0
+    weights = {each.name for each in model.graph.initializer}
+    nodes = [each for each in model.graph.input if each.name not in weights]
+    sizes = {tuple(dim.dim_value for dim in each.type.tensor_type.shape.dim) for each in nodes}
+    fixed = {size[0] for size in sizes if len(size) > 1 and all(size)}
+    if len(fixed) != 1 or any(len(size) < 2 or not all(size) for size in sizes):  # noqa: PLR2004 - rows and a batch
+        return content, 0
+    batch = fixed.pop()
+    for each in [*nodes, *model.graph.output]:
+        dims = each.type.tensor_type.shape.dim
+        if dims and dims[0].dim_value == batch:
+            dims[0].dim_param = "batch"
+    del model.graph.value_info[:]
+    freed: bytes = model.SerializeToString()
+    return (freed, batch) if _takes_batch(freed, 2 * batch) else (content, 0)
+
+
+def _takes_batch(content: bytes, batch: int) -> bool:
+    """Tell whether a graph, all of whose other sizes are fixed, gives an output for each of so many rows."""
+    from service.model.backends.onnx_runtime import open_session  # noqa: PLC0415 - each backend is optional
+    from service.model.tensor_model import read_tensor_specs  # noqa: PLC0415
+
+    try:
+        session = open_session(content, "cpu", 1)
+        inputs, _ = read_tensor_specs(session)
+        rows = {spec.name: np.zeros((batch, *spec.shape[1:]), find_dtype(spec.datatype)) for spec in inputs}
+        outputs = session.run(None, rows)
+    except Exception:  # onnxruntime raises about a dozen exception types
+        return False
+    return all(len(np.shape(output)) > 0 and len(output) == batch for output in outputs)
 
 
 def normalize(content: bytes, mean: list[float], std: list[float]) -> bytes:

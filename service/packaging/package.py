@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from service.model.predictor import load_any_predictor
 from service.model.version_folder import MANIFEST_FILE
 from service.packaging.convert import check_file, convert, is_convertible
 from service.packaging.description import describe, describe_tensors, read_flagged_samples
-from service.packaging.graph import normalize, strip_zipmap
+from service.packaging.graph import free_batch, normalize, strip_zipmap
 from service.packaging.proof import add_golden, add_golden_rows, check_parity
 from service.packaging.understand import Understood, understand
 
@@ -46,8 +47,9 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     if converted is not None:
         options |= {flag: value for flag, value in converted.flags.items() if options[flag] is None}
         options["column_types"] = converted.types
+    batch = 0
     if "onnx" in contents:
-        contents["onnx"] = _adapt(contents["onnx"], options)
+        contents["onnx"], batch = free_batch(_adapt(contents["onnx"], options))
     found = understand(contents["onnx"], options) if "onnx" in contents else Understood(options)
     version = options["model_version"] or next_version(root / options["name"])
     manifest: AnyManifest
@@ -60,6 +62,8 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
         if converted is not None:
             samples = read_flagged_samples(found.options) if found.columns is None else None
             check_parity(manifest, contents["onnx"], converted, samples.rows if samples else found.exact)
+    if batch:
+        found.lines.append(("batch", f"any size; the export had fixed it at {batch}", ""))
     print_lines(manifest.name, found.lines)
     if isinstance(manifest, Manifest) and manifest.input.kind != "image" and not options["samples"]:
         print(
@@ -163,8 +167,21 @@ def _read_artifacts(paths: list[Path]) -> dict[BackendName, bytes]:
             raise InvalidRequestError(f"{path} is a second {name} artifact; give one file per backend")
         if not is_installed(name):
             raise InvalidRequestError(f"{path} cannot be checked here; install the torch extra: pip install '.[torch]'")
+        if name == "torchscript" and not _is_torchscript(path):
+            raise InvalidRequestError(
+                f"{path} has weights or a pickled module, as torch.save writes them, and no graph; export the module"
+                " with torch.onnx.export or torch.jit.script"
+            )
         try:
             contents[name] = path.read_bytes()
         except OSError as error:
             raise InvalidRequestError(f"{path} cannot be read: {error.strerror}") from error
     return contents
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Tell TorchScript, a ZIP archive with code, from what `torch.save` writes."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())

@@ -85,7 +85,7 @@ def _understand_input(session: ort.InferenceSession, found: Understood) -> bool:
     is_float = node.type == "tensor(float)"
     if len(nodes) == 1 and is_float and (options["image"] or len(node.shape) in (_MAPS, _PICTURE)):
         return bool(options["image"]) or _understand_picture(node, found)
-    if any(len(each.shape) > _TABLE for each in nodes):
+    if any(len(each.shape) > _TABLE or (len(nodes) > 1 and each.shape[1:] not in ([], [1])) for each in nodes):
         return False
     known = options.get("column_types")
     if len(nodes) == 1 and is_float and not known and (table is None or table.is_plain):
@@ -131,6 +131,8 @@ def _understand_picture(node: Any, found: Understood) -> bool:  # noqa: ANN401 -
     sizes = node.shape[1:]
     if found.options["features"]:
         return True
+    if len(sizes) < _PICTURE - 1 and not all(isinstance(size, int) for size in sizes):
+        return False  # such as a series of any length
     if not all(isinstance(size, int) for size in sizes):
         raise InvalidRequestError(
             f"the graph takes pictures of any size ({node.shape}); say which: --image WIDTHxHEIGHTxCHANNELS"
@@ -236,6 +238,11 @@ def _try(session: ort.InferenceSession, found: Understood) -> Outputs:
     try:
         outputs = session.run(names, fed)
     except Exception as error:  # onnxruntime raises about a dozen exception types
+        shape = node.shape
+        if len(shape) < _TABLE or isinstance(shape[0], int):
+            raise InvalidRequestError(
+                f"the graph takes {shape} and no batch of any size; export it with a dynamic first dimension"
+            ) from error
         raise InvalidRequestError(f"the graph does not run on a few rows: {describe_failure(error, 'cpu')}") from error
     return {name: np.asarray(output) for name, output in zip(names, outputs, strict=True)}
 
