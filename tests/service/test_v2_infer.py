@@ -15,7 +15,7 @@ from PIL import Image
 from service.api.headers import RequestHeaders
 from service.api.v2 import decode as v2_decode
 from service.api.v2 import encode as v2_encode
-from service.api.v2.infer_request import all_outputs, output_specs
+from service.api.v2.infer_request import RequestedOutput, all_outputs, output_specs
 from service.errors import InvalidRequestError
 from service.model.backends import Array
 from service.model.manifest import TensorManifest
@@ -293,6 +293,18 @@ def test_classification() -> None:
     assert output["data"] == ["0.643914:3:west", "0.236883:2:south"]
     wanted["parameters"] = {"classification": 9}
     assert encode(build_body(outputs=[wanted]))[0]["outputs"][0]["shape"] == [1, 4]
+
+
+def test_classes_of_integers_are_written_as_such() -> None:
+    """As Triton writes them, also where a float could not hold them."""
+    spec = {"name": "y", "datatype": "INT64", "shape": [-1, 3]}
+    artifact = {"onnx": {"file": "model.onnx", "sha256": "0" * 64, "bytes": 1}}
+    fields = {"schema_version": 1, "name": "counts", "version": 1, "task": "tensors", "artifacts": artifact}
+    manifest = TensorManifest.model_validate(fields | {"inputs": [spec], "outputs": [spec]})
+    tensors = Tensors({"y": np.array([[16, -(2**63), 2**62 + 1]])})
+    call = v2_decode.InferCall(tensors, None, (RequestedOutput("y", False, 3),), None)
+    _, body = v2_encode.encode(tensors, manifest, call)
+    assert orjson.loads(body)["outputs"][0]["data"] == ["4611686018427387905:2", "16:0", "-9223372036854775808:1"]
 
 
 MALFORMED: dict[str, tuple[Any, bytes]] = {

@@ -93,6 +93,8 @@ def test_statistics_and_configuration(client: Client) -> None:
     config = get(client, "/v2/models/doubler/config")
     assert config["max_batch_size"] == 64
     assert config["input"] == [{"name": "inputs", "data_type": "TYPE_FP32", "dims": [1]}]
+    scalar = {"name": "prediction", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}
+    assert config["output"] == [{"name": "outputs", "data_type": "TYPE_FP32", "dims": [1]}, scalar]
     for path in ("/v2/models/stats", "/v2/models/doubler/stats", "/v2/models/doubler/versions/1/stats"):
         (row,) = get(client, path)["model_stats"]
         assert (row["name"], row["version"]) == ("doubler", "1")
