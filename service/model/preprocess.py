@@ -33,6 +33,8 @@ _WORK_SIDE = 512  # pixels; images at least twice as large are reduced before in
 _SMOOTH_SIDE = 64  # pixels; larger images are blurred before measuring contrast, to suppress noise
 _BOX = 20 / 28
 _LEAST_CONTRAST = 0.08  # between ink and paper, as a fraction of full brightness; below this there is no ink
+_LEAST_SHADE, _SHADE_SHARE = 0.03, 0.12  # of full brightness and of the contrast: a border that is off its plane
+_PAPER_SIDE, _PAPER_WINDOW = 96, 31  # pixels: paper is estimated on a picture this small, and strokes are narrower
 _EDGE = 0.2  # fainter pixels, relative to full ink, do not count towards the ink's bounding box
 _FULL = 90  # percentile of the ink's pixels that is scaled to full ink, matching MNIST
 
@@ -173,8 +175,9 @@ def _grey(picture: Image.Image) -> Plane:
 def find_ink(grey: Plane) -> tuple[Plane, bool]:
     """Separate ink from paper.
 
-    The paper's brightness is modelled as a plane fitted to the border pixels, so uneven lighting is not taken for ink.
-    Differences smaller than the noise along the border are not ink either.
+    The paper's brightness is modelled as a plane fitted to the border pixels, so uneven lighting is not taken for ink;
+    where the border does not lie on a plane, as with a shadow, it is estimated around each pixel. Differences smaller
+    than the noise along the border are not ink either.
 
     Args:
         grey: Brightness, (height, width); 0 is black.
@@ -186,6 +189,9 @@ def find_ink(grey: Plane) -> tuple[Plane, bool]:
     paper = _fit_paper(smooth)
     above = smooth - paper
     dark_ink = bool(-above.min() >= above.max())
+    if np.percentile(np.abs(_border(above)), 90) > max(_LEAST_SHADE, _SHADE_SHARE * float(np.abs(above).max())):
+        paper, dark_ink = _estimate_paper(smooth)
+        above = smooth - paper
     depth = -above if dark_ink else above
     contrast = float(depth.max())
     if contrast < _LEAST_CONTRAST:
@@ -217,6 +223,30 @@ def _fit_paper(grey: Plane) -> Plane:
         off = np.abs(heights - columns @ (level, right, low))
         kept = off <= 3 * np.median(off)
     return np.asarray(level + right * across + low * down)
+
+
+def _estimate_paper(grey: Plane) -> tuple[Plane, bool]:
+    """Estimate the paper's brightness around each pixel (height, width), and whether the ink is darker than it.
+
+    A closing fills what is dark and narrower than its window, and leaves slopes as they are; an opening does the same
+    to what is bright. Beyond the edges, slopes go on as they are.
+    """
+    height, width = grey.shape
+    share = min(1.0, _PAPER_SIDE / max(height, width))
+    small = _resize(grey, max(3, round(width * share)), max(3, round(height * share)))
+    around = small - _slide(np.pad(small, _PAPER_WINDOW // 2, "reflect", reflect_type="odd"), _PAPER_WINDOW, np.mean)
+    dark_ink = bool(-around.min() >= around.max())
+    paper = np.pad(small, _PAPER_WINDOW + 1, "reflect", reflect_type="odd")
+    for widest in (np.max, np.min) if dark_ink else (np.min, np.max):
+        paper = _slide(paper, _PAPER_WINDOW, widest)
+    return _resize(_slide(paper, 5, np.mean), width, height), dark_ink
+
+
+def _slide(plane: Plane, size: int, reduce: Callable[..., Plane]) -> Plane:
+    """Reduce each square of `size` pixels a side to one pixel."""
+    for axis in (0, 1):
+        plane = reduce(np.lib.stride_tricks.sliding_window_view(plane, size, axis=axis), axis=-1)
+    return plane
 
 
 def _border(plane: Plane) -> Plane:

@@ -317,3 +317,27 @@ def test_ink_keeps_its_aspect_ratio() -> None:
     assert np.count_nonzero(field.max(axis=1)) == 20
     assert np.count_nonzero(field.max(axis=0)) <= 2
     assert centre_ink(ink, 56, 28).shape == (28, 56)
+
+
+@pytest.mark.parametrize("shade", ["vignette", "shadow", "corner"])
+@pytest.mark.parametrize("is_dark", [True, False])
+def test_shaded_paper_is_not_ink(shade: str, is_dark: bool) -> None:
+    """A small 4 on paper whose brightness is no plane is fitted as on even paper, dark on light or light on dark."""
+    down, across = np.mgrid[0:240, 0:240] / 240
+    paper = {
+        "vignette": 0.9 - 1.1 * ((across - 0.5) ** 2 + (down - 0.5) ** 2),
+        "shadow": 0.9 - 0.45 / (1 + np.exp(-25 * (across + 0.4 * down - 0.75))),
+        "corner": 0.9 - 0.6 * np.exp(-((across - 1) ** 2 + (down - 1) ** 2) / 0.18),
+    }[shade]
+    drawn = Image.new("L", (240, 240), 0)
+    for stroke in ([(105, 70), (85, 105), (120, 105)], [(107, 70), (107, 128)]):
+        ImageDraw.Draw(drawn).line(stroke, fill=255, width=5)
+    ink = np.asarray(drawn) / 255
+    fields = []
+    for ground in (np.full_like(paper, 0.9), paper):
+        grey = ground * (1 - 0.7 * ink)
+        grey = grey if is_dark else 1 - grey
+        found, dark = find_ink(grey)
+        assert dark == is_dark
+        fields.append(centre_ink(found, 28, 28))
+    assert np.abs(fields[0] - fields[1]).mean() < 0.03
