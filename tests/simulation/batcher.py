@@ -149,7 +149,8 @@ class Scenario:
         patience = draw.choice((0.5, 3.0, 20.0, 200.0)) * self.cost.seconds(self.limit)
         request = Request(world, inputs, patience, breaks=draw.random() < 0.05)
         world.log(f"{request} comes, with {patience:.4f} s")
-        before, is_behind = self.batcher.rows, self.batcher.running > 0 and rows > self.inline_rows
+        before = self.batcher.rows - sum(each.rows for each in self.batcher._running if each.waiter.answered)
+        is_behind = self.batcher.running > 0 and rows > self.inline_rows
         soonest = self.batcher.backlog + self.cost.each * rows
         world.check(0 <= before <= self.queue_size, f"{before} rows are queued, of {self.queue_size}")
         try:
@@ -161,7 +162,7 @@ class Scenario:
             is_full = before + rows > self.queue_size
             is_late = self.batcher.backlog + self.cost.seconds(rows) > 0.5 * patience
             is_late = is_late or bool(self.noise or self.bad_rows or patience < SLACK)
-            world.check(is_full or (before and is_late), f"{request} is refused without a reason: {error}")
+            world.check(is_full or (self.batcher.rows and is_late), f"{request} is refused without a reason: {error}")
         else:
             world.check(rows + before <= self.queue_size, f"{request} is accepted by a full queue")
             self.requests.append(request)
