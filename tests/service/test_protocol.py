@@ -76,6 +76,7 @@ def test_limit_of_a_head_is_of_each_head(doubler_dir: Path) -> None:
             connection.data_received(REFUSED[:-2] + b"x: " + b"y" * size + b"\r\n\r\n")
             connection.data_received(b"\r\n" * 10_000)  # which a client may send before a request
         assert statuses(wire) == [404, 404, 404, 431]
+        assert b"the request's head is over the limit" in wire.written
 
     run(doubler_dir, drive)
 
@@ -157,6 +158,7 @@ def test_body_is_no_head(doubler_dir: Path) -> None:
         assert statuses(wire) == [200, 200]
         connection.data_received(CHUNKED + b"1;" + b"x" * 90_000 + b"\r\n \r\n" + LAST_CHUNK + b"\r\n")
         assert statuses(wire) == [200, 200, 431]
+        assert b"bytes of chunk extensions or trailer fields" in wire.written
 
     run(doubler_dir, drive)
 
@@ -241,6 +243,18 @@ def test_request_for_another_protocol_is_one_of_this(size: int, status: int, dou
         fields = b"Connection: upgrade\r\nUpgrade: websocket\r\nx: " + b"y" * size
         connection.data_received((REFUSED[:-2] + fields + b"\r\n\r\n") * 2)
         assert statuses(wire) == ([status] if status == 431 else [status, status])
+
+    run(doubler_dir, drive)
+
+
+def test_answered_request_whose_body_turns_out_to_be_broken_ends_the_connection(doubler_dir: Path) -> None:
+    """Nobody can tell where the next request would begin, and there is one response already."""
+
+    def drive(connection: HttpProtocol, wire: Wire) -> None:
+        connection.data_received(CHUNKED.replace(b"doubler", b"nosuch"))
+        assert (statuses(wire), wire.is_open) == ([404], True)
+        connection.data_received(b"no length\r\n" + PREDICT)
+        assert (statuses(wire), wire.is_open) == ([404], False)
 
     run(doubler_dir, drive)
 
