@@ -7,13 +7,14 @@ _TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "text"
 
 
 def columns_schema(spec: ColumnsInput) -> Schema:
-    """Return the schema of an instance of columns: an object, or a list of the values in order."""
+    """Return the schema of an instance of columns: an object, a list of the values in order, or one column's value."""
     properties = {column.name: _column_schema(column) for column in spec.columns}
     required = tuple(column.name for column in spec.columns if column.default is None and not column.nullable)
     size = len(properties)
     row = {"type": "array", "prefixItems": list(properties.values()), "items": {}, "minItems": size, "maxItems": size}
     row["description"] = f"the columns in order: {', '.join(properties)}"
-    return {"anyOf": [object_of(properties, required), row]}
+    alone = list(properties.values()) if size == 1 else []
+    return {"anyOf": [object_of(properties, required), row, *alone]}
 
 
 def _column_schema(column: Column) -> Schema:

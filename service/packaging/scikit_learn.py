@@ -37,22 +37,26 @@ def convert_estimator(model: Any, options: dict[str, Any], classes: list[str] | 
     steps = [step for _, step in getattr(model, "steps", [("", model)])]
     names = [str(name) for name in getattr(model, "feature_names_in_", [])]
     flags: dict[str, Any] = {"labels": classes if hasattr(model, "predict_proba") else None}
+    types: dict[str, str | list[str]] = {}
     if not (is_classifier(model) or is_regressor(model)):
         flags["task"] = "outputs"  # such as clusters
     if hasattr(steps[0], "vocabulary_") or type(steps[0]).__name__.endswith("Vectorizer"):
         initial = [("text", StringTensorType([None, 1]))]
         flags["features"] = _first_column(options)
+        types = {flags["features"][0]: "text"}
         shape: Predict = lambda rows: rows[rows.dtype.names[0]][:, 0]  # noqa: E731
     elif type(steps[0]).__name__ == "ColumnTransformer":
-        kinds = _read_types(names, options)
+        texts, unused = _list_texts(steps[0])
+        kinds = _read_types([name for name in names if name not in unused], options)
         graph, types = _convert_columns(model, kinds, extra)
+        types |= dict.fromkeys(texts, "text")
         return Converted(graph, lambda rows: predict(_build_frame(rows, kinds)), flags, types=types)
     else:
         initial = [("inputs", FloatTensorType([None, model.n_features_in_]))]
         flags["features"] = None if options["samples"] and not names else names or None
         shape = lambda rows: _as_known(np.asarray(read_array(rows), np.float64), names)  # noqa: E731
     graph = _set_locale(to_onnx(model, initial_types=initial, target_opset=_OPSETS, **extra))
-    return Converted(graph, lambda rows: predict(shape(rows)), flags)
+    return Converted(graph, lambda rows: predict(shape(rows)), flags, types=types)
 
 
 def _check_classifier(model: Any) -> None:  # noqa: ANN401 - an estimator
@@ -99,6 +103,17 @@ def _first_column(options: dict[str, Any]) -> list[str]:
         return ["text"]
     table = read_table(Path(options["samples"]), [])
     return [next((name for name, cells in table.columns.items() if find_type(cells) == "text"), "text")]
+
+
+def _list_texts(transformer: Any) -> tuple[set[str], set[str]]:  # noqa: ANN401 - a ColumnTransformer
+    """Return the columns that a transformer takes one by one, as vectorizers of text do, and those that it drops."""
+    texts, unused = set(), set()
+    for _, step, columns in transformer.transformers_:
+        if isinstance(columns, str):
+            texts.add(columns)
+        elif step == "drop":
+            unused |= {each if isinstance(each, str) else str(transformer.feature_names_in_[each]) for each in columns}
+    return texts, unused
 
 
 def _read_types(names: list[str], options: dict[str, Any]) -> dict[str, str]:

@@ -144,12 +144,12 @@ def describe_column(name: str, tensor_type: str, cells: list[str], known: str | 
     column: dict[str, Any] = {"name": name, "type": known or kind}
     if tensor_type in _DATATYPES:
         column["datatype"] = _DATATYPES[tensor_type]
-    elif known:
+    elif known and kind == "number":
         column["datatype"] = "FP32"
     if "" in cells and kind in ("number", "text"):
         column["nullable"] = True
     filled = [cell for cell in cells if cell]
-    if kind == "text" and filled and len(set(filled)) <= min(_MOST_VALUES, len(filled) // 2):
+    if kind == "text" and not known and filled and len(set(filled)) <= min(_MOST_VALUES, len(filled) // 2):
         return column | {"type": "category", "values": sorted(set(filled))}
     if column["type"] in ("number", "integer") and filled:
         values = [_parse(column["type"], cell, name) for cell in filled]

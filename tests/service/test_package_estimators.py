@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from service.__main__ import main
+from service.api.headers import RequestHeaders
+from service.api.limits import NO_LIMITS
+from service.api.v1.decode import decode
 from service.errors import ModelRefusedError
 from service.model.manifest import Manifest
 from service.model.version_folder import load_manifest
@@ -99,7 +102,7 @@ def test_pipeline_keeps_the_types_that_a_graph_does_not_mix(package: Package, la
 
 
 def test_text_stands_beside_other_columns(package: Package) -> None:
-    """A column of text has its own vectorizer in a pipeline."""
+    """A column with a vectorizer is text, however few texts the samples have; columns that are dropped are none."""
     notes = np.random.default_rng(1).choice(["very good", "very bad", "fine"], ROWS)
     frame = FRAME.assign(note=notes)
     manifest = package(
@@ -157,3 +160,13 @@ def test_what_has_no_table_of_probabilities(
     with pytest.raises(ModelRefusedError):
         package(model.fit(filled, target), filled)
     assert sentence in capsys.readouterr().err
+
+
+def test_text_alone_is_sent_as_it_is(package: Package) -> None:
+    """A model of one column takes its values alone."""
+    texts = pandas.DataFrame({"text": ["good film", "bad film", "great", "awful"] * 20})
+    manifest = package(make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts.text, [1, 0, 1, 0] * 20), texts)
+    assert list_columns(manifest) == [("text", "text", False)]
+    alone = decode(b'{"instances": ["good film", "bad"]}', manifest, RequestHeaders(b""), NO_LIMITS).inputs
+    as_objects = b'{"instances": [{"text": "good film"}, {"text": "bad"}]}'
+    assert (alone == decode(as_objects, manifest, RequestHeaders(b""), NO_LIMITS).inputs).all()

@@ -61,6 +61,8 @@ def _take_columns(instances: list[Any], spec: ColumnsInput, first: int) -> dict[
     """Return the values of each column by name."""
     names = [column.name for column in spec.columns]
     kinds = set(map(type, instances))
+    if len(names) == 1 and kinds.isdisjoint((list, dict)):
+        return {names[0]: instances}
     if kinds == {list}:
         _check_lengths(instances, names, first)
         return dict(zip(names, zip(*instances, strict=True), strict=True))
