@@ -76,7 +76,12 @@ def _unpickle(path: Path) -> Any:  # noqa: ANN401 - whatever it is
         import joblib  # noqa: PLC0415 - an extra; it reads plain pickles too
     except ImportError:
         return pickle.loads(path.read_bytes())
-    return joblib.load(path)
+    try:
+        return joblib.load(path)
+    except ImportError:
+        raise
+    except Exception as error:  # bytes that are no pickle raise about anything
+        raise InvalidRequestError(f"{path} is not a pickle that joblib can read; write it again") from error
 
 
 def _convert_object(model: Any, options: dict[str, Any]) -> Converted:  # noqa: ANN401 - an estimator of some library
@@ -93,7 +98,11 @@ def _convert_object(model: Any, options: dict[str, Any]) -> Converted:  # noqa: 
 def _convert_xgboost_file(path: Path) -> Converted:
     import xgboost  # noqa: PLC0415 - an extra
 
-    return _convert_booster(xgboost.Booster(model_file=str(path)), None)
+    try:
+        booster = xgboost.Booster(model_file=str(path))
+    except xgboost.core.XGBoostError as error:
+        raise InvalidRequestError(f"{path} is not a model of XGBoost; write one with model.save_model") from error
+    return _convert_booster(booster, None)
 
 
 def _convert_booster(booster: Any, classes: list[str] | None) -> Converted:  # noqa: ANN401 - xgboost.Booster
@@ -115,6 +124,9 @@ def _convert_booster(booster: Any, classes: list[str] | None) -> Converted:  # n
 def _convert_lightgbm_file(path: Path) -> Converted:
     import lightgbm  # noqa: PLC0415 - an extra
 
+    with path.open("rb") as file:
+        if file.readline().strip() != b"tree":
+            raise InvalidRequestError(f"{path} is not a model of LightGBM; write one with booster_.save_model")
     return _convert_lightgbm(lightgbm.Booster(model_file=str(path)), None)
 
 

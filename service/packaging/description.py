@@ -57,7 +57,9 @@ def describe(contents: dict[BackendName, bytes], found: Understood, version: int
     """Build the manifest of a model with a task, without golden samples."""
     options = found.options
     if options["task"] is None:
-        raise InvalidRequestError("give --task; a TorchScript file alone does not say what it predicts")
+        raise InvalidRequestError(
+            "give --task, and --features or --image; a PyTorch file does not say what it takes and predicts"
+        )
     files: dict[BackendName, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "torch-export": "model.pt2"}
     fields = {
         "name": options["name"],

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -53,7 +52,7 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     found = understand(contents["onnx"], options) if "onnx" in contents else Understood(options)
     version = options["model_version"] or next_version(root / options["name"])
     manifest: AnyManifest
-    if converted is not None and found.columns is None and found.options["task"] not in ("outputs", "tensors"):
+    if converted and not batch and found.columns is None and found.options["task"] not in ("outputs", "tensors"):
         contents |= converted.beside
     if found.options["task"] == "tensors":
         manifest = describe_tensors(contents, found.options, version)
@@ -65,12 +64,6 @@ def package_model(root: Path, options: dict[str, Any]) -> Path:
     if batch:
         found.lines.append(("batch", f"any size; the export had fixed it at {batch}", ""))
     print_lines(manifest.name, found.lines)
-    if isinstance(manifest, Manifest) and manifest.input.kind != "image" and not options["samples"]:
-        print(
-            "warning: the ranges of the inputs are unknown, and the golden samples are random; give real rows with"
-            " --samples",
-            file=sys.stderr,
-        )
     target = root / manifest.name / str(manifest.version)
     if target.exists():
         raise InvalidRequestError(f"{target} exists; choose another --model-version")

@@ -104,6 +104,8 @@ def _understand_input(session: ort.InferenceSession, found: Understood) -> bool:
         kind = f"{column.type}{' or null' if column.nullable else ''}"
         values = [*map(str, column.values[:_SHOWN]), *(["…"] if len(column.values) > _SHOWN else [])]
         shown = f"{kind}: {', '.join(values)}" if values else kind
+        if column.minimum is not None and column.maximum is not None:
+            shown += f": {column.minimum:g} to {column.maximum:g}"
         found.lines.append((f"column {column.name}", shown, "--samples"))
     return True
 

@@ -107,7 +107,7 @@ def test_pictures_are_ink_only_where_that_is_said(
         ("doubler.onnx --name Bad --task regression --features x", "the manifest would not be valid: name: "),
         ("doubler.onnx --name ../m --task regression --features x", "the manifest would not be valid: name: "),
         ("doubler.pt --name m --task regression", "give --features or --samples with a header for a tab"),
-        ("doubler.pt --name m --features x", "give --task; a TorchScript file alone does not say what it predicts"),
+        ("doubler.pt --name m --features x", "give --task, and --features or --image; a PyTorch"),
         ("doubler.onnx --name m --task regression --features x --image 1x1", "give --features for a tabular model or"),
         ("doubler.onnx --name m --task regression --image 28", "--image 28 is not WIDTHxHEIGHT"),
         ("doubler.onnx --name m --task regression --image 2x2x1x1", "--image 2x2x1x1 is not WIDTHxHEIGHT"),
