@@ -79,6 +79,8 @@ def test_imports_point_downwards(file: Path) -> None:
         if imported.startswith("service.") and imported != "service.__version__":
             assert is_allowed(importer, imported), f"{importer} imports {imported}"
         assert not imported.startswith("training") or importer.startswith("training")
+        if importer.startswith("service.") and imported.partition(".")[0] == "torch":
+            assert importer.startswith("service.model.backends."), f"{importer} imports torch"
 
 
 @pytest.mark.parametrize(

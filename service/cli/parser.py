@@ -117,8 +117,8 @@ def _add_package(package: Parser) -> None:
         "artifacts",
         nargs="+",
         metavar="FILE",
-        help="model.onnx, model.pt or both; or one that is converted: a pickle of scikit-learn, XGBoost's .json or"
-        " .ubj, LightGBM's .txt, or torch.export's .pt2",
+        help="model.onnx, model.pt, model.pt2 or several of them; or one that is converted: torch.export's .pt2 alone,"
+        " XGBoost's .json or .ubj, LightGBM's .txt, or a pickle of scikit-learn",
     )
     package.add_argument("--name", help="lower-case letters, digits, - and _; default: the file's name")
     package.add_argument(
@@ -151,7 +151,7 @@ def _add_package(package: Parser) -> None:
     package.add_argument("--values", metavar="A,B,…", help="names of a regression's values, where it has several")
     package.add_argument("--mean", metavar="R,G,B", help="written into the graph: subtracted from each channel first")
     package.add_argument("--std", metavar="R,G,B", help="written into the graph: each channel is then divided by it")
-    package.add_argument("--trust-pickle", action="store_true", help="read a pickle or .pt2, which can run code in it")
+    package.add_argument("--trust-pickle", action="store_true", help="read a pickle, which can run code that is in it")
     package.add_argument("--threshold", type=float, help="for binary models; 0.5 where not given")
     package.add_argument(
         "--output-kind",
