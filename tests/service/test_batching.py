@@ -92,8 +92,11 @@ def submit(batcher: Batcher, inputs: Array, seconds: float = 5) -> FutureWaiter:
 
 
 async def gather(futures: Sequence[FutureWaiter]) -> list[Outcome]:
-    """Wait for all; errors are returned."""
-    return list(await asyncio.gather(*futures, return_exceptions=True))
+    """Wait for all; errors are returned, and must have been given as such."""
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    for future, outcome in zip(futures, outcomes, strict=True):
+        assert future.cancelled() or (future.exception() is outcome) == isinstance(outcome, BaseException)
+    return list(outcomes)
 
 
 @BOTH
@@ -406,6 +409,12 @@ def test_refused_request_leaves_nothing_behind() -> None:
         gc.enable()
 
 
+def test_batcher_begins_with_nothing_to_do() -> None:
+    """Its first figures, which metrics show before any request, are zeros."""
+    batcher = build(Doubler(), DEAR, max_batch_size=4, queue_size=100)
+    assert (batcher.rows, batcher.running, batcher.backlog) == (0, 0, 0)
+
+
 def test_lone_request_is_taken_whatever_the_estimate() -> None:
     """With nothing ahead of it, a request that seems to take too long is tried."""
 
@@ -600,6 +609,57 @@ def test_requests_of_a_loop_that_ended_are_forgotten() -> None:
     double.sizes.clear()
     run(check)
     assert double.sizes == [1]
+
+
+def test_requests_of_a_loop_that_ended_leave_the_thread_to_others() -> None:
+    """Those that waited for the model's thread are not run either, but for the call that it is in."""
+    double = Doubler()
+    batcher = build(double, DEAR, max_batch_size=1, queue_size=1000)
+
+    async def leave() -> None:
+        hold(batcher, double)
+        await double.hold()
+        for value in range(9):
+            submit(batcher, rows(value))
+
+    async def check() -> None:
+        double.gate.set()
+        assert (await submit(batcher, rows(8))).tolist() == [[16]]
+        assert batcher.rows == 0
+
+    asyncio.run(leave())
+    run(check)
+    assert double.sizes == [1, 1]
+
+
+def test_batcher_with_nothing_to_do_sets_no_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with a thousand models would otherwise wake fifty thousand times a second; deadlines are kept later."""
+    monkeypatch.setattr(batching, "SWEEP_SECONDS", 0.001)
+
+    async def check() -> None:
+        loop, timers = asyncio.get_running_loop(), list[float]()
+        call_later = loop.call_later
+
+        def count(seconds: float, *arguments: Any) -> asyncio.TimerHandle:
+            timers.append(seconds)
+            return call_later(seconds, *arguments)
+
+        monkeypatch.setattr(loop, "call_later", count)
+        double = Doubler()
+        batcher = build(double, DEAR, max_batch_size=1, queue_size=100)
+        for _ in range(2):
+            assert (await submit(batcher, rows(1))).tolist() == [[2]]
+            await asyncio.sleep(0.02)
+            before = timers.count(0.001)
+            assert before
+            await asyncio.sleep(0.02)
+            assert timers.count(0.001) == before
+        first = hold(batcher, double)
+        assert isinstance((await gather([submit(batcher, rows(1), seconds=0.2)]))[0], DeadlineExceededError)
+        double.gate.set()
+        await first
+
+    run(check)
 
 
 def test_room_of_those_who_have_gone_is_free_at_once() -> None:
