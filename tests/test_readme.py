@@ -1,4 +1,4 @@
-"""README.md is run: its commands, snippets and tables are what the program does."""
+"""README.md and the pages that it leads to are run: their commands, snippets and tables are what the program does."""
 
 import json
 import re
@@ -19,7 +19,11 @@ from training.__main__ import AUTOGRAD
 from training.__main__ import build_parser as training_parser
 from training.recipes import RECIPES
 
-README = (ROOT / "README.md").read_text()
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("api", "settings", "own-model", "docker", "operations", "layout")),
+)
+README = "\n".join((ROOT / page).read_text() for page in PAGES)
 ADDRESS = "http://127.0.0.1:8000"
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
@@ -74,7 +78,7 @@ def run(command: list[str] | str, folder: Path, text: str | None = None) -> str:
 
 def test_curl_has_the_answer_shown(shipped: Server) -> None:
     """The curl answers exactly what stands below it, numbers within float32's last digit."""
-    (command,) = blocks("sh", "curl ")
+    (command,) = blocks("sh", "curl -s")
     answer, shown = (
         json.loads(text) for text in (run(command.replace(ADDRESS, shipped.url), ROOT), block_after(command))
     )
@@ -88,8 +92,8 @@ def test_curl_has_the_answer_shown(shipped: Server) -> None:
 
 
 def test_python_example_prints_what_is_shown(shipped: Server, tmp_path: Path) -> None:
-    """The requests example runs as it stands and prints the lines below it."""
-    (program,) = blocks("python", "import requests")
+    """The example runs as it stands, without any package, and prints the lines below it."""
+    (program,) = blocks("python", "urlopen")
     assert run([sys.executable, "-c", program.replace(ADDRESS, shipped.url)], tmp_path) == block_after(program)
 
 
@@ -97,19 +101,43 @@ def test_own_model_is_served_as_described(tmp_path: Path) -> None:
     """The scikit-learn example and the package command, run in an empty folder, make a model that serves."""
     (program,) = blocks("python", "skl2onnx")
     run([sys.executable, "-W", "ignore", "-c", program], tmp_path)
-    (command,) = blocks("sh", "service package")
+    command = blocks("sh", "service package")[-1]
     assert "served as iris version 1" in run(command, tmp_path)
+    own = [line for line in commands("service init") if " serve " not in line]
+    assert len(own) == 3
+    printed = "".join(run(line, tmp_path) for line in own)
+    assert "made my-models/" in printed
+    assert "ranges are unknown" not in printed
+    assert printed.splitlines()[-1].endswith(" 0 failed")
     with Server(tmp_path / "models", "--workers", "1") as server:
         answer = server.predict("iris", [[5.1, 3.5, 1.4, 0.2]]).json()
     assert answer["predictions"][0]["label"] == "setosa"
 
 
-def test_commands_for_operators_work() -> None:
-    """`verify` and the `predict` pipe run as they stand, in the registry."""
-    (verify,) = blocks("sh", "service verify")
+def commands(part: str) -> list[str]:
+    """Return the commands of the first shell block with a text, without their comments."""
+    lines = blocks("sh", part)[0].replace("\\\n", " ").splitlines()
+    return [line.partition("  # ")[0].strip() for line in lines]
+
+
+def test_commands_for_operators_work(shipped: Server) -> None:
+    """`verify`, `models list` and the `predict` pipe run as they stand, in the registry."""
+    verify = blocks("sh", "service verify")[-1]
     assert run(verify, ROOT).splitlines()[-1].endswith(" 0 failed")
-    (predict,) = blocks("sh", "service predict")
-    assert json.loads(run(predict, ROOT))["model"] == "logistic-hours"
+    listing, predict, docker, bench = commands("service models list")
+    assert "mnist" in run(f"{listing} --url {shipped.url}", ROOT)
+    assert json.loads(run(predict.partition("    #")[0], ROOT))["model"] == "logistic-hours"
+    assert docker.startswith("docker compose up")
+    assert bench.startswith("make bench")
+
+
+def test_first_page_is_short_and_its_pictures_are_small() -> None:
+    """README.md has at most 150 lines, and its moving picture at most 400 kB."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert len(pictures) == 2
+    assert sum((ROOT / picture).stat().st_size for picture in pictures) < 400_000
 
 
 def test_every_command_named_exists() -> None:
@@ -120,9 +148,9 @@ def test_every_command_named_exists() -> None:
     for command in re.findall(r"python -m training (\S+)`", README):
         assert command in ("--list", AUTOGRAD, *RECIPES), command
     known = training_parser().format_help()
-    for action in ("serve", "verify", "predict", "package"):
+    for action in ("serve", "verify", "predict", "package", "init"):
         known += run([sys.executable, "-m", "service", action, "--help"], ROOT)
-    own = "\n".join(line for line in README.splitlines() if "docker " not in line)
+    own = "\n".join(line for line in README.splitlines() if "docker " not in line and "make bench" not in line)
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", own)):
         assert flag in known, flag
 
@@ -153,7 +181,7 @@ def test_tree_is_the_repository() -> None:
     drawn = read_tree()
     assert drawn <= folders | {str(file) for file in files}
     top_level = {f"{file.parts[0]}/" if len(file.parts) > 1 else str(file) for file in files}
-    packages = {folder for folder in folders if folder.startswith("service/")}
+    packages = {folder for folder in folders if folder.startswith("service/") and "demo/" not in folder[:-1]}
     assert top_level | packages <= drawn
 
 
@@ -186,10 +214,13 @@ def test_error_table_is_the_errors() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    """Every relative link of README and CHANGELOG is to a file that exists."""
-    for name in ("README.md", "CHANGELOG.md"):
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / name).read_text()):
-            assert (ROOT / target).exists(), target
+    """Every relative link of the pages is to a file that exists, and the index of docs/ has every page."""
+    for name in (*PAGES, "CHANGELOG.md", "docs/README.md"):
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)", (ROOT / name).read_text()):
+            assert (ROOT / name).parent.joinpath(target).exists(), (name, target)
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page.name
 
 
 def test_no_command_is_cut() -> None:

@@ -55,7 +55,7 @@ export function buildTabularPlay(model, card, wire, compare) {
   if (chart) chart.element.hidden = true;
   update();
   onRecovered(input, update);
-  return h("div", { class: "play tabular" }, h("div", { class: "column" }, input, result.element, compare.element), chart?.element);
+  return h("div", { class: "play" }, input, h("div", { class: "column" }, result.element, chart?.element, compare.element));
 }
 
 /** Return the range of a slider, which the training data covered; nulls where it is not known. */
