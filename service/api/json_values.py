@@ -89,12 +89,9 @@ def parse_numbers(text: bytes, shape: tuple[int, ...], is_unit: bool = False) ->
     except (ValueError, TypeError, AttributeError, RuntimeError):  # what simdjson raises, and numpy for an empty list
         return None
     # Non-negative IEEE 754 numbers are ordered as their bits are, and a sign, an infinity or a NaN has larger bits:
-    # one pass over the bits does the work of two comparisons and a test for NaN.
-    bits = numbers.view(np.uint64)
-    if is_unit:
-        is_in_range = np.maximum.reduce(bits) <= _ONE_BITS
-    else:
-        is_in_range = np.maximum.reduce(bits & _ABSOLUTE_BITS) <= _LARGEST_BITS
+    # one pass over the bits does the work of two comparisons and a test for NaN. `argmax` costs a quarter of `max`.
+    bits = numbers.view(np.uint64) if is_unit else numbers.view(np.uint64) & _ABSOLUTE_BITS
+    is_in_range = bits[bits.argmax()] <= (_ONE_BITS if is_unit else _LARGEST_BITS)
     return numbers.astype(np.float32).reshape(shape) if is_in_range else None
 
 

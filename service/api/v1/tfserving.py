@@ -42,7 +42,7 @@ def read_form(fields: dict[str, Any], manifest: Manifest) -> str:
 def unwrap(instances: list[Any], manifest: Manifest) -> list[Any]:
     """Return instances that are objects with the graph's only input as the content of that."""
     spec = manifest.input
-    if isinstance(spec, ColumnsInput) or type(instances[0]) is not dict:
+    if isinstance(spec, ColumnsInput) or not instances or type(instances[0]) is not dict:
         return instances
     name = spec.tensor or "inputs"
     if isinstance(spec, TabularInput) and name in [feature.name for feature in spec.features]:
