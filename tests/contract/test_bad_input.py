@@ -46,7 +46,7 @@ CASES = {
     "a list": (COIN, "[[1, 2]]", ["the body is a list, expected an object"]),
     "null": (COIN, "null", ["the body is null, expected an object"]),
     "no instances": (COIN, "{}", ['the body has no "instances"']),
-    "unknown field": (COIN, '{"inputs": [[1, 2]]}', ["unknown field 'inputs'"]),
+    "unknown field": (COIN, '{"rows": [[1, 2]]}', ["unknown field 'rows'"]),
     "empty instances": (COIN, _instances(), ["instances is empty"]),
     "instances null": (COIN, '{"instances": null}', ["instances is null, expected a list"]),
     "instances an object": (COIN, '{"instances": {"a": 1, "b": 2}}', ["instances is an object, expected a list"]),
