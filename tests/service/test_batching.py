@@ -396,6 +396,26 @@ def test_later_rows_do_not_make_those_late_that_were_accepted(slowdown: float, m
     run(check)
 
 
+def test_request_that_must_be_late_makes_no_call_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be done for it, and small calls would make others late, too; calls count as long as they take."""
+    monkeypatch.setattr(batching, "WEIGHT", 0.0)
+
+    async def check() -> None:
+        loop, double = asyncio.get_running_loop(), Doubler()
+        batcher = build(double, Cost(fixed=0.0, each=1.0), max_batch_size=8, queue_size=100)
+        batcher._slowdown = 4.0
+        first = hold(batcher, double)
+        late = submit(batcher, rows(1), seconds=20)
+        others = [submit(batcher, rows(2), seconds=1000) for _ in range(7)]
+        real = loop.time
+        monkeypatch.setattr(loop, "time", lambda: real() + 17)  # 3 are left, and a row takes 4
+        double.gate.set()
+        await gather([first, late, *others])
+        assert double.sizes[1] > 5
+
+    asyncio.run(check())
+
+
 def test_refused_request_leaves_nothing_behind() -> None:
     """Its inputs are freed at once, not when garbage is collected: each may have megabytes."""
 
@@ -613,7 +633,7 @@ def test_requests_of_a_loop_that_ended_are_forgotten() -> None:
 
     async def check() -> None:
         assert (await submit(batcher, rows(8))).tolist() == [[16]]
-        assert batcher.rows == 0
+        assert (batcher.rows, batcher.backlog) == (0, 0)
 
     asyncio.run(leave())
     double.sizes.clear()
