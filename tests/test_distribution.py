@@ -1,7 +1,6 @@
 """What `pip install` installs, from a wheel that is built from the source distribution."""
 
 import json
-import os
 import site
 import socket
 import subprocess
@@ -37,7 +36,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     folder = tmp_path_factory.mktemp("distribution")
-    for name in run(["git", "ls-files", "service", "training", "pyproject.toml", "README.md", "LICENSE"], ROOT).split():
+    for name in run(
+        ["git", "ls-files", "model_service", "service", "training", "pyproject.toml", "README.md", "LICENSE"], ROOT
+    ).split():
         target = folder / "source" / name
         if (ROOT / name).exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,4 +96,4 @@ def test_new_folder_is_verified_and_predicts(program: Path, tmp_path: Path) -> N
     (tmp_path / "body.json").write_text('{"instances": [[4]]}')
     answer = run([program, "predict", "logistic-hours", "--input", "body.json"], tmp_path)
     assert json.loads(answer)["predictions"][0]["label"] == "pass"
-    assert os.access(program, os.X_OK)
+    assert "py.typed" in run(["ls", next(program.parents[1].glob("lib/*/site-packages/model_service"))], tmp_path)

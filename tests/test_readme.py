@@ -92,9 +92,10 @@ def test_curl_has_the_answer_shown(shipped: Server) -> None:
 
 
 def test_python_example_prints_what_is_shown(shipped: Server, tmp_path: Path) -> None:
-    """The example runs as it stands, without any package, and prints the lines below it."""
-    (program,) = blocks("python", "urlopen")
-    assert run([sys.executable, "-c", program.replace(ADDRESS, shipped.url)], tmp_path) == block_after(program)
+    """The examples, without any package and with the client, run as they stand and print the lines below them."""
+    for part in ("urlopen", "model_service"):
+        (program,) = blocks("python", part)
+        assert run([sys.executable, "-c", program.replace(ADDRESS, shipped.url)], tmp_path) == block_after(program)
 
 
 def test_own_model_is_served_as_described(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""For programs that call the service; see `model_service.client`."""
