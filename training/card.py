@@ -3,25 +3,31 @@
 Every number in it is computed by the run that publishes the version.
 """
 
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from service.model import postprocess
-from service.model.backends import Array
-from service.model.manifest import BackendName, Manifest, Task
+from service.model.backends import Array, Backend, open_backend
+from service.model.manifest import BackendName, ColumnsInput, Manifest, Task
 from service.model.predictor import Predictor
 from training.calibration import LEAST_FOR_MEASURING, Calibration, measure_reliability, measure_spread
-from training.cost import BATCHES, Cost
 from training.data import Split, Splits
-from training.evaluate import best_epoch, predict
+from training.evaluate import as_rows, best_epoch, predict
+from training.parity import build_columns
 from training.recipe import Recipe
 from training.seeds import Candidate, Interval, mean_interval, wilson_interval
 
 CARD_FILE = "README.md"
+BATCHES = (1, 64)
+_SECONDS = 0.2  # spent measuring each batch size
+_LEAST_CALLS = 5
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _ANSWERS: dict[Task, str] = {
     "regression": "a number",
@@ -29,6 +35,14 @@ _ANSWERS: dict[Task, str] = {
     "multiclass": "one of several classes",
 }
 _PERCENTAGES = ("accuracy", "ece", "auc")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The bytes of an artifact, and its microseconds per instance by batch size, on one CPU thread."""
+
+    bytes: int
+    microseconds: dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,6 @@ class Report:
     by_seed: Mapping[int, dict[str, float]]
     parameters: int
     costs: Mapping[BackendName, Cost]
-    robustness: Mapping[str, float]
 
 
 def write_card(
@@ -60,11 +73,11 @@ def write_card(
         parts.append(f"## Calibration\n{_write_calibration(results, splits, report)}")
     if manifest.task == "binary":
         parts.append(f"## Threshold\n{_write_thresholds(predictor, splits, manifest)}")
-    if report.robustness:
-        parts.append(f"## Robustness\n{_write_robustness(report.robustness)}")
+    sections = recipe.sections(report.chosen.fitted, splits, predictor)
+    parts += [f"## {heading}\n{text}" for heading, text in sections.items()]
     parts.append(f"## Plots\n{_write_plots(recipe)}")
     parts.append(f"## Cost\n{_write_cost(report)}")
-    parts.append(f"## How it was made\n{_write_provenance(manifest, report)}")
+    parts.append(f"## How it was made\n{_write_provenance(manifest, report, recipe)}")
     (folder / CARD_FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -165,7 +178,7 @@ def _write_thresholds(predictor: Predictor, splits: Splits, manifest: Manifest) 
     measured = {each: _measure_threshold(probabilities, targets, manifest, each) for each in THRESHOLDS}
     rows = [[f"{each}", *(show("accuracy", share) for share in shares)] for each, shares in measured.items()]
     return (
-        f"`{second}` is predicted if its probability is at least {chosen}, as in the tutorial. With exact"
+        f"`{second}` is predicted if its probability is at least {chosen}. With exact"
         f" probabilities, 0.5 makes the fewest errors; if a wrong `{second}` costs r times as much as a missed one, the"
         ' best threshold is r / (1 + r). A request can set its own (`{"parameters": {"threshold": …}}`). On the'
         f" {name} split:\n\n"
@@ -183,11 +196,6 @@ def _measure_threshold(
     return accuracy, hits / max(1, int(decided.sum())), hits / max(1, int(targets.sum()))
 
 
-def _write_robustness(found: Mapping[str, float]) -> str:
-    rows = [[name, show("accuracy", share)] for name, share in found.items()]
-    return "Accuracy on changed test images:\n\n" + table(["images", "accuracy"], rows)
-
-
 def _write_plots(recipe: Recipe) -> str:
     names = [file for file in recipe.plots if file != "reliability.png"]
     return "\n\n".join(f"![{Path(file).stem}]({file})" for file in names)
@@ -203,7 +211,7 @@ def _write_cost(report: Report) -> str:
     return f"{report.parameters:,} parameters. {note}\n\n" + table(heads, rows)
 
 
-def _write_provenance(manifest: Manifest, report: Report) -> str:
+def _write_provenance(manifest: Manifest, report: Report, recipe: Recipe) -> str:
     training = manifest.training
     assert training is not None
     fitted, seeds = report.chosen.fitted, ",".join(str(each.seed) for each in report.candidates)
@@ -212,8 +220,39 @@ def _write_provenance(manifest: Manifest, report: Report) -> str:
     is_best = len(report.candidates) > 1 and report.chosen.validation is not None
     versions = ", ".join(f"{name} {number}" for name, number in training.libraries.items())
     return (
-        f"`python -m training {manifest.name} --seeds {seeds}`: {len(fitted.history)} epochs, kept epoch {kept};"
+        f"`{recipe.command or f'python -m training {manifest.name}'} --seeds {seeds}`: {len(fitted.history)}"
+        f" {fitted.steps}s, kept {fitted.steps} {kept};"
         f" {seconds} s of training by seed. Seed {report.chosen.seed} is published"
         f"{', the best on validation' if is_best else ''}."
         f" {versions}. The manifest has the digests of data and artifacts."
     )
+
+
+def measure_costs(manifest: Manifest, contents: dict[BackendName, bytes]) -> dict[BackendName, Cost]:
+    """Return the cost of each artifact."""
+    threads = torch.get_num_threads()
+    try:
+        return {name: _measure(name, content, manifest) for name, content in contents.items()}
+    finally:
+        torch.set_num_threads(threads)  # the TorchScript backend sets it for the whole process
+
+
+def _measure(name: BackendName, content: bytes, manifest: Manifest) -> Cost:
+    backend = open_backend(name, content, manifest, "cpu", threads=1)
+    generator = np.random.default_rng(0)
+    rows = {size: generator.random((size, *manifest.input.shape), np.float32) for size in BATCHES}
+    if isinstance(manifest.input, ColumnsInput):
+        rows = {size: as_rows(build_columns(manifest.input, size, 0), manifest) for size in BATCHES}
+    return Cost(len(content), {size: time_calls(backend, inputs) / size * 1e6 for size, inputs in rows.items()})
+
+
+def time_calls(backend: Backend, inputs: Array) -> float:
+    """Return the 10th percentile of the seconds of a call: it is hardly disturbed by other load."""
+    for _ in range(2):
+        backend.run(inputs)
+    seconds: list[float] = []
+    while len(seconds) < _LEAST_CALLS or sum(seconds) < _SECONDS:
+        started = time.perf_counter()
+        backend.run(inputs)
+        seconds.append(time.perf_counter() - started)
+    return statistics.quantiles(seconds, n=10)[0]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ServiceError
-from service.model.manifest import Task
+from service.model.manifest import ColumnsInput, Manifest, Task
 from service.model.predictor import Predictor, load_predictor
 from training.data import Split, Splits
 from training.errors import CheckError
@@ -36,7 +36,7 @@ def check_not_worse(models_dir: Path, predictor: Predictor, splits: Splits) -> N
         old = load_predictor(published, device="cpu")
     except ServiceError:
         return
-    if old.manifest.task != predictor.manifest.task or old.manifest.input.shape != predictor.manifest.input.shape:
+    if describe_interface(old.manifest) != describe_interface(predictor.manifest):
         return
     before, after = (measure_losses(predict(each, split), split, each.manifest.task) for each in (old, predictor))
     if is_worse(before, after):
@@ -44,6 +44,14 @@ def check_not_worse(models_dir: Path, predictor: Predictor, splits: Splits) -> N
             f"version {published.name}, which is published, is better on the {name} split (mean loss"
             f" {before.mean():.4f}, now {after.mean():.4f}); train for longer, or publish it with --force"
         )
+
+
+def describe_interface(manifest: Manifest) -> tuple[object, ...]:
+    """Return what two versions must share to be compared: task, labels, shape, and the columns with their values."""
+    described = manifest.input
+    typed = described.columns if isinstance(described, ColumnsInput) else ()
+    columns = [(each.name, each.type, each.values) for each in typed]
+    return manifest.task, manifest.output.labels, described.shape, columns
 
 
 def measure_losses(results: NDArray[np.floating], split: Split, task: Task) -> NDArray[np.float64]:

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from service.model.backends import Array
@@ -13,7 +12,7 @@ from service.model.manifest import (
     Artifact,
     BackendName,
     Feature,
-    Golden,
+    GoldenRows,
     Input,
     Manifest,
     TabularInput,
@@ -21,6 +20,7 @@ from service.model.manifest import (
     digest,
 )
 from training.data import Split, Splits, as_floats
+from training.evaluate import as_rows
 from training.export import ARTIFACT_FILES
 from training.nets import ServingNet
 from training.parity import run_net
@@ -28,14 +28,14 @@ from training.recipe import Recipe
 from training.seeds import Candidate
 
 GOLDEN_SAMPLES = 4
-LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxscript", "onnxruntime")
+LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "skl2onnx", "onnx", "onnxscript", "onnxruntime")
 
 
 def build_manifest(
     recipe: Recipe, number: int, splits: Splits, contents: dict[BackendName, bytes], serving: ServingNet
 ) -> Manifest:
     """Return the manifest of a version without metrics and training."""
-    return Manifest(
+    manifest = Manifest(
         name=recipe.name,
         version=number,
         title=recipe.title,
@@ -47,8 +47,8 @@ def build_manifest(
             name: Artifact(file=ARTIFACT_FILES[name], sha256=digest(content), bytes=len(content))
             for name, content in contents.items()
         },
-        golden=choose_golden(splits.test, serving),
     )
+    return manifest.with_golden_rows(None, choose_golden(splits.test, serving, manifest))
 
 
 def add_ranges(described: Input, train: Split) -> Input:
@@ -63,16 +63,11 @@ def add_ranges(described: Input, train: Split) -> Input:
     return described.model_copy(update={"features": features})
 
 
-def choose_golden(split: Split, serving: ServingNet) -> Golden:
+def choose_golden(split: Split, serving: ServingNet, manifest: Manifest) -> GoldenRows:
     """Return a few instances, spread evenly over a split, with the eager net's outputs."""
     chosen = torch.linspace(0, len(split) - 1, min(GOLDEN_SAMPLES, len(split))).long()
     inputs: Array = as_floats(split.inputs[chosen]).numpy()
-    return Golden(inputs=_rows(inputs), outputs=_rows(run_net(serving, inputs)))
-
-
-def _rows(array: Array) -> tuple[tuple[float, ...], ...]:
-    """Return rows as Python numbers with the digits of float32; read back as float32 they are equal."""
-    return tuple(tuple(float(np.format_float_scientific(number)) for number in row) for row in array)
+    return GoldenRows(as_rows(inputs, manifest), run_net(serving, inputs))
 
 
 def describe_training(

@@ -1,6 +1,7 @@
 """Metrics: on the test split, through the exported artifacts and the service's backends; and of fitted parameters."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from sklearn.metrics import brier_score_loss, log_loss, r2_score, roc_auc_score
 
 from service.model import postprocess
 from service.model.backends import Array
-from service.model.manifest import BackendName, Manifest
+from service.model.manifest import BackendName, ColumnsInput, Manifest
 from service.model.predictor import Predictor
 from training.calibration import LEAST_FOR_MEASURING, measure_reliability
 from training.data import HALF_PLANE_DIRECTION, Split, Splits, as_floats, least_squares
@@ -20,10 +21,19 @@ from training.tally import count_correct
 from training.trainer import EVALUATION_BATCH, Fitted
 
 
+def as_rows(inputs: Array, manifest: Manifest) -> NDArray[Any]:
+    """Return inputs float32 (N, *shape) as a backend takes them: of columns, rows with one field."""
+    if not isinstance(manifest.input, ColumnsInput):
+        return inputs
+    rows: NDArray[Any] = np.ascontiguousarray(inputs).view(manifest.input.row_dtype)[:, 0]
+    return rows
+
+
 def predict(predictor: Predictor, split: Split) -> Array:
     """Return the served values (N, 1) or probabilities (N, labels), float32, of every instance of a split."""
     batches = torch.split(as_floats(split.inputs).cpu(), EVALUATION_BATCH)
-    outputs = np.concatenate([predictor.predict(batch.contiguous().numpy()) for batch in batches])
+    rows = (as_rows(batch.contiguous().numpy(), predictor.manifest) for batch in batches)
+    outputs = np.concatenate([predictor.predict(each) for each in rows])
     return postprocess.interpret(outputs, predictor.manifest)
 
 

@@ -23,15 +23,17 @@ _LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
 _EXTRA_HEADER = 4  # bytes of a zip extra field before its content
 
 
-def export(net: nn.Module, shape: tuple[int, ...]) -> dict[BackendName, bytes]:
-    """Return both artifacts of a serving net, by backend.
+def export(net: nn.Module, shape: tuple[int, ...], torchscript: bool = True) -> dict[BackendName, bytes]:
+    """Return the artifacts of a serving net, by backend.
 
     Args:
         net: on the CPU, float32 (N, *shape) -> float32 (N, K); its graph must not depend on N.
         shape: of one instance.
+        torchscript: whether to make that as well; a model with columns is ONNX only.
     """
     net.eval()
-    return {"onnx": export_onnx(net, shape), "torchscript": export_torchscript(net, shape)}
+    contents: dict[BackendName, bytes] = {"onnx": export_onnx(net, shape)}
+    return contents | {"torchscript": export_torchscript(net, shape)} if torchscript else contents
 
 
 def export_onnx(net: nn.Module, shape: tuple[int, ...]) -> bytes:

@@ -13,7 +13,7 @@ from training.config import TrainConfig
 from training.data import Splits
 from training.nets import DigitsCnn, DigitsNet, NormedDigitsNet, fold_norms
 from training.recipe import Recipe
-from training.robustness import measure_robustness
+from training.robustness import write_robustness
 from training.trainer import Fitted, Settings, Trainer
 
 MEAN_PIXEL, DEVIATION = 0.1307, 0.3081  # of the training images in [0, 1], rounded as is customary
@@ -154,7 +154,7 @@ def _digits(
         source=_MEASURED,
         calibrates=True,
         quantizes=True,
-        robustness=measure_robustness,
+        sections=write_robustness,
         options=options,
         benefits_from_gpu=True,
     )

@@ -9,11 +9,14 @@ from torch import nn
 from service.errors import InferenceError, ModelRefusedError
 from service.model import postprocess
 from service.model.backends import Array, open_backend
-from service.model.manifest import BackendName, Manifest
+from service.model.manifest import BackendName, ColumnsInput, Manifest
 from service.model.predictor import Predictor, worst_excess
 from training.errors import CheckError
+from training.evaluate import as_rows
 
 BATCH_SIZES = (1, 2, 7, 64, 256)
+_DAYS = (10_000.0, 22_000.0)  # since 1970, of dates
+_GAPS = 0.2  # share of missing values
 
 
 def open_predictors(manifest: Manifest, contents: dict[BackendName, bytes]) -> dict[BackendName, Predictor]:
@@ -49,7 +52,7 @@ def _compare(net: nn.Module, predictor: Predictor, seed: int) -> float:
     for inputs in build_batches(manifest, seed):
         expected = run_net(net, inputs)
         try:
-            actual = predictor.run(inputs)
+            actual = predictor.run(as_rows(inputs, manifest))
         except InferenceError as error:
             raise CheckError(f"the {name} artifact fails on a batch of {len(inputs)}: {error}") from error
         excess = worst_excess(actual, expected)
@@ -69,6 +72,8 @@ def build_batches(manifest: Manifest, seed: int) -> list[Array]:
 
     The edges are zeros, ones, all minima and all maxima: of pixels 0 and 1, of features ten times the range's.
     """
+    if isinstance(manifest.input, ColumnsInput):
+        return [build_columns(manifest.input, size, seed) for size in BATCH_SIZES]
     shape = manifest.input.shape
     low, high = _ranges(manifest)
     generator = np.random.default_rng(seed)
@@ -76,6 +81,23 @@ def build_batches(manifest: Manifest, seed: int) -> list[Array]:
     reach = 1 if manifest.input.kind == "image" else 10
     edges = np.array([np.zeros(shape), np.ones(shape), reach * low + np.zeros(shape), reach * high + np.zeros(shape)])
     return [*batches, edges.astype(np.float32)]
+
+
+def build_columns(spec: ColumnsInput, count: int, seed: int) -> Array:
+    """Return random rows float32 (N, columns) over the columns' ranges, with gaps where a column may have them."""
+    generator = np.random.default_rng(seed)
+    rows = np.empty((count, len(spec.columns)), np.float32)
+    for index, column in enumerate(spec.columns):
+        if column.type in ("category", "boolean"):
+            rows[:, index] = generator.integers(0, len(column.values) or 2, count)
+        elif column.type == "datetime":
+            rows[:, index] = generator.uniform(*_DAYS, count)
+        else:
+            low, high = column.minimum or 0.0, 1.0 if column.maximum is None else column.maximum
+            rows[:, index] = generator.uniform(min(low, high), high, count)
+        if column.nullable:
+            rows[generator.random(count) < _GAPS, index] = np.nan
+    return rows
 
 
 def _ranges(manifest: Manifest) -> tuple[Array, Array]:

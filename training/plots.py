@@ -1,6 +1,6 @@
 """Plots of a fitted model, written as PNG or GIF beside its artifacts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +33,9 @@ _STYLE: Any = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", 
 _FRAME, _LAST_FRAME = 180, 3000  # milliseconds
 _LARGE_DISPARITY = 30
 _COLUMNS = 10
+_MOST_BARS, _LONGEST = 20, 28
+_SHORT, _NARROW = 14, 4  # letters of a label
+_FLAT = 2  # dimensions of digits, which are rows of pixels
 
 
 @contextmanager
@@ -69,7 +72,13 @@ def draw_loss(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) 
             best = int(np.argmin(checked))
             axes.plot(numbers, checked, color=ORANGE, label="validation", **few)
             axes.plot(
-                numbers[best], checked[best], "o", ms=11, mfc="none", mec=INK, label=f"kept: epoch {numbers[best]}"
+                numbers[best],
+                checked[best],
+                "o",
+                ms=11,
+                mfc="none",
+                mec=INK,
+                label=f"kept: {fitted.steps} {numbers[best]}",
             )
             axes.legend(frameon=False)
         if max(losses) > _LARGE_DISPARITY * min(losses) > 0 or max(losses) > 10 * losses[-1]:
@@ -79,7 +88,7 @@ def draw_loss(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) 
             axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.set_ylim(bottom=0)
-        axes.set_xlabel("iteration" if fitted.boundaries else "epoch")
+        axes.set_xlabel(fitted.steps)
         axes.set_ylabel(fitted.criterion)
 
 
@@ -196,8 +205,10 @@ def draw_digits(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor
     """Draw the first 20 training images with their labels."""
     del fitted
     shown = splits.train
-    titles = [str(int(label)) for label in shown.targets[:20]]
-    _draw_grid(path, "Training images and their labels", shown, list(range(len(titles))), titles, predictor)
+    count, labels = min(20, len(shown)), predictor.manifest.output.labels
+    chosen = torch.linspace(0, len(shown) - 1, count).long().tolist() if shown.inputs.ndim > _FLAT else [*range(count)]
+    titles = [labels[int(shown.targets[index])][:_SHORT] for index in chosen]
+    _draw_grid(path, "Training images and their labels", shown, chosen, titles, predictor)
 
 
 def draw_misclassified(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
@@ -206,9 +217,10 @@ def draw_misclassified(path: Path, fitted: Fitted, splits: Splits, predictor: Pr
     probabilities = predict(predictor, splits.test)
     decided = postprocess.decide(probabilities, predictor.manifest)
     confidence = probabilities.max(axis=1)
-    wrong = np.flatnonzero(decided != splits.test.targets.numpy())
+    targets, labels = splits.test.targets.reshape(-1).long().numpy(), predictor.manifest.output.labels
+    wrong = np.flatnonzero(decided != targets)
     chosen = wrong[np.argsort(-confidence[wrong])][:20].tolist()
-    titles = [f"{int(splits.test.targets[i])}, not {decided[i]}\n{confidence[i]:.1%}" for i in chosen]
+    titles = [f"{labels[targets[i]][:_SHORT]}, not {labels[decided[i]][:_SHORT]}\n{confidence[i]:.1%}" for i in chosen]
     title = f"The surest of {len(wrong)} errors on {len(splits.test)} test images: label, not prediction, and how sure"
     _draw_grid(path, title, splits.test, chosen, titles, predictor)
 
@@ -218,12 +230,13 @@ def _draw_grid(
 ) -> None:
     image = predictor.manifest.input
     assert image.kind == "image"
-    size = (image.image.height, image.image.width)
+    size = (image.image.channels, image.image.height, image.image.width)
     with _figure(path, 9.6, 3.0) as figure:
         figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
         for position, (index, label) in enumerate(zip(chosen, titles, strict=True)):
             axes = figure.add_subplot(2, _COLUMNS, position + 1)
-            axes.imshow(as_floats(split.inputs[index]).reshape(size).numpy(), cmap="gray", vmin=0, vmax=1)
+            picture = as_floats(split.inputs[index]).reshape(size).movedim(0, 2).numpy()
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
             axes.set_title(label, fontsize=9 if len(label) > 1 else 12, color=INK)
             axes.set_axis_off()
 
@@ -232,9 +245,11 @@ def draw_confusion(path: Path, fitted: Fitted, splits: Splits, predictor: Predic
     """Draw the confusion matrix of the test images; only errors are shaded."""
     del fitted
     decided = postprocess.decide(predict(predictor, splits.test), predictor.manifest)
-    counts = count_confusions(splits.test.targets.numpy(), decided, len(predictor.manifest.output.labels))
+    counts = count_confusions(
+        splits.test.targets.reshape(-1).long().numpy(), decided, len(predictor.manifest.output.labels)
+    )
     errors = counts - np.diag(np.diag(counts))
-    with _canvas(path, "Test images by label and prediction", width=5.6, height=5.2) as axes:
+    with _canvas(path, "Test instances by label and prediction", width=5.6, height=5.2) as axes:
         axes.grid(visible=False)
         axes.imshow(errors, cmap="Oranges", vmax=max(1, 2 * errors.max()))
         for row, column in np.ndindex(*counts.shape):
@@ -242,8 +257,9 @@ def draw_confusion(path: Path, fitted: Fitted, splits: Splits, predictor: Predic
                 style: dict[str, Any] = {"weight": "bold" if row == column else "normal", "color": INK, "fontsize": 8}
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", **style)
         ticks = range(len(counts))
-        axes.set_xticks(ticks, predictor.manifest.output.labels)
-        axes.set_yticks(ticks, predictor.manifest.output.labels)
+        names = [label[:_SHORT] for label in predictor.manifest.output.labels]
+        axes.set_xticks(ticks, names, rotation=45 if max(map(len, names)) > _NARROW else 0)
+        axes.set_yticks(ticks, names)
         axes.set_xlabel("prediction")
         axes.set_ylabel("label")
 
@@ -273,3 +289,27 @@ def draw_reliability(path: Path, fitted: Fitted, splits: Splits, predictor: Pred
         axes.set_xlabel("stated probability of " + ("class 1" if is_binary else "the predicted label"))
         axes.set_ylabel("share that came true (and of how many)")
         _place_legend(axes, f"calibration error {found.error:.2%}")
+
+
+def draw_predicted(path: Path, fitted: Fitted, splits: Splits, predictor: Predictor) -> None:
+    """Draw the predictions of the test instances against their targets."""
+    del fitted
+    targets, values = splits.test.targets[:, 0].numpy(), predict(predictor, splits.test)[:, 0]
+    ends = [min(targets.min(), values.min()), max(targets.max(), values.max())]
+    with _canvas(path, f"{predictor.manifest.title}: test instances", width=5.6, height=5.2) as axes:
+        axes.plot(ends, ends, color=INK, linestyle="--", linewidth=1, label="exact")
+        axes.scatter(targets, values, s=16, color=BLUE, alpha=0.5, linewidths=0)
+        axes.set_xlabel(f"true {predictor.manifest.output.name}")
+        axes.set_ylabel("predicted")
+        axes.legend(frameon=False, loc="upper left")
+
+
+def draw_bars(path: Path, title: str, heights: Mapping[str, float], unit: str) -> None:
+    """Draw the first 20 numbers as bars with their names, the first at the top."""
+    names = list(heights)[:_MOST_BARS]
+    with _canvas(path, title, height=1.2 + 0.28 * len(names)) as axes:
+        axes.barh(range(len(names)), [heights[name] for name in names], color=BLUE)
+        axes.set_yticks(range(len(names)), [name if len(name) <= _LONGEST else name[:_LONGEST] + "…" for name in names])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(unit)

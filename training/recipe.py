@@ -7,7 +7,7 @@ from pathlib import Path
 from service.model.manifest import ImageInput, Input, Output, Task
 from service.model.predictor import Predictor
 from training import plots
-from training.data import Split, Splits
+from training.data import Splits
 from training.errors import RecipeError
 from training.trainer import Fitted, Settings
 
@@ -21,10 +21,11 @@ class Recipe:
     `purpose`, `limits` and `source` (of the data, with its licence) are sentences of the model card. `figures` returns
     metrics that only this recipe has. `plots` maps file names to the functions that draw them.
     `calibrates`: whether the probabilities are corrected on the validation split; a taught model keeps its weights as
-    they were trained. `quantizes` adds an 8-bit ONNX artifact. `robustness` measures accuracy on changed test
-    instances, for the card.
+    they were trained. `quantizes` adds an 8-bit ONNX artifact. `sections` returns further parts of the card,
+    Markdown by heading.
     `options` are the hyperparameters that the command line may change for a trial.
-    `benefits_from_gpu` is False if a step is too small to be worth a kernel launch.
+    `benefits_from_gpu` is False if a step is too small to be worth a kernel launch. `command` made the model, for the
+    card; by default, the one with its name.
     """
 
     name: str
@@ -43,9 +44,10 @@ class Recipe:
     source: str
     calibrates: bool = False
     quantizes: bool = False
-    robustness: Callable[[Predictor, Split], dict[str, float]] | None = None
+    sections: Callable[[Fitted, Splits, Predictor], Mapping[str, str]] = lambda *_: {}
     options: tuple[str, ...] = ()
     benefits_from_gpu: bool = False
+    command: str = ""
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail only after all the fitting.

@@ -74,7 +74,7 @@ def fit_logistic_clusters(splits: Splits, settings: Settings) -> Fitted:
 
     config = settings.change(TrainConfig(settings.epochs, batch_size=len(train), lr=0.01, momentum=0.9))
     fitted = Trainer(net, "binary", config, train).fit("logistic-clusters", find_reason)
-    return replace(fitted, boundaries=boundaries)
+    return replace(fitted, boundaries=boundaries, steps="iteration")
 
 
 def fit_linear_by_hand(splits: Splits, settings: Settings) -> Fitted:

@@ -22,8 +22,10 @@ from service.model.manifest import ImageInput
 from service.model.predictor import Predictor
 from service.model.preprocess import fit_picture
 from training.augment import SIDE
-from training.data import Split, as_floats
+from training.card import show, table
+from training.data import Split, Splits, as_floats
 from training.evaluate import predict
+from training.trainer import Fitted
 
 Change = Callable[[Tensor], Tensor]  # images float32 (N, 1, 28, 28) in [0, 1] to the same
 
@@ -99,6 +101,14 @@ CONDITIONS: dict[str, Change] = {
     **{f"noise of {deviation:g}": add_noise(deviation) for deviation in (0.1, 0.2, 0.3)},
     "inverted, as numbers": lambda images: 1 - images,
 }
+
+
+def write_robustness(fitted: Fitted, splits: Splits, predictor: Predictor) -> dict[str, str]:
+    """Return the card's part on robustness."""
+    del fitted
+    found = measure_robustness(predictor, splits.test)
+    rows = [[name, show("accuracy", share)] for name, share in found.items()]
+    return {"Robustness": "Accuracy on changed test images:\n\n" + table(["images", "accuracy"], rows)}
 
 
 def measure_robustness(predictor: Predictor, test: Split) -> dict[str, float]:

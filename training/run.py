@@ -19,9 +19,8 @@ from service.model.manifest import BackendName, Manifest
 from service.model.predictor import Predictor, load_predictor
 from service.model.version_folder import load_manifest
 from training.calibration import Calibration
-from training.card import Report, write_card
+from training.card import Report, measure_costs, write_card
 from training.compare import check_not_worse
-from training.cost import measure_costs
 from training.data import Splits
 from training.describe import build_manifest, describe_training
 from training.errors import CheckError, DeviceError, RecipeError
@@ -115,7 +114,7 @@ def build_draft(recipe: Recipe, number: int, splits: Splits, candidates: Sequenc
     """Export the best candidate, check its artifacts, and measure what manifest and card contain."""
     chosen = choose_candidate(candidates)
     serving = ServingNet(chosen.fitted.net, recipe.task).eval()
-    contents = export(serving, recipe.input.shape)
+    contents = export(serving, recipe.input.shape, torchscript=recipe.input.kind != "columns")
     manifest = build_manifest(recipe, number, splits, contents, serving)
     predictors = open_predictors(manifest, contents)
     training = describe_training(recipe, chosen, splits, check_parity(serving, predictors, chosen.seed))
@@ -134,10 +133,9 @@ def build_draft(recipe: Recipe, number: int, splits: Splits, candidates: Sequenc
         by_seed=by_seed,
         parameters=sum(each.numel() for each in chosen.fitted.net.parameters()),
         costs=measure_costs(manifest, contents),
-        robustness=recipe.robustness(predictors["onnx"], splits.test) if recipe.robustness else {},
     )
-    fields = manifest.model_dump() | {"metrics": metrics, "training": training.model_dump()}
-    return Draft(Manifest.model_validate(fields), contents, predictors["onnx"], report)
+    described = manifest.model_copy(update={"metrics": metrics, "training": training})
+    return Draft(described, contents, predictors["onnx"], report)
 
 
 def fit_seeds(recipe: Recipe, splits: Splits, request: Request) -> list[Candidate]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import t as student  # type: ignore[import-untyped] # as scikit-learn depends on it
 
 from service.model import postprocess
 from service.model.manifest import Manifest
-from training.calibration import Calibration, choose_calibration
+from training.calibration import RESAMPLES, Calibration, choose_calibration
 from training.config import TrainConfig
 from training.data import Splits, as_floats
 from training.evaluate import measure_results
@@ -93,6 +94,14 @@ def mean_interval(values: Sequence[float]) -> Interval:
         return Interval(mean, mean, mean)
     reach = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
     return Interval(mean, mean - float(reach), mean + float(reach))
+
+
+def bootstrap_interval(values: NDArray[np.float64]) -> Interval:
+    """Return the mean of values (N,) with its 95 % confidence interval (bootstrap, percentiles)."""
+    random = np.random.default_rng(0)
+    means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 def wilson_interval(hits: int, count: int) -> Interval:

@@ -57,6 +57,7 @@ class Fitted:
         criterion: what the history's losses are, for the axis of a plot.
         boundaries: weights (1, 2) and bias (1,) by iteration, where the recipe plots them.
         earlier_seconds: time spent by earlier runs, if the fit was resumed.
+        steps: what a record of the history is: an epoch, an iteration or a round.
     """
 
     net: nn.Module
@@ -64,6 +65,7 @@ class Fitted:
     boundaries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     earlier_seconds: float = 0.0
     criterion: str = "loss"
+    steps: str = "epoch"
 
 
 class Trainer:
@@ -233,6 +235,13 @@ def measure_split(net: nn.Module, split: Split, task: Task, config: TrainConfig)
     for inputs, targets in zip(*parts, strict=True):
         logits = net(as_floats(inputs))
         tally.add(criterion(logits, targets), logits, targets)
+    return tally.epoch()
+
+
+def measure_outputs(outputs: Tensor, targets: Tensor, task: Task) -> Epoch:
+    """Return the mean loss and the accuracy of logits or values (N, K)."""
+    tally = Tally(task, "mean")
+    tally.add(build_criterion(task, TrainConfig(epochs=1, batch_size=1, lr=0.0))(outputs, targets), outputs, targets)
     return tally.epoch()
 
 

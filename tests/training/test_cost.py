@@ -7,8 +7,8 @@ import torch
 from service.model.backends import Array
 from service.model.manifest import BackendName
 from tests import fakes
-from training import cost as module
-from training.cost import BATCHES, measure_costs, time_calls
+from training import card as module
+from training.card import BATCHES, measure_costs, time_calls
 
 
 class SleepingBackend:
