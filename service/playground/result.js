@@ -3,6 +3,7 @@
 import { announce, h, percent } from "./dom.js";
 import { describeOutput } from "./outputs.js";
 
+const LONG = 8; // characters of a headline that is set smaller
 const MOST = 12; // bars; with more labels than this, the most probable ones are shown
 
 /** Return the panel with `show(prediction, ms)`, `problem(sentence)` and `clear(text)`. */
@@ -19,6 +20,7 @@ export function buildResult(model) {
 
   const say = (big, small) => {
     headline.textContent = big;
+    headline.classList.toggle("long", big.length > LONG);
     detail.textContent = small;
     problem.hidden = true;
     element.classList.remove("stale");
