@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,11 @@ def pixels(page: Page, selector: str) -> str:
     return str(page.locator(selector).evaluate("canvas => canvas.toDataURL()"))
 
 
+def is_other(page: Page, before: str) -> bool:
+    """Tell whether the canvas of what the model saw has changed."""
+    return pixels(page, "canvas.saw") != before
+
+
 def set_slider(page: Page, selector: str, value: float) -> None:
     """Move a slider as its user would: set and tell."""
     page.locator(selector).evaluate(
@@ -129,7 +135,7 @@ def test_drawn_digits_are_read(open_page: Open, shipped: Server) -> None:
         expect_label(page, label)
         assert page.locator(".bars li").count() == 10
         assert page.locator(".bars li.chosen").get_attribute("data-label") == label
-        wait_until(lambda blank=blank: pixels(page, "canvas.saw") != blank)
+        wait_until(partial(is_other, page, blank))
         assert "ms" in page.locator(".latency").inner_text()
 
 
