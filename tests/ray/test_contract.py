@@ -20,6 +20,7 @@ SUITE = ("predictions", "bad_input", "operations", "images", "protocol_clients",
 OTHER_SERVERS = (  # these start a second server
     "tests/contract/test_operations.py::test_device_and_provider_are_what_runs",
     "tests/contract/test_operations.py::test_need_for_a_key_is_described",
+    "tests/contract/test_operations.py::test_description_is_small_compressed_and_can_be_of_one_model",
     "tests/contract/test_operations.py::test_versions_of_other_inputs_have_operations_of_their_own",
     "tests/contract/test_operations.py::test_golden_outputs_are_the_example_of_an_answer",
     "tests/contract/test_operations.py::test_more_instances_than_the_queue_takes_do_not_match",
