@@ -21,6 +21,7 @@ _PROBES = 8  # random rows per scale
 _SAMPLE_ROWS = 256
 _PARITY_ROWS = 1000
 _TOLERANCE = 1e-4  # between a graph and the library
+_FEW_OFF = 0.1  # of the rows: more than that is not about splits of trees
 _MOST_OFF = 0.01  # of the rows may differ by more: those that lie on a split of a tree
 
 
@@ -121,8 +122,12 @@ def check_parity(manifest: Manifest, content: bytes, converted: Converted, sampl
     is_off = (difference > _TOLERANCE * np.maximum(1, np.abs(expected))).any(axis=1)
     if is_off.mean() > _MOST_OFF:
         row = int(np.argmax(difference.max(axis=1)))
+        cure = (
+            "; fit trees on numbers that are not scaled, for they need no scaling" if is_off.mean() < _FEW_OFF else ""
+        )
         raise InvalidRequestError(
-            f"the graph differs from the library by {difference.max():.2g} in row {row + 1}; nothing was written"
+            f"the graph differs from the library by {difference.max():.2g} in row {row + 1}, and by too much in"
+            f" {is_off.sum()} of {len(rows)} rows; nothing was written{cure}"
         )
     if is_off.any():
         print(

@@ -170,3 +170,13 @@ def test_text_alone_is_sent_as_it_is(package: Package) -> None:
     alone = decode(b'{"instances": ["good film", "bad"]}', manifest, RequestHeaders(b""), NO_LIMITS).inputs
     as_objects = b'{"instances": [{"text": "good film"}, {"text": "bad"}]}'
     assert (alone == decode(as_objects, manifest, RequestHeaders(b""), NO_LIMITS).inputs).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # skl2onnx gives onnx arrays of one number
+def test_trees_behind_a_scaler_are_refused_with_the_cure(package: Package, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where many numbers are splits, and float32 scales them to the other side, the refusal says what to leave out."""
+    frame = pandas.DataFrame(np.random.default_rng(0).normal(size=(1500, 8)), columns=list("abcdefgh"))
+    model = make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=30))
+    with pytest.raises(ModelRefusedError):
+        package(model.fit(frame, frame.a * frame.b + frame.c > 0), frame)
+    assert "of 1000 rows; nothing was written; fit trees on numbers that are not scaled" in capsys.readouterr().err
