@@ -102,7 +102,7 @@ class Tabular:
             figures=lambda _, splits: measure_baseline(splits, task, len(self.table.labels)),
             plots=drawn,
             purpose=f"Predicts `{target}` of rows like those of `{file}`.",
-            limits="It knows the kinds of rows it was trained on. What goes with what there need not be its cause.",
+            limits="It only knows rows like those it was trained on, and a correlation in them need not be a cause.",
             source=f"`{file}`, {self._describe_split()}",
             calibrates=task != "regression",
             sections=self.write_sections,
